@@ -1,0 +1,93 @@
+# The study in one command: `make reproduce`. `make` alone lists what there is.
+
+VENV   := .venv
+PY     := $(VENV)/bin/python
+STAMP  := $(VENV)/.clipvip-setup
+PROFILE ?= mini
+SEEDS   ?= 0
+# A Python >= 3.11 of your choice: make setup PYTHON=/path/to/python
+PYTHON  ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce smoke test lab lint format clean distclean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# The stamp holds a checksum of the files that decide what is installed, and is written last. A set-up that was
+# interrupted leaves its "running" mark, and the next one starts afresh: half a package is worse than none.
+setup: ## make .venv from requirements.lock (skipped when nothing changed)
+	@sum=$$(cat requirements.lock pyproject.toml | cksum); \
+	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
+	set -e; \
+	if [ -e $(STAMP).running ]; then \
+	  echo "setup: the last one was interrupted, starting afresh"; rm -rf $(VENV); \
+	fi; \
+	if ! $(PY) -c "import sys" 2>/dev/null; then \
+	  python=""; \
+	  for each in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
+	    if $$each -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      python=$$each; break; \
+	    fi; \
+	  done; \
+	  if [ -z "$$python" ]; then \
+	    echo "setup: no Python 3.11 or newer found; install one, or name it: make setup PYTHON=/path/to/python" >&2; \
+	    exit 1; \
+	  fi; \
+	  rm -rf $(VENV); \
+	  echo "setup: making $(VENV) with $$($$python --version)"; \
+	  if command -v uv >/dev/null 2>&1; then uv venv --quiet --python "$$(command -v $$python)" $(VENV); \
+	  else \
+	    $$python -m venv $(VENV) || { rm -rf $(VENV); \
+	      echo "setup: $$python cannot make environments; install its venv package (python3-venv) or uv" >&2; \
+	      exit 1; }; \
+	  fi; \
+	fi; \
+	rm -f $(STAMP); touch $(STAMP).running; \
+	uv=$$(command -v uv || true); \
+	if [ -z "$$uv" ] && [ ! -x $(VENV)/bin/uv ]; then \
+	  echo "setup: installing uv into $(VENV)"; \
+	  $(PY) -m pip install --quiet --disable-pip-version-check uv \
+	    || echo "setup: uv could not be installed, going on with pip"; \
+	fi; \
+	if [ -z "$$uv" ] && [ -x $(VENV)/bin/uv ]; then uv=$(VENV)/bin/uv; fi; \
+	if [ -n "$$uv" ]; then install="$$uv pip install --python $(PY)"; \
+	else install="$(PY) -m pip install --disable-pip-version-check"; fi; \
+	echo "setup: installing the packages of requirements.lock"; \
+	{ $$install --quiet -r requirements.lock \
+	  && echo "setup: installing this project, editable" \
+	  && $$install --quiet --no-deps --no-build-isolation -e . \
+	  && $(PY) -c "import clipvip_lib"; } \
+	  || { rm -f $(STAMP).running; echo "setup: failed; mend what it says and run make setup again" >&2; exit 1; }; \
+	rm -f $(STAMP).running; echo "$$sum" > $(STAMP); \
+	echo "setup: done"
+
+reproduce: setup ## the whole study at mini size: pages in reports/ (PROFILE=smoke, SEEDS=0,1,2)
+	@$(VENV)/bin/clipvip reproduce --profile $(PROFILE) --seeds $(SEEDS)
+
+smoke: setup ## every notebook in seconds: pages in reports/smoke/
+	@$(VENV)/bin/clipvip reproduce --profile smoke --out reports/smoke
+
+test: setup ## all tests, the nine notebooks at smoke size included
+	@$(PY) -m pytest
+
+lab: setup ## open the notebooks in JupyterLab
+	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks
+
+lint: setup ## check format and style of code and notebooks
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+
+format: setup ## put code and notebooks into the project's format
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+clean: ## remove pages and tools' leftovers; keeps .clipvip/ (results of training) and .venv/
+	@rm -rf .pytest_cache .ruff_cache .hypothesis build
+	@find clipvip_lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
+	@find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +
+	@find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name reference -exec rm -rf {} +
+	@echo "clean: kept .clipvip/ and .venv/; 'make distclean' removes them too"
+
+distclean: clean ## remove also .clipvip/ (every result of training) and .venv/
+	@rm -rf .clipvip $(VENV)

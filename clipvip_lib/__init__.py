@@ -1,0 +1,3 @@
+"""CLIP-ViP as a study that anyone can run. Read ``models/proxy_attention.py`` first: it is the idea."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,97 @@
+"""Decode once: the frames of a set of videos at the model's size, as one file that training maps into memory.
+
+At every scale decoding is the wall of video training (a core decodes 10-20 clips a second at 320 x 240, a GPU
+encodes thousands), and an ablation visits the same clips in many arms. A store holds, for each clip, a fixed number
+of uniform frames and its middle frame; training draws its frames from the uniform ones, with jitter.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from clipvip_lib.data import transform
+from clipvip_lib.data.video import middle_index, read_frames, uniform_indices
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import atomic_path
+
+Source = bytes | str | Path
+JPEG = b"\xff\xd8"  # how a still image begins
+
+
+def write_store(
+    path: str | Path,
+    sources: Iterable[tuple[str, Source]],
+    count: int,
+    frames: int,
+    size: int,
+    antialias: bool,
+    progress: Callable[[int, int, str], None],
+) -> int:
+    """Decode ``count`` videos (or JPEG stills, as videos of one frame) into one .npy file, uint8 [count, frames + 1, size, size, 3]; the last row of a clip
+    is its middle frame (index total // 2).
+
+    Args:
+        sources: (name, bytes or path) of each video, in order.
+        frames: uniform frames kept of each clip, at least 1.
+
+    Returns the number of frames decoded. Raises VideoError for a file that cannot be read rightly, ClipVipError
+    if there are fewer or more sources than ``count``. The file is written whole or not at all.
+    """
+    if frames < 1:
+        raise ClipVipError(f"expected at least 1 frame a clip, got {frames}")
+
+    def wanted(total: int) -> list[int]:
+        return [*uniform_indices(total, frames), middle_index(total)]
+
+    done = 0
+    with atomic_path(path) as partial:
+        shape = (count, frames + 1, size, size, 3)
+        store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        for name, source in sources:
+            if done == count:
+                raise ClipVipError(f"expected {count} videos, got more, first {name}; count them again")
+            if isinstance(source, bytes) and source.startswith(JPEG):
+                shown = np.asarray(Image.open(io.BytesIO(source)).convert("RGB"))[None].repeat(frames + 1, 0)
+            else:
+                shown = read_frames(source, wanted, name=name)
+            store[done] = transform.resize(shown, size, antialias)
+            done += 1
+            progress(done, count, "clips decoded")
+        if done != count:
+            raise ClipVipError(f"expected {count} videos, got {done}; the list was cut")
+        store.flush()
+        del store
+    return count * (frames + 1)
+
+
+class FrameStore:
+    """Several stores seen as one list of clips. Files stay on disk and are read page by page."""
+
+    def __init__(self, paths: Sequence[str | Path]):
+        self._parts = [np.load(path, mmap_mode="r") for path in paths]
+        shapes = {part.shape[1:] for part in self._parts}
+        if len(shapes) != 1:
+            raise ClipVipError(f"expected frame stores of one shape, got {sorted(shapes)}; decode them alike")
+        self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.frames = self._parts[0].shape[1] - 1
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _clip(self, index: int) -> np.ndarray:
+        part = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._parts[part][index - self._starts[part]]
+
+    def take(self, indices: Sequence[int], frames: int, jitter: np.random.Generator | None = None) -> np.ndarray:
+        """Uniform frames of some clips: uint8 [B, frames, size, size, 3]. With ``jitter`` (training) the two ends
+        move inwards by up to one interval, for each clip on its own."""
+        return np.stack([self._clip(i)[uniform_indices(self.frames, frames, jitter)] for i in indices])
+
+    def middle(self, indices: Sequence[int]) -> np.ndarray:
+        """The middle frame of some clips as one-frame videos: uint8 [B, 1, size, size, 3]."""
+        return np.stack([self._clip(i)[-1:] for i in indices])

@@ -1,0 +1,70 @@
+"""Reads WebDataset tar shards as video2dataset writes them: key.mp4 (or key.jpg), key.txt, key.json.
+
+The order of a shard is kept: clips of one long video stand together, which training relies on.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipvip_lib.errors import ClipVipError
+
+MEDIA = ("mp4", "jpg")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sample of a shard: its media bytes (mp4 or jpg), its text, and what key.json says."""
+
+    key: str
+    media: bytes
+    text: str
+    about: dict
+
+
+def read_shard(path: str | Path) -> Iterator[Sample]:
+    """Yield the samples of one tar shard in order.
+
+    Raises ClipVipError naming the shard, and the sample where there is one, if the tar is missing or cut, if a
+    sample has no media, no text or an empty one, or if key.json is not JSON. Nothing is replaced or skipped.
+    """
+    import webdataset  # here: it takes a second to import
+
+    path = Path(path)
+    if not path.is_file():
+        raise ClipVipError(f"no shard {path}: expected a tar file; check the shard list")
+    last = "none"
+    try:
+        # The reader takes names, and a colon in a path would look like a protocol: open the file ourselves.
+        dataset = webdataset.tariterators.group_by_keys(
+            webdataset.tariterators.tar_file_expander(
+                [{"url": str(path), "stream": path.open("rb")}], handler=webdataset.handlers.reraise_exception
+            ),
+            handler=webdataset.handlers.reraise_exception,
+        )
+        for raw in dataset:
+            last = raw["__key__"]
+            yield _sample(path, raw)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ClipVipError(
+            f"shard {path} is damaged after sample {last} ({error}): expected a whole tar file; fetch or write it again"
+        ) from error
+
+
+def _sample(path: Path, raw: dict) -> Sample:
+    key = raw["__key__"]
+    media = next((raw[extension] for extension in MEDIA if extension in raw), None)
+    if not media:
+        raise ClipVipError(f"sample {key} of shard {path} has no {' or '.join(MEDIA)}; write the shard again")
+    text = raw.get("txt", b"").decode("utf-8", errors="strict").strip()
+    if not text:
+        raise ClipVipError(f"sample {key} of shard {path} has no text: expected {key}.txt with a caption in it")
+    try:
+        about = json.loads(raw.get("json", b"{}"))
+    except json.JSONDecodeError as error:
+        raise ClipVipError(f"{key}.json of shard {path} is not JSON ({error}); write the shard again") from error
+    return Sample(key, media, text, about)

@@ -1,0 +1,21 @@
+"""Errors that a person reads: what was expected, what came, what to do next, in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ClipVipError(ValueError):
+    """Bad input or a state that a user can mend; its text is one sentence, shown without a traceback."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> ClipVipError:
+    """The error for a name that is not in a list: says the nearest one, if any, and all known ones.
+
+    Example: ``raise unknown("attention", "proxi", ("proxy", "full"))``.
+    """
+    known = [str(k) for k in known]
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ClipVipError(f"unknown {kind} {str(name)!r}: expected one of {', '.join(known)}{hint}")

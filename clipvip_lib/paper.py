@@ -1,0 +1,262 @@
+"""The paper's numbers that were verified, as data with their sources; everything else reads NOT VERIFIED.
+
+Verified means: read in the authors' code, in an author's reply, or in a later paper's table that quotes it.
+Pages ask here and never type a number; a lookup that finds nothing gives the two words, not an error and not
+a guess.
+
+Paper: CLIP-ViP, arXiv 2209.06430, ICLR 2023. Code: microsoft/XPretrain, folder CLIP-ViP, commit c37c904.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+NOT_VERIFIED = "NOT VERIFIED"
+
+QUOTED = "quoted by VidLA (CVPR 2024, tables 2-3), VALOR, DITS or MARS"
+AUTHOR_13 = "the author in XPretrain#13"
+CODE = "the authors' configs (microsoft/XPretrain c37c904) and replies"
+
+
+@dataclass(frozen=True)
+class Result:
+    """R@1, R@5, R@10 in per cent. scoring: simple or dsl; setting: fine-tuned or zero-shot."""
+
+    benchmark: str
+    model: str
+    scoring: str
+    recall: tuple[float, float, float]
+    source: str
+    method: str = "CLIP-ViP"
+    direction: str = "text_to_video"
+    setting: str = "fine-tuned"
+    note: str = ""
+
+
+RESULTS = (
+    Result("msrvtt", "B/32", "simple", (50.1, 74.8, 84.6), AUTHOR_13),
+    Result("msrvtt", "B/32", "dsl", (55.9, 77.0, 86.8), AUTHOR_13),
+    Result("msrvtt", "B/16", "simple", (54.2, 77.2, 84.8), QUOTED),
+    Result("msrvtt", "B/16", "dsl", (57.7, 80.5, 88.2), QUOTED),
+    Result("didemo", "B/32", "simple", (48.6, 77.1, 84.4), QUOTED),
+    Result("didemo", "B/32", "dsl", (53.8, 79.6, 86.5), QUOTED),
+    Result("didemo", "B/16", "simple", (50.5, 78.4, 87.1), QUOTED),
+    Result("didemo", "B/16", "dsl", (55.3, 82.0, 89.3), QUOTED),
+    Result("activitynet", "B/32", "simple", (51.1, 78.4, 88.3), QUOTED),
+    Result("activitynet", "B/32", "dsl", (59.1, 83.9, 91.3), QUOTED),
+    Result("activitynet", "B/16", "simple", (53.4, 81.4, 90.0), QUOTED),
+    Result("activitynet", "B/16", "dsl", (61.4, 85.7, 92.6), QUOTED),
+    Result("lsmdc", "B/32", "simple", (25.6, 45.3, 54.4), QUOTED),
+    Result("lsmdc", "B/16", "simple", (29.4, 50.6, 59.0), QUOTED),
+    Result("lsmdc", "B/16", "dsl", (30.7, 51.4, 60.6), QUOTED),
+    Result(
+        "msrvtt",
+        "B/32",
+        "simple",
+        (49.1, 76.2, 84.0),
+        AUTHOR_13,
+        direction="video_to_text",
+        note="495, 768, 847 of 1008: ties counted twice",
+    ),
+    Result(
+        "msrvtt",
+        "B/32",
+        "simple",
+        (31.5, 53.9, 63.4),
+        "the author in XPretrain#15",
+        setting="zero-shot",
+        note="after one epoch of post-pretraining",
+    ),
+    Result("msrvtt", "B/16", "simple", (31.7, 53.8, 63.2), "the author in XPretrain#26", setting="zero-shot"),
+    Result(
+        "msrvtt",
+        "B/32",
+        "simple",
+        (43.1, 70.4, 80.8),
+        "CLIP4Clip (arXiv 2104.08860)",
+        method="CLIP4Clip mean pooling",
+    ),
+)
+BENCHMARK_NAMES = {
+    "msrvtt": "MSR-VTT 1k-A",
+    "didemo": "DiDeMo",
+    "activitynet": "ActivityNet",
+    "lsmdc": "LSMDC",
+}
+
+
+def find(
+    benchmark: str,
+    model: str = "B/32",
+    scoring: str = "simple",
+    *,
+    method: str = "CLIP-ViP",
+    direction: str = "text_to_video",
+    setting: str = "fine-tuned",
+) -> Result | None:
+    """The verified result with these names, or None."""
+    asked = (benchmark, model, scoring, method, direction, setting)
+    for r in RESULTS:
+        if (r.benchmark, r.model, r.scoring, r.method, r.direction, r.setting) == asked:
+            return r
+    return None
+
+
+def number(benchmark: str, metric: str = "R@1", **names: str) -> float | str:
+    """A verified R@1, R@5 or R@10 in per cent, or the words NOT VERIFIED; names as in ``find``.
+
+    Example: ``number("msrvtt", "R@1", model="B/16", scoring="dsl")`` is 57.7.
+    """
+    found = find(benchmark, **names)
+    places = {"R@1": 0, "R@5": 1, "R@10": 2}
+    return found.recall[places[metric]] if found and metric in places else NOT_VERIFIED
+
+
+def text(benchmark: str, metric: str = "R@1", **names: str) -> str:
+    """``number`` as a page prints it: one decimal, or NOT VERIFIED."""
+    value = number(benchmark, metric, **names)
+    return value if isinstance(value, str) else f"{value:.1f}"
+
+
+def results_table() -> list[dict[str, str]]:
+    """Rows for a page: benchmark by model and scoring, "R@1 / R@5 / R@10", text-to-video, fine-tuned."""
+    columns = [(model, scoring) for model in ("B/32", "B/16") for scoring in ("simple", "dsl")]
+    rows = []
+    for benchmark, title in BENCHMARK_NAMES.items():
+        row = {"benchmark": title}
+        for model, scoring in columns:
+            found = find(benchmark, model, scoring)
+            name = model if scoring == "simple" else f"{model} + DSL"
+            row[name] = " / ".join(f"{r:.1f}" for r in found.recall) if found else NOT_VERIFIED
+        rows.append(row)
+    return rows
+
+
+def other_results_table() -> list[dict[str, str]]:
+    """Rows for a page: what is verified beside that table (video-to-text, zero-shot, the baseline)."""
+    rows = []
+    for r in RESULTS:
+        if (r.method, r.direction, r.setting) != ("CLIP-ViP", "text_to_video", "fine-tuned"):
+            rows.append(
+                {
+                    "method": f"{r.method} {r.model}",
+                    "benchmark": BENCHMARK_NAMES[r.benchmark],
+                    "setting": f"{r.setting}, {r.direction.replace('_', '-')}",
+                    "R@1 / R@5 / R@10": " / ".join(f"{value:.1f}" for value in r.recall),
+                    "note": r.note,
+                    "source": r.source,
+                }
+            )
+    return rows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A hyper-parameter of the two trainings, as text, with its source."""
+
+    name: str
+    post_pretraining: str
+    fine_tuning: str
+    source: str = CODE
+
+
+SETTINGS = (
+    Setting("batch", "1024 (32 V100, 32 each)", "128 (8 x 16)"),
+    Setting("peak learning rate", "5e-6", "1e-6"),
+    Setting("weight decay", "0.05", "0.2"),
+    Setting("gradient clip", "5.0", "1.0"),
+    Setting(
+        "epochs",
+        "1 (ablations), 3 (full)",
+        "5 / 20 / 10 / 20 (MSR-VTT / DiDeMo / LSMDC / ActivityNet); MSR-VTT's released 100 means 5: each "
+        "pass draws 1 of 20 captions",
+    ),
+    Setting("frames", "12, uniform", "12; ActivityNet 32"),
+    Setting("text tokens", "70", "50; 70 for ActivityNet and DiDeMo B/16"),
+    Setting("optimiser", "AdamW (0.9, 0.98), eps 1e-6", "AdamW (0.9, 0.98), eps 1e-6"),
+    Setting("schedule", "linear warm-up over 1 % of the steps, then cosine to 0", "the same"),
+    Setting("picture", "224 px, mixed precision", "224 px, mixed precision"),
+    Setting("logit_scale", "starts at 4.60, learnable, clamped to [0, ln 200]", "the same"),
+    Setting("no weight decay for", "biases (LayerNorm weights were decayed by a name mismatch)", "the same"),
+)
+
+
+def settings_table() -> list[dict[str, str]]:
+    """Rows for a page: the hyper-parameters of post-pretraining and fine-tuning."""
+    return [asdict(setting) for setting in SETTINGS]
+
+
+# MSR-VTT 1k-A, text-to-video R@1; (method, R@1, how)
+LATER = (
+    ("T-MASS", 50.2, "B/32 scale, without DSL"),
+    ("NarVid", 51.0, "B/32 scale, without DSL"),
+    ("DITS", 51.9, "B/32 scale, without DSL"),
+    ("GraviAlign on CLIP-ViP", 52.4, "B/32 scale, without DSL"),
+    ("VidLA", 55.6, "B/32 scale, without DSL"),
+    ("VidLA", 60.9, "B/32 scale, DSL"),
+    ("UMT-L", 58.8, "larger"),
+    ("VALOR-L", 54.4, "larger"),
+    ("InternVideo2-6B", 62.8, "larger, DSL"),
+    ("GRAM", 64.0, "larger, extra modalities"),
+    ("MARS", 61.6, "larger"),
+    ("MARS", 65.5, "larger, DSL"),
+    ("LanguageBind", 44.8, "zero-shot"),
+    ("VideoPrism-g", 52.7, "zero-shot"),
+    ("InternVideo2-6B", 55.9, "zero-shot"),
+)
+
+
+def later_table() -> list[dict[str, object]]:
+    """Rows for a page: results on MSR-VTT 1k-A that came after the paper, text-to-video R@1, for context."""
+    return [{"method": method, "R@1": recall, "setting": how} for method, recall, how in LATER]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a study of the paper did and concluded; its table values are NOT VERIFIED."""
+
+    notebook: str
+    setup: str
+    conclusion: str
+    values: str = NOT_VERIFIED
+
+
+FINDINGS = (
+    Finding(
+        "01_data_size",
+        "CLIP4Clip mean pooling, ViT-B/32, 12 frames, post-pretrained on WebVid-2.5M, HD-VILA-10M (a random "
+        "subset) and HD-VILA-100M, each for the steps of one epoch of HD-VILA-100M; checkpoints fine-tuned "
+        "on MSR-VTT",
+        "the longer the post-pretraining the worse (over-fitting), the more so the smaller the data; use "
+        "large, diverse data",
+    ),
+    Finding(
+        "02_language_gap",
+        "CLIP text features, k-means with k = 2 on the union of two text sets, NMI of cluster and set; "
+        "HD-VILA subtitles, WebVid, MS-COCO and CC12M against MSR-VTT and DiDeMo",
+        "HD-VILA's subtitles are by far the furthest from both; hence auxiliary captions",
+    ),
+    Finding(
+        "03_ofa_captions",
+        "OFA-Caption on the middle frame of each clip, large caption weights (XPretrain#22), at most 16 "
+        "generated tokens",
+        "captions as an auxiliary source of text",
+    ),
+    Finding(
+        "04_video_proxy",
+        "MeanPool, SeqTransformer, Full Attention and proxies with several M; each post-pretrained one epoch "
+        "on HD-VILA-100M, fine-tuned on MSR-VTT and DiDeMo; default M = 4",
+        "proxies beat full attention and mean pooling",
+    ),
+    Finding(
+        "05_ocl_losses",
+        "baseline V-S; V-S + F-C; V-S + V-C; V-S + V-C + F-C; V-S,C + F-C",
+        "all variants with captions are near each other and well above subtitles alone; V-S,C + F-C is the "
+        "released default",
+    ),
+)
+
+
+def finding(notebook: str) -> Finding | None:
+    """What the paper did and concluded in the study that a notebook repeats, or None."""
+    return next((f for f in FINDINGS if f.notebook == notebook), None)

@@ -1,0 +1,164 @@
+"""One dial: smoke, mini or paper. Nothing else in the project sets a size.
+
+``smoke`` runs every notebook in seconds (what the tests run); ``mini`` is the default, a complete small study on
+two laptop cores; ``paper`` is the published study. Every number has its reason, or its source, beside it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from clipvip_lib.errors import ClipVipError, unknown
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How much of the embedded world is written. Clips come in groups of four from a long video."""
+
+    seed: int = 0
+    image_text: int = 24_000  # image-text pairs, stand-in for CLIP's 400M
+    caption_pairs: int = 8_000  # for the captioner, stand-in for COCO
+    corpus_clips: int = 16_000  # hdvila-100m; hdvila-10m is a tenth, webvid-2.5m a fortieth
+    shards: int = 8  # of hdvila-100m: what is written, decoded and captioned side by side
+    train: int = 2_000  # clips of each benchmark
+    val: int = 240
+    test: int = 1_000  # standard error of R@1 at 40 %: 1.5 points
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """CLIP's two towers, alike, and how many frames it sees."""
+
+    width: int = 96
+    layers: int = 3
+    heads: int = 4
+    embed_dim: int = 96
+    image_size: int = 48
+    patch_size: int = 12  # a 4 x 4 grid: a patch is 32 pixels of the world, a slide 2.5 patches
+    frames: int = 4
+    cached_frames: int = 8  # decoded once at this number; training draws its frames from these with jitter
+    context_length: int = 40
+    proxies: int = 4
+    antialias: bool = True  # resizing 128 to 48 pixels without it drops edges; the authors' 224 px rule is without
+
+
+@dataclass(frozen=True)
+class CaptionerSize:
+    """OFA's sizes, its training and its beam."""
+
+    d_model: int = 128
+    layers: int = 2
+    heads: int = 4
+    ffn: int = 512
+    resnet_type: str = "resnet18"
+    resnet_width: int = 32
+    image_size: int = 64
+    vocab_size: int = 400
+    beam: int = 3
+    steps: int = 600
+    batch: int = 48
+    lr: float = 1e-3
+    warmup: float = 0.1
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one training runs. ``lr_added`` is for parameters that CLIP does not have (proxies, temporal embedding)."""
+
+    steps: int
+    batch: int = 64
+    lr: float = 5e-4
+    lr_added: float = 5e-3
+    weight_decay: float = 0.05
+    clip_norm: float = 1.0
+    warmup: float = 0.05  # share of the steps
+    evaluations: int = 3  # checkpoints along the way that are tried on the validation split
+    bfloat16: bool = True
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the whole study."""
+
+    name: str
+    world: WorldSize = field(default_factory=WorldSize)
+    model: ModelSize = field(default_factory=ModelSize)
+    captioner: CaptionerSize = field(default_factory=CaptionerSize)
+    pretrain: Recipe = Recipe(steps=900, batch=128)
+    postpretrain: Recipe = Recipe(steps=250)  # one epoch of hdvila-100m
+    finetune: Recipe = Recipe(steps=160)
+    curve_points: int = 3  # checkpoints along post-pretraining that notebook 01 fine-tunes
+    proxy_counts: tuple[int, ...] = (1, 2, 4, 8)
+    bootstrap: int = 2_000  # resamples of an interval
+    nmi_texts: int = 600  # texts of each set
+    nmi_resamples: int = 100
+    cost_frames: tuple[int, ...] = (2, 4, 8, 16, 32)
+
+
+PROFILES: dict[str, Profile] = {
+    "smoke": Profile(
+        "smoke",
+        world=WorldSize(
+            image_text=256, caption_pairs=128, corpus_clips=640, shards=2, train=64, val=16, test=48
+        ),
+        model=ModelSize(width=32, layers=2, heads=2, embed_dim=32),
+        captioner=CaptionerSize(d_model=32, layers=1, heads=2, ffn=64, resnet_width=8, steps=12, batch=16, beam=2),
+        pretrain=Recipe(steps=8, batch=32),
+        postpretrain=Recipe(steps=6, batch=16),
+        finetune=Recipe(steps=4, batch=16, evaluations=1),
+        curve_points=2,
+        proxy_counts=(1, 4),
+        bootstrap=200,
+        nmi_texts=48,
+        nmi_resamples=20,
+        cost_frames=(2, 4, 8),
+    ),
+    "mini": Profile("mini"),
+    # facts/paper: batch 1024 and 128, 5e-6 and 1e-6, ViT-B/32, 12 frames of 224 px. Data come with real corpora.
+    "paper": Profile(
+        "paper",
+        model=ModelSize(
+            width=768, layers=12, heads=12, embed_dim=512, image_size=224, patch_size=32, frames=12,
+            cached_frames=12, context_length=77, antialias=False,
+        ),
+        postpretrain=Recipe(steps=97_656, batch=1024, lr=5e-6, lr_added=5e-6, clip_norm=5.0, warmup=0.01),
+        finetune=Recipe(steps=351, batch=128, lr=1e-6, lr_added=1e-6, weight_decay=0.2, warmup=0.01),
+    ),
+}  # fmt: skip
+
+
+def get_profile(name: str, **changes: object) -> Profile:
+    """A profile by name, with single fields changed: ``get_profile("mini", **{"finetune.steps": 80})``.
+
+    Raises:
+        ClipVipError: unknown profile or field, or a value of another type than the field has.
+    """
+    if name not in PROFILES:
+        raise unknown("profile", name, PROFILES)
+    profile = PROFILES[name]
+    for path, value in changes.items():
+        profile = _change(profile, path, path.split("."), value)
+    return profile
+
+
+def _change(part: object, path: str, names: list[str], value: object) -> object:
+    known = [f.name for f in dataclasses.fields(part)]
+    if names[0] not in known:
+        raise unknown(f"profile field {path!r}: part", names[0], known)
+    old = getattr(part, names[0])
+    if len(names) > 1:
+        if not dataclasses.is_dataclass(old):
+            raise ClipVipError(f"profile field {path!r}: {names[0]!r} is a plain value, it has no part {names[1]!r}")
+        return dataclasses.replace(part, **{names[0]: _change(old, path, names[1:], value)})
+    if type(value) is not type(old) and not (isinstance(old, float) and isinstance(value, int)):
+        raise ClipVipError(f"profile field {path!r}: expected {type(old).__name__} like {old!r}, got {value!r}")
+    return dataclasses.replace(part, **{names[0]: value})
+
+
+def require_runnable(profile: Profile) -> None:
+    """Raises ClipVipError for ``paper``: its data come with the work on real corpora."""
+    if profile.name == "paper":
+        raise ClipVipError(
+            "profile 'paper' needs real corpora, which this version cannot read yet: expected 'smoke' or 'mini'"
+        )

@@ -1,0 +1,398 @@
+"""The study as a graph of stages: what is trained on what, and which notebook reads which result.
+
+    image-text ──> clip ─────────────────┬─────────────> clip4clip (fine-tuned as it is)
+    corpora ──> frames ──> captions ──> post-pretrained ──> fine-tuned on msrvtt, didemo ──> claims
+                     caption pairs ──> captioner ──┘
+
+One arm serves every question that needs it: mean pooling post-pretrained on hdvila-100m is an arm of 01 and of 04,
+four proxies with V-S an arm of 04 and of 05, and CLIP-ViP itself (06) is 05's last row. Arms of one question differ
+in one thing only; steps, clips seen, schedule and choice of checkpoint are the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from clipvip_lib.claims import CORPORA, LOSS_ARMS, checkpoint
+from clipvip_lib.data.benchmarks import BENCHMARKS
+from clipvip_lib.data.world import CLIPS_PER_VIDEO
+from clipvip_lib.errors import unknown
+from clipvip_lib.profiles import Profile, require_runnable
+from clipvip_lib.study.stages import Stage
+
+NOTEBOOKS = (
+    "00_start_here",
+    "01_data_size",
+    "02_language_gap",
+    "03_ofa_captions",
+    "04_video_proxy",
+    "05_ocl_losses",
+    "06_clip_vip",
+    "07_cost",
+    "08_verdict",
+)
+LARGEST = "hdvila-100m"
+SHARES = {"webvid-2.5m": 1 / 40, "hdvila-10m": 1 / 10, LARGEST: 1.0}
+BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
+STEPS = "clipvip_lib.study.steps:"
+TRAINING = ("clipvip_lib.training", "clipvip_lib.models.checkpoints", "clipvip_lib.captioning")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make a video model: an attention, and what it was post-pretrained on (None: not at all)."""
+
+    attention: str = "mean_pool"
+    proxies: int = 4
+    loss: str = BASELINE_LOSS
+    corpus: str | None = LARGEST
+
+    @property
+    def captions(self) -> bool:
+        """Whether the loss joins OFA captions: its name spells the sources that it joins."""
+        return "C" in self.loss
+
+    @property
+    def slug(self) -> str:
+        """The arm's name in stage names: "proxy-4/V-S/hdvila-100m"."""
+        name = f"proxy-{self.proxies}" if self.attention == "proxy" else self.attention
+        return f"{name}/{self.loss.replace(' ', '')}/{self.corpus}" if self.corpus else f"{name}/as-it-is"
+
+
+BASELINE = Arm(corpus=None)  # CLIP4Clip's mean pooling
+METHOD = Arm("proxy", 4, METHOD_LOSS)  # CLIP-ViP
+
+
+def attention_arms(profile: Profile) -> dict[str, Arm]:
+    """The ablation of 04 by the names that claims use; only the attention differs."""
+    proxies = {f"proxy-{count}": Arm("proxy", count) for count in profile.proxy_counts}
+    return {"mean_pool": Arm(), "sequential": Arm("sequential"), "full": Arm("full")} | proxies
+
+
+def loss_arms() -> dict[str, Arm]:
+    """The ablation of 05; only the loss differs."""
+    return {loss: Arm("proxy", 4, loss) for loss in LOSS_ARMS}
+
+
+# ---------------------------------------------------------------------------------------- the world, as files
+
+
+def _split(total: int, parts: int) -> list[tuple[int, int]]:
+    """(first, count) of each of ``parts`` even parts of ``total``."""
+    edges = [round(total * part / parts) for part in range(parts + 1)]
+    return [(first, last - first) for first, last in zip(edges, edges[1:], strict=False)]
+
+
+WORLD_CODE = ("clipvip_lib.data.corpora",)
+
+
+@functools.cache
+def images(profile: Profile, name: str) -> list[Stage]:
+    """Shards of still images, "image-text" or "caption-pairs"."""
+    world = profile.world
+    total = world.image_text if name == "image-text" else world.caption_pairs
+    parts = _split(total, max(1, round(total / 12_000)))
+    return [
+        Stage(
+            f"world/{name}/{part}",
+            STEPS + "write_images",
+            {"name": name, "seed": world.seed, "first": first, "count": count},
+            code=WORLD_CODE,
+            cost=count * 0.002,
+        )
+        for part, (first, count) in enumerate(parts)
+    ]
+
+
+@functools.cache
+def corpus(profile: Profile, name: str) -> list[Stage]:
+    """Shards of a post-pretraining corpus. hdvila-10m is cut out of hdvila-100m."""
+    world = profile.world
+    if name == "hdvila-10m":
+        shards = corpus(profile, LARGEST)
+        config = {"share": SHARES[name], "seed": world.seed}
+        inputs = {f"shard-{part:02d}": stage for part, stage in enumerate(shards)}
+        return [Stage(f"world/{name}/0", STEPS + "write_subset", config, inputs, WORLD_CODE, cost=1.0)]
+    videos = round(world.corpus_clips * SHARES[name]) // CLIPS_PER_VIDEO
+    return [
+        Stage(
+            f"world/{name}/{part}",
+            STEPS + "write_corpus",
+            {"corpus": name, "seed": world.seed, "first": first, "videos": count},
+            code=WORLD_CODE,
+            cost=count * CLIPS_PER_VIDEO * 0.011,
+        )
+        for part, (first, count) in enumerate(_split(videos, world.shards if name == LARGEST else 1))
+    ]
+
+
+@functools.cache
+def benchmark(profile: Profile, name: str) -> Stage:
+    """A downstream set: videos and annotations."""
+    world = profile.world
+    clips = {"train": world.train, "val": world.val, "test": world.test}
+    config = {"name": name, "seed": world.seed, "clips": clips}
+    return Stage(
+        f"world/{name}", STEPS + "write_benchmark", config, code=WORLD_CODE, cost=sum(clips.values()) * 0.012
+    )
+
+
+def _decoding(profile: Profile, frames: int) -> dict:
+    return {"frames": frames, "size": profile.model.image_size, "antialias": profile.model.antialias}
+
+
+@functools.cache
+def shard_frames(profile: Profile, name: str) -> list[Stage]:
+    """Decoded frames and texts of every shard of a corpus or of the image-text pairs."""
+    still = name == "image-text"
+    shards = images(profile, name) if still else corpus(profile, name)
+    config = _decoding(profile, 1 if still else profile.model.cached_frames)
+    clips = profile.world.image_text if still else profile.world.corpus_clips * SHARES[name]
+    cost = clips / len(shards) * (0.001 if still else 0.006)
+    return [
+        Stage(f"frames/{name}/{part}", STEPS + "decode_shard", config, {"shard": shard}, ("clipvip_lib.data.frames",
+              "clipvip_lib.data.shards"), cost)
+        for part, shard in enumerate(shards)
+    ]  # fmt: skip
+
+
+@functools.cache
+def benchmark_frames(profile: Profile, name: str) -> Stage:
+    """Decoded frames and texts of a downstream set."""
+    config = {"name": name, **_decoding(profile, profile.model.cached_frames)}
+    code = ("clipvip_lib.data.frames", "clipvip_lib.data.benchmarks")
+    inputs = {"benchmark": benchmark(profile, name)}
+    clips = profile.world.train + profile.world.val + profile.world.test
+    return Stage(f"frames/{name}", STEPS + "decode_benchmark", config, inputs, code, cost=clips * 0.006)
+
+
+# -------------------------------------------------------------------------------------------------- captions
+
+
+@functools.cache
+def captioner(profile: Profile) -> Stage:
+    """OFA trained on the world's caption pairs: one for the study, as the authors took one that was there."""
+    config = {"size": dataclasses.asdict(profile.captioner), "seed": profile.world.seed}
+    inputs = {"pairs": images(profile, "caption-pairs")[0]}
+    cost = profile.captioner.steps * 0.2
+    return Stage("captioner", STEPS + "train_captioner", config, inputs, ("clipvip_lib.captioning",), cost)
+
+
+@functools.cache
+def captions(profile: Profile) -> list[Stage]:
+    """OFA's captions of the middle frames of hdvila-100m, shard by shard."""
+    shards = corpus(profile, LARGEST)
+    cost = profile.world.corpus_clips / len(shards) / 150
+    return [
+        Stage(f"captions/{LARGEST}/{part}", STEPS + "caption_shard", {}, {"captioner": captioner(profile), "shard": shard},
+              ("clipvip_lib.captioning",), cost)
+        for part, shard in enumerate(shards)
+    ]  # fmt: skip
+
+
+@functools.cache
+def caption_check(profile: Profile) -> Stage:
+    """Does the captioner name what is there, on scenes that it has never seen?"""
+    inputs = {"captioner": captioner(profile), "benchmark": benchmark(profile, "msrvtt")}
+    config = {"clips": min(500, profile.world.test), "examples": 6}
+    return Stage(
+        "caption-check", STEPS + "check_captioner", config, inputs, ("clipvip_lib.captioning",), cost=8.0
+    )
+
+
+# -------------------------------------------------------------------------------------------------- training
+
+
+@functools.cache
+def clip(profile: Profile, seed: int) -> Stage:
+    """The mini CLIP: image-text pre-training."""
+    config = {
+        "model": dataclasses.asdict(profile.model),
+        "recipe": dataclasses.asdict(profile.pretrain),
+        "seed": seed,
+    }
+    inputs = {f"pairs-{part}": stage for part, stage in enumerate(shard_frames(profile, "image-text"))}
+    return Stage(
+        f"clip/seed{seed}", STEPS + "pretrain_clip", config, inputs, TRAINING, profile.pretrain.steps * 0.15
+    )
+
+
+def snapshots(profile: Profile) -> list[int]:
+    """Numbers of steps at which post-pretraining keeps its weights: evenly spaced, the last at the end."""
+    steps, points = profile.postpretrain.steps, profile.curve_points
+    return [round(steps * (point + 1) / points) for point in range(points)]
+
+
+@functools.cache
+def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
+    """An arm after post-pretraining."""
+    config = {
+        "model": dataclasses.asdict(profile.model),
+        "recipe": dataclasses.asdict(profile.postpretrain),
+        "attention": arm.attention,
+        "proxies": arm.proxies,
+        "loss": arm.loss,
+        "group": CLIPS_PER_VIDEO,
+        "snapshots": snapshots(profile),
+        "seed": seed,
+    }
+    inputs = {"clip": clip(profile, seed)}
+    inputs |= {f"frames-{part:02d}": stage for part, stage in enumerate(shard_frames(profile, arm.corpus))}
+    if arm.captions:
+        inputs |= {f"captions-{part:02d}": stage for part, stage in enumerate(captions(profile))}
+    cost = profile.postpretrain.steps * (0.17 if arm.captions else 0.13)
+    return Stage(
+        f"postpretrain/{arm.slug}/seed{seed}", STEPS + "postpretrain", config, inputs, TRAINING, cost
+    )
+
+
+@functools.cache
+def finetuned(profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | None = None) -> Stage:
+    """An arm fine-tuned on a benchmark and scored on its test split; ``snapshot``: not from the end of
+    post-pretraining but from that step."""
+    last = snapshots(profile)[-1]
+    step = None if arm.corpus is None else snapshot or last
+    config = {
+        "model": dataclasses.asdict(profile.model),
+        "recipe": dataclasses.asdict(profile.finetune),
+        "attention": arm.attention,
+        "proxies": arm.proxies,
+        "group": CLIPS_PER_VIDEO,
+        "snapshot": step,
+        "keep_weights": arm in (METHOD, BASELINE),
+        "seed": seed,
+    }
+    where = f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
+    cost = profile.finetune.steps * 0.12 + 4.0
+    return Stage(
+        f"finetune/{name}/{where}/seed{seed}",
+        STEPS + "finetune",
+        config,
+        _start(profile, arm, name, seed),
+        TRAINING,
+        cost,
+    )
+
+
+@functools.cache
+def zero_shot(profile: Profile, arm: Arm, name: str, seed: int) -> Stage:
+    """An arm scored on a benchmark's test split without fine-tuning."""
+    config = dict(finetuned(profile, arm, name, seed).config)
+    config |= {"recipe": config["recipe"] | {"steps": 0}, "keep_weights": False}
+    stage = f"zero-shot/{name}/{arm.slug}/seed{seed}"
+    return Stage(stage, STEPS + "finetune", config, _start(profile, arm, name, seed), TRAINING, 4.0)
+
+
+def _start(profile: Profile, arm: Arm, name: str, seed: int) -> dict[str, Stage]:
+    inputs = {"clip": clip(profile, seed), "frames": benchmark_frames(profile, name)}
+    return inputs if arm.corpus is None else inputs | {"start": postpretrained(profile, arm, seed)}
+
+
+# -------------------------------------------------------------------------------------------- gap and cost
+
+
+@functools.cache
+def language_gap(profile: Profile, seed: int) -> Stage:
+    """NMI of every source of texts with both benchmarks."""
+    config = {"texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": seed}
+    inputs = {
+        "clip": clip(profile, seed),
+        "text-subtitles": shard_frames(profile, LARGEST)[0],
+        "text-ofa captions": captions(profile)[0],
+        "text-alt-text": shard_frames(profile, "webvid-2.5m")[0],
+        "text-caption pairs": caption_pair_texts(profile),
+    }
+    inputs |= {f"text-{name}": benchmark_frames(profile, name) for name in BENCHMARKS}
+    code = ("clipvip_lib.language_gap", "clipvip_lib.training")
+    return Stage(f"language-gap/seed{seed}", STEPS + "language_gap", config, inputs, code, cost=60.0)
+
+
+@functools.cache
+def caption_pair_texts(profile: Profile) -> Stage:
+    """The caption pairs' texts (with frames, as any shard is decoded)."""
+    code = ("clipvip_lib.data.frames", "clipvip_lib.data.shards")
+    inputs = {"shard": images(profile, "caption-pairs")[0]}
+    cost = profile.world.caption_pairs * 0.001
+    return Stage("frames/caption-pairs", STEPS + "decode_shard", _decoding(profile, 1), inputs, code, cost)
+
+
+@functools.cache
+def cost(profile: Profile) -> Stage:
+    """Seconds a step by attention and number of frames. Timed on this machine: never shared between machines."""
+    arms = [["mean_pool", 1], ["full", 4], ["proxy", 4]]
+    config = {
+        "model": dataclasses.asdict(profile.model),
+        "arms": arms,
+        "frames": list(profile.cost_frames),
+        "batch": 16,
+        "repeats": 5,
+    }
+    code = ("clipvip_lib.models.clip_vip",)
+    return Stage("cost", STEPS + "measure_cost", config, code=code, cost=20.0)
+
+
+# ------------------------------------------------------------------------------------------------- notebooks
+
+
+def curve(profile: Profile, seed: int) -> dict[tuple[str, int], Stage]:
+    """01: each corpus, fine-tuned on msrvtt from every snapshot: {(corpus, step): stage}."""
+    return {
+        (name, step): finetuned(profile, Arm(corpus=name), "msrvtt", seed, step)
+        for name in CORPORA
+        for step in snapshots(profile)
+    }
+
+
+def scored_arms(profile: Profile) -> dict[tuple[str, str], tuple[Arm, int | None]]:
+    """Every arm that a claim names, by (name of the claim's arm, benchmark): the arm and the snapshot."""
+    first, last = snapshots(profile)[0], snapshots(profile)[-1]
+    found: dict[tuple[str, str], tuple[Arm, int | None]] = {}
+    for name in CORPORA:
+        for which, step in (("first", first), ("last", last)):
+            found[checkpoint(name, which), "msrvtt"] = (Arm(corpus=name), step)
+    arms = attention_arms(profile) | loss_arms() | {"clip4clip": BASELINE, "clip-vip": METHOD}
+    for name, arm in arms.items():
+        for benchmark_name in BENCHMARKS:
+            found[name, benchmark_name] = (arm, None)
+    return found
+
+
+def stages_for(notebook: str, profile: Profile, seeds: Sequence[int]) -> list[Stage]:
+    """The stages whose results a notebook reads. Raises ClipVipError for an unknown notebook, or ``paper``."""
+    if notebook not in NOTEBOOKS:
+        raise unknown("notebook", notebook, NOTEBOOKS)
+    require_runnable(profile)
+    number = notebook[:2]
+    if number == "08":
+        every = [stage for other in NOTEBOOKS[:-1] for stage in stages_for(other, profile, seeds)]
+        return list({stage.name: stage for stage in every}.values())
+    if number == "07":
+        return [cost(profile), *_ablation(profile, attention_arms(profile), seeds)]
+    found: list[Stage] = []
+    for seed in seeds:
+        if number == "00":
+            found += [finetuned(profile, BASELINE, "msrvtt", seed), benchmark(profile, "msrvtt")]
+        elif number == "01":
+            found += [*curve(profile, seed).values(), finetuned(profile, BASELINE, "msrvtt", seed)]
+        elif number in ("02", "03"):
+            found.append(language_gap(profile, seed))
+        elif number == "06":
+            for arm in (BASELINE, METHOD):
+                for name in BENCHMARKS:
+                    found += [finetuned(profile, arm, name, seed), zero_shot(profile, arm, name, seed)]
+    if number == "03":
+        found += [caption_check(profile), captioner(profile), *captions(profile)]
+    if number in ("04", "05"):
+        found += _ablation(profile, attention_arms(profile) if number == "04" else loss_arms(), seeds)
+    if number in ("04", "05", "06"):
+        found += [benchmark(profile, name) for name in BENCHMARKS]
+    return found
+
+
+def _ablation(profile: Profile, arms: dict[str, Arm], seeds: Sequence[int]) -> list[Stage]:
+    return [
+        finetuned(profile, arm, name, seed) for seed in seeds for arm in arms.values() for name in BENCHMARKS
+    ]

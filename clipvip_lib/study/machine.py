@@ -1,0 +1,89 @@
+"""The machine at hand: what it is, how much memory a process took, how many workers it can feed."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+
+@functools.cache
+def machine() -> str:
+    """Processor, cores, system and Python in a line, without a host's name."""
+    model = platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next(
+            (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model
+        )
+    except OSError:
+        model = platform.processor() or model
+    return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def reset_peak_memory() -> None:
+    """Start a new measurement of the process's peak memory, where the kernel lets us."""
+    # Without it the peak is the process's since it started: an upper bound.
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_mib() -> float:
+    """Peak resident memory of this process in MiB since the last reset."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 1024
+    except (OSError, TypeError):
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+
+
+def cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its control group (containers)."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+@functools.cache
+def gpus() -> tuple[str, ...]:
+    """Names for CUDA_VISIBLE_DEVICES, one a GPU that torch could use; found without importing torch."""
+    if "+cpu" in _version("torch"):
+        return ()
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+    if not shutil.which("nvidia-smi"):
+        return ()
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    return tuple(str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU"))
+
+
+def default_workers(memory_each_gib: float = 2.0) -> int:
+    """One worker a GPU; without any one a core, as far as the free memory feeds them."""
+    if gpus():
+        return len(gpus())
+    count = cores()
+    with contextlib.suppress(OSError, TypeError):
+        free = int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) / 2**20
+        count = min(count, max(1, int(free // memory_each_gib)))
+    return count
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

@@ -1,0 +1,203 @@
+"""What a notebook calls: start, results, folder, table, figure, record, footer.
+
+What is special: a notebook never computes what a stage computes and never retypes a number. ``results``
+reads stages (and runs those that are missing, on workers, so that a notebook alone works from a cold
+cache), every table registers its numbers, and ``record`` stores them with the headline as one JSON
+output, which the pipeline copies to results/*.json. Outputs that differ from run to run (header, footer,
+progress) belong in cells tagged ``nbval-ignore-output``; everything else is the same in every run.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import html
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipvip_lib import files
+from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.study.plan import Plan, check_seeds, study_plan
+from clipvip_lib.study.provenance import provenance, provenance_lines
+from clipvip_lib.study.stages import Stage, closure, plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+RESULTS_MIME = "application/vnd.clipvip.results+json"
+
+
+def start(
+    name: str, *, profile: str, seeds: list[int], plan: Plan | None = None, home: Path | None = None
+) -> Study:
+    """Check the parameters, seed the random generators, show the provenance header.
+
+    Raises ClipVipError for an unknown notebook or profile and for seeds that are no distinct whole numbers.
+    """
+    return Study(name, profile, seeds, plan or study_plan(), home or files.home())
+
+
+class Study:
+    """One notebook's view of the study. Fields: name, profile (the profile itself), seeds, home, plan."""
+
+    def __init__(self, name: str, profile: str, seeds: list[int], plan: Plan, home: Path):
+        self.name = plan.find(name)
+        self.seeds = check_seeds(seeds)
+        self.profile_name, self.profile = profile, plan.profile(profile)
+        self.plan, self.home = plan, home
+        self._stages: list[Stage] | None = None
+        self._tables: dict[str, object] = {}
+        self._figures: list[dict] = []
+        self._recorded = False
+        seed_everything(self.seeds[0])
+        self._show_provenance("header")
+
+    # --- reading stages ---------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> list[Stage]:
+        """This notebook's stages with all that they rest on, inputs first."""
+        if self._stages is None:
+            self._stages = closure(self.plan.stages_for(self.name, self.profile, self.seeds))
+        return self._stages
+
+    def results(self, pattern: str = "*") -> list[tuple[Stage, dict]]:
+        """(stage, its result) for every stage whose name fits the pattern, in the order of the study.
+
+        Missing stages of the whole notebook run first, side by side.
+        Raises ClipVipError if nothing fits, and if a stage fails.
+        """
+        found = [stage for stage in self.stages if fnmatch.fnmatchcase(stage.name, pattern)]
+        if not found:
+            raise unknown(f"stage of {self.name}", pattern, [stage.name for stage in self.stages])
+        self._run_missing(found)
+        return [(stage, stage.result(self.home)) for stage in found]
+
+    def result(self, name: str) -> dict:
+        """The result of the one stage of this name."""
+        return self.results(self.stage(name).name)[0][1]
+
+    def stage(self, name: str) -> Stage:
+        """The stage of this name. Raises ClipVipError for an unknown one."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise unknown(f"stage of {self.name}", name, [stage.name for stage in self.stages])
+
+    def folder(self, stage: Stage | str) -> Path:
+        """Where a stage's files are; it runs first if it has not."""
+        stage = self.stage(stage) if isinstance(stage, str) else stage
+        self._run_missing([stage])
+        return stage.folder(self.home)
+
+    def facts(self, stage: Stage | str) -> dict:
+        """How a stage ran: seconds, peak_memory_mib, machine, ... These differ from run to run."""
+        stage = self.stage(stage) if isinstance(stage, str) else stage
+        self._run_missing([stage])
+        return stage.facts(self.home)
+
+    def _run_missing(self, wanted: list[Stage]) -> None:
+        if all(stage.done(self.home) for stage in wanted):
+            return
+        from clipvip_lib.study.workers import raise_failures, run_stages
+
+        own = self.plan.stages_for(self.name, self.profile, self.seeds)
+        outcomes = run_stages([*own, *wanted], self.home)
+        if not all(stage.done(self.home) for stage in wanted):
+            raise_failures(outcomes)
+
+    # --- showing ----------------------------------------------------------------------------------------
+
+    def table(self, frame: pd.DataFrame, caption: str, digits: int | None = None) -> None:
+        """Show a table and register its numbers.
+
+        digits: decimals of its floats; without it each column gets what shows three figures.
+        A missing number is shown as a dash. Raises ClipVipError for a caption used twice or after ``record``.
+        """
+        self._before_record("table", caption)
+        if caption in self._tables:
+            raise ClipVipError(f"two tables are captioned {caption!r}: expected one each; reword one")
+        from clipvip_lib.study.tables import table_html, table_json, table_text
+
+        self._tables[caption] = table_json(frame, caption)
+        _display({"text/html": table_html(frame, caption, digits), "text/plain": table_text(frame, digits)})
+
+    def figure(self, fig: Figure, title: str, caption: str = "", *, alt: str) -> None:
+        """Show a matplotlib figure as SVG, with its finding as title, and close it.
+
+        alt: what the figure shows, in words, for those who do not see it; must not be empty.
+        """
+        self._before_record("figure", title)
+        if not alt.strip():
+            raise ClipVipError(f"figure {title!r} has no alt text: expected its content in words; write some")
+        from clipvip_lib.study.figures import figure_html
+
+        self._figures.append({"title": title, "caption": caption, "alt": alt})
+        _display({"text/html": figure_html(fig, title, caption, alt), "text/plain": f"{title}. {alt}"})
+
+    def _before_record(self, what: str, title: str) -> None:
+        if self._recorded:
+            raise ClipVipError(
+                f"{what} {title!r} comes after study.record: expected record last, so that results hold "
+                "everything that the page shows; move it up"
+            )
+
+    def record(self, *, headline: str, **numbers: object) -> None:
+        """Store the notebook's results: the verdict in a line, its numbers, and every table shown.
+
+        Raises ClipVipError for an empty headline, NaN or infinity, and a second call.
+        """
+        self._before_record("record", headline)
+        if not headline.strip():
+            raise ClipVipError(f"{self.name} records an empty headline: expected its verdict in a line")
+        results = {
+            "notebook": self.name,
+            "profile": self.profile_name,
+            "seeds": self.seeds,
+            "headline": headline,
+            "numbers": plain(numbers, "numbers"),
+            "tables": self._tables,
+            "figures": self._figures,
+        }
+        self._recorded = True
+        counts = {"numbers": numbers, "tables": self._tables, "figures": self._figures}
+        what = "Recorded: " + ", ".join(f"{len(kept)} {kind}" for kind, kept in counts.items())
+        _display(
+            {
+                RESULTS_MIME: results,
+                "text/html": f'<p class="recorded"><strong>{html.escape(headline)}</strong><br>{what}</p>',
+                "text/plain": f"{headline}\n{what}",
+            }
+        )
+
+    def footer(self) -> None:
+        """Show the provenance foot."""
+        self._show_provenance("footer")
+
+    def _show_provenance(self, where: str) -> None:
+        lines = provenance_lines(provenance(self.profile_name, self.seeds))
+        if where == "header":
+            lines = [
+                (label, text) for label, text in lines if label in ("commit", "profile", "seeds", "versions")
+            ]
+        items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in lines)
+        text = "\n".join(f"{label}: {text}" for label, text in lines)
+        _display({"text/html": f'<dl class="provenance {where}">{items}</dl>', "text/plain": text})
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, numpy and, where it is imported already, torch."""
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def _display(bundle: dict[str, object]) -> None:
+    from IPython.display import display
+
+    display(bundle, raw=True)

@@ -1,0 +1,166 @@
+"""A page is a stage like any other: a notebook, its parameters and the stages it reads lead to one HTML file.
+
+What is special: the notebook's text is part of the stage's configuration, so an unchanged page is found
+done, and a notebook edited while a run goes on cannot be mistaken for the one that ran.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipvip_lib import files
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.study.code_version import imported_modules, library_versions
+from clipvip_lib.study.notebook import RESULTS_MIME
+from clipvip_lib.study.provenance import provenance, versions
+from clipvip_lib.study.stages import Stage
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+CELL_TIMEOUT_SECONDS = 6 * 3600  # a cell may wait for training when its notebook is run alone
+KERNEL_START_SECONDS = 180
+PAGE_COST_SECONDS = 8.0
+
+
+def page_stage(name: str, source: str, parameters: dict, profile: object, inputs: list[Stage]) -> Stage:
+    """The stage that makes the page of a notebook. ``source``: the notebook's text."""
+    return Stage(
+        name=f"page/{name}",
+        function="clipvip_lib.study.page_stage:render",
+        config={
+            "notebook": name,
+            "parameters": parameters,
+            "profile": repr(profile),
+            "attic": attic_version(),
+            "libraries": versions() | library_versions(),
+            "source": bare(source),
+        },
+        inputs={stage.name: stage for stage in inputs},
+        code=tuple(sorted(notebook_imports(source))),
+        cost=PAGE_COST_SECONDS,
+    )
+
+
+def bare(source: str) -> str:
+    """The notebook's text without what does not change its page: outputs, cell ids, an editor's metadata."""
+    cells = []
+    for i, cell in enumerate(json.loads(source)["cells"]):
+        tags = cell.get("metadata", {}).get("tags", [])
+        kept = {"cell_type": cell["cell_type"], "id": f"cell-{i}", "metadata": {"tags": tags} if tags else {}}
+        kept["source"] = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            kept |= {"execution_count": None, "outputs": []}
+        cells.append(kept)
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    metadata = {"kernelspec": kernel, "language_info": {"name": "python"}}
+    book = {"cells": cells, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}
+    return json.dumps(book, ensure_ascii=False)
+
+
+@functools.cache
+def attic_version() -> str:
+    """Hash of what makes pages and says which stages they read: every file of this package."""
+    folder = Path(__file__).parent
+    found = [f for f in sorted(folder.rglob("*")) if f.suffix in (".py", ".j2", ".css", ".json")]
+    digest = hashlib.sha256()
+    for file in found:
+        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def notebook_imports(source: str) -> set[str]:
+    """The clipvip_lib modules that a notebook's code imports, without the attic."""
+    found: set[str] = set()
+    for cell in json.loads(source)["cells"]:
+        if cell["cell_type"] == "code":
+            try:
+                found |= imported_modules(ast.parse("".join(cell["source"])))
+            except SyntaxError:
+                continue  # the run will say so, with the cell
+    return {name for name in found if not name.startswith("clipvip_lib.study") and name != "clipvip_lib"}
+
+
+def render(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict:
+    """Stage function: run the notebook, keep its results, write page.html, results.json, executed.ipynb.
+
+    A notebook that fails is kept, as far as it got, in ``<home>/failed/``.
+    Raises ClipVipError naming the cell and its error, and for a notebook that records no results.
+    """
+    from clipvip_lib.study.pages import page_html
+
+    name = config["notebook"]
+    executed = _execute(name, config["source"], config["parameters"], folder, progress)
+    results = recorded_results(executed, name)
+    results["run"] = provenance(config["parameters"]["profile"], config["parameters"]["seeds"])
+    files.write_json(folder / "results.json", results)
+    files.write_bytes(folder / "page.html", page_html(executed, name).encode())
+    failed_copy(name).unlink(missing_ok=True)
+    return {"headline": results["headline"], "profile": results["profile"], "seeds": results["seeds"]}
+
+
+def failed_copy(name: str) -> Path:
+    """Where the executed copy of a notebook that failed is kept."""
+    return files.home() / "failed" / f"{name}.ipynb"
+
+
+def _execute(name: str, source: str, parameters: dict, folder: Path, progress) -> NotebookNode:
+    import nbformat
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    given, partial = folder / "notebook.ipynb", folder / "executed.partial.ipynb"
+    files.write_bytes(given, source.encode())
+    where = files.make_folder(folder / "cwd")  # a notebook must not depend on it; what it drops there is kept
+    try:
+        papermill.execute_notebook(
+            given,
+            partial,
+            parameters=parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            log_output=False,
+            cwd=where,
+            start_timeout=KERNEL_START_SECONDS,
+            execution_timeout=CELL_TIMEOUT_SECONDS,
+        )
+    except (papermill.PapermillExecutionError, CellTimeoutError, DeadKernelError) as error:
+        kept = ""
+        if partial.is_file():
+            files.write_bytes(failed_copy(name), partial.read_bytes())
+            kept = f"; the notebook as far as it got is {failed_copy(name)}"
+        raise ClipVipError(_why(error) + kept) from error
+    partial.replace(folder / "executed.ipynb")
+    progress(1, 1, "executed")
+    return nbformat.read(folder / "executed.ipynb", as_version=4)
+
+
+def _why(error: Exception) -> str:
+    if type(error).__name__ == "PapermillExecutionError":
+        words = " ".join(str(error.evalue).split())
+        what = words if error.ename == "ClipVipError" else f"{error.ename}: {words[:300]}"
+        return f"cell {error.exec_count} of the notebook: {what}"
+    if type(error).__name__ == "DeadKernelError":
+        return "the notebook's kernel died, most often for lack of memory; use fewer --workers"
+    return f"a cell of the notebook ran longer than {CELL_TIMEOUT_SECONDS} s"
+
+
+def recorded_results(notebook: NotebookNode, name: str) -> dict:
+    """What ``study.record`` stored. Raises ClipVipError if it was not called exactly once."""
+    found = [
+        output["data"][RESULTS_MIME]
+        for cell in notebook["cells"]
+        for output in cell.get("outputs", [])
+        if RESULTS_MIME in output.get("data", {})
+    ]
+    if len(found) != 1:
+        raise ClipVipError(
+            f"{name} recorded results {len(found)} times: expected study.record(...) once, "
+            "in its last cell; mend it"
+        )
+    return dict(found[0])

@@ -1,0 +1,118 @@
+"""From an executed notebook to one HTML file, and the index of all pages.
+
+What is special: nbconvert does the work with a template of this project (``templates/``), because its own
+links scripts from a CDN, drops alt text and fixes light or dark at export. The navigation is written when a
+page is published, so that it only links to what is there and a new page never costs the run of an old one.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import html
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from clipvip_lib.errors import ClipVipError
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+TEMPLATES = Path(__file__).parent / "templates"
+NAVIGATION = re.compile(r"<!--pages-->.*?<!--/pages-->", re.DOTALL)
+
+
+def page_html(notebook: NotebookNode, name: str) -> str:
+    """The executed notebook as one HTML file without scripts and without anything to fetch."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(
+        extra_template_basedirs=[str(TEMPLATES)],
+        template_name="page",
+        filters={"page_base64": lambda text: base64.b64encode(text.encode()).decode()},
+        exclude_anchor_links=True,
+    )
+    resources = {"page_title": question(notebook), "page_name": name, "page_style": style()}
+    return exporter.from_notebook_node(notebook, resources)[0]
+
+
+def question(notebook: NotebookNode | dict) -> str:
+    """The notebook's title: its first heading. Raises ClipVipError if it has none."""
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "markdown":
+            text = "".join(cell["source"])
+            for line in text.splitlines():
+                if line.startswith("# "):
+                    return line[2:].strip()
+    raise ClipVipError("a notebook has no title: expected a first heading, '# Question?'; add one")
+
+
+@functools.cache
+def style() -> str:
+    """The pages' CSS with the colours of code for light and dark."""
+    from pygments.formatters import HtmlFormatter
+
+    light = HtmlFormatter(style="default")
+    dark = HtmlFormatter(style="github-dark")
+    return "\n".join(
+        [
+            (TEMPLATES / "style.css").read_text(encoding="utf-8"),
+            _tokens(light.get_style_defs(".highlight")),
+            "@media (prefers-color-scheme:dark){" + _tokens(dark.get_style_defs(".highlight")) + "}",
+        ]
+    )
+
+
+def _tokens(css: str) -> str:
+    """Only the colours of tokens: background and line numbers are the page's own."""
+    lines = [re.sub(r"/\*.*?\*/", "", line).strip() for line in css.splitlines()]
+    return "".join(line for line in lines if re.match(r"\.highlight \.\w+ ", line))
+
+
+def label(name: str) -> str:
+    """``04_video_proxy`` as people read it: ``04 video proxy``."""
+    return name.replace("_", " ")
+
+
+def with_navigation(page: str, names: Iterable[str], available: Iterable[str], current: str) -> str:
+    """The page with links to the pages that are there; the others are named without a link."""
+    available = set(available)
+    items = ['<li><a href="index.html">Index</a></li>']
+    for name in names:
+        text = html.escape(label(name))
+        if name == current:
+            items.append(f'<li><span aria-current="page">{text}</span></li>')
+        elif name in available:
+            items.append(f'<li><a href="{name}.html">{text}</a></li>')
+        else:
+            items.append(f"<li><span>{text}</span></li>")
+    navigation = f'<nav class="pages" aria-label="Pages"><ol>{"".join(items)}</ol></nav>'
+    return NAVIGATION.sub(lambda _: f"<!--pages-->{navigation}<!--/pages-->", page, count=1)
+
+
+def index_html(cards: list[dict], facts: list[tuple[str, str]], small: bool) -> str:
+    """The index: a card a notebook (number, question, headline, facts, page, status) and the run's facts."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.globals["style"] = _safe(style())
+    return environment.get_template("index.html.j2").render(cards=cards, facts=facts, small=small)
+
+
+def _safe(text: str):
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+def notebook_question(path: Path) -> str:
+    """The title of a notebook file. Raises ClipVipError if the file is no notebook."""
+    try:
+        return question(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ClipVipError(f"{path} is no notebook ({error}): expected Jupyter's JSON; restore it") from error

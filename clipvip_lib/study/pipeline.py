@@ -1,0 +1,235 @@
+"""``clipvip reproduce``: from stages to nine pages and an index, as one graph of stages.
+
+What is special: everything is checked before anything runs; every page is itself a stage, so what is
+unchanged is skipped and a notebook that fails stops no other; pages and results are copied out whole. One
+run a cache at a time. Killed at any moment and started again, it goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import fnmatch
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from clipvip_lib import files
+from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.progress import duration
+from clipvip_lib.study.board import Board
+from clipvip_lib.study.page_stage import page_stage
+from clipvip_lib.study.plan import Plan, check_seeds, study_plan
+from clipvip_lib.study.publish import publish
+from clipvip_lib.study.stages import Stage, closure, discard, plain
+from clipvip_lib.study.workers import Outcome, run_stages
+
+
+def reproduce(
+    profile: str = "mini",
+    *,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    force: Sequence[str] = (),
+    out: str | Path | None = None,
+    set: Mapping[str, object] | None = None,
+    workers: int | None = None,
+    plan: Plan | None = None,
+    notebooks: Path | None = None,
+    home: Path | None = None,
+    stream: TextIO | None = None,
+) -> int:
+    """Run the study's notebooks with all that they rest on and publish the pages.
+
+    only: notebooks by name or number, all without it. force: names, beginnings or glob patterns of stages to
+    run again with what rests on them. out: folder of pages and results, ``reports/`` of the checkout without
+    it. set: further notebook parameters. plan, notebooks, home: another study, for tests.
+
+    Returns the exit code: 0, or 1 if a stage or a notebook failed.
+    Raises ClipVipError, before anything runs, for an unknown profile, notebook, stage or parameter, an output
+    folder that cannot be written to, and a second run on the same cache.
+    """
+    stream = stream or sys.stdout
+    plan, notebooks = plan or study_plan(), notebooks or files.CHECKOUT / "notebooks"
+    sized, seeds = plan.profile(profile), check_seeds(list(seeds))
+    names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
+    home = files.make_folder(home or files.home())
+    out = files.make_folder(out or files.CHECKOUT / "reports")
+    parameters = check_notebooks(notebooks, names, {"profile": profile, "seeds": seeds}, dict(set or {}))
+    with only_run(home):
+        record = _log(home)
+        start = time.monotonic()
+        record(f"reproduce profile={profile} seeds={seeds} notebooks={','.join(names)} out={out}")
+        pages = {
+            name: page_stage(
+                name,
+                (notebooks / f"{name}.ipynb").read_text(encoding="utf-8"),
+                parameters[name],
+                sized,
+                plan.stages_for(name, sized, seeds),
+            )
+            for name in names
+        }
+        forget(list(pages.values()), force, home, record)
+        try:
+            outcomes = run_stages(
+                pages.values(),
+                home,
+                workers=workers,
+                board=lambda total, count: Board(total, count, record=record, stream=stream),
+            )
+        except BaseException as error:
+            record(f"stopped by {type(error).__name__} after {duration(time.monotonic() - start)}")
+            raise
+        seconds = time.monotonic() - start
+        index = publish(plan, notebooks, pages, outcomes, home, out, seconds)
+        code = report(pages, outcomes, home, out, seconds, stream)
+        record(f"ended with code {code} after {duration(seconds)}")
+        print(index, file=stream, flush=True)
+    return code
+
+
+# --- checks before anything runs --------------------------------------------------------------------------
+
+
+def check_notebooks(folder: Path, names: Iterable[str], always: dict, extra: dict) -> dict[str, dict]:
+    """The parameters of each notebook: ``always``, and of ``extra`` those that it declares.
+
+    Raises ClipVipError for a missing notebook, one without a cell tagged ``parameters`` (papermill would run
+    it with its defaults and say nothing), and a parameter that no notebook declares.
+    """
+    plain(extra, "--set")
+    declared = {name: declared_parameters(folder / f"{name}.ipynb") for name in names}
+    for name, known in declared.items():
+        for parameter in always:
+            if parameter not in known:
+                raise ClipVipError(
+                    f"notebook {name} does not declare {parameter!r}: expected a line '{parameter} = ...' in "
+                    "its cell tagged 'parameters'; add it"
+                )
+    for parameter in extra:
+        if parameter in always:
+            raise ClipVipError(
+                f"--set {parameter}=...: expected another parameter; use --{parameter} instead"
+            )
+        if not any(parameter in known for known in declared.values()):
+            raise unknown("notebook parameter", parameter, sorted(frozenset().union(*declared.values())))
+    return {name: always | {k: v for k, v in extra.items() if k in declared[name]} for name in declared}
+
+
+def declared_parameters(path: Path) -> set[str]:
+    """The names that a notebook's ``parameters`` cell declares, as papermill reads them."""
+    import papermill
+
+    try:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ClipVipError(f"no notebook {path} ({error}): expected Jupyter's JSON; restore it") from error
+    if not any("parameters" in cell.get("metadata", {}).get("tags", []) for cell in cells):
+        raise ClipVipError(
+            f"notebook {path.stem} has no cell tagged 'parameters': expected one, as its second cell; tag it"
+        )
+    return frozenset(papermill.inspect_notebook(path))
+
+
+@contextlib.contextmanager
+def only_run(home: Path) -> Iterator[None]:
+    """Hold the cache for one run. Raises ClipVipError naming the run that has it."""
+    path = home / "lock"
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            who = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
+            raise ClipVipError(
+                f"another `clipvip reproduce` ({who}) is working in {home}: expected one run a cache; wait "
+                "for it or stop it, or set CLIPVIP_HOME to another folder"
+            ) from None
+        os.ftruncate(handle, 0)
+        os.pwrite(handle, f"process {os.getpid()} since {_now()}".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+def forget(pages: list[Stage], patterns: Iterable[str], home: Path, record) -> None:
+    """Discard the stages that fit ``--force``, and what rests on them.
+
+    Raises ClipVipError for a pattern that fits no stage.
+    """
+    stages = closure(pages)
+    forced: set[str] = set()
+    for pattern in patterns:
+        fits = {s.name for s in stages if _fits(s.name, pattern)}
+        if not fits:
+            raise unknown("stage", pattern, [s.name for s in stages])
+        forced |= fits
+    for stage in stages:  # inputs come before dependents
+        if stage.name in forced or any(up.name in forced for up in stage.inputs.values()):
+            forced.add(stage.name)
+            if discard(stage, home):
+                record(f"{stage.name} discarded (--force)")
+
+
+def _fits(name: str, pattern: str) -> bool:
+    return name == pattern or name.startswith(pattern.rstrip("/") + "/") or fnmatch.fnmatchcase(name, pattern)
+
+
+# --- what a run says --------------------------------------------------------------------------------------
+
+
+def _log(home: Path) -> Callable[[str], None]:
+    """The append-only log of all runs on a cache: a function that writes a line with the time."""
+    path = files.make_folder(home / "logs") / "reproduce.log"
+
+    def record(text: str) -> None:
+        # A full disk stops stages with a sentence; the log must not turn that into a traceback.
+        with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as stream:
+            stream.write(f"{_now()} {text}\n")
+
+    return record
+
+
+def _now() -> str:
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def report(
+    pages: dict[str, Stage],
+    outcomes: dict[str, Outcome],
+    home: Path,
+    out: Path,
+    seconds: float,
+    stream: TextIO,
+) -> int:
+    """Print what failed and the table of pages; returns the exit code."""
+    failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]
+    rows = [("notebook", "verdict", "seconds", "page")]
+    for name, page in pages.items():
+        outcome = outcomes[page.name]
+        if outcome.status in ("cached", "done"):
+            took = f"{page.facts(home)['last_attempt_seconds']:.1f}" + (
+                " (cached)" if outcome.status == "cached" else ""
+            )
+            rows.append((name, page.result(home)["headline"], took, str(out / f"{name}.html")))
+        else:
+            rows.append((name, f"{outcome.status.upper()}: {outcome.error}", f"{outcome.seconds:.1f}", "-"))
+    print(file=stream)
+    for outcome in failed:
+        print(f"{outcome.stage.name} failed: {outcome.error} (more in {outcome.log})", file=stream)
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    widths[1] = min(widths[1], 90)
+    for row in rows:
+        cut = row[1] if len(row[1]) <= widths[1] else row[1][: widths[1] - 1] + "…"
+        cells = (row[0].ljust(widths[0]), cut.ljust(widths[1]), row[2].ljust(widths[2]), row[3])
+        print("  ".join(cells).rstrip(), file=stream)
+    counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("done", "cached")}
+    counted = f"{counts['done']} stages run, {counts['cached']} found done, {len(failed)} failed"
+    print(f"{counted}, in {duration(seconds)}", file=stream)
+    return 1 if failed else 0

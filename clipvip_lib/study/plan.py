@@ -1,0 +1,58 @@
+"""What the pipeline and the notebooks ask of a study: its notebooks, their stages, its profiles.
+
+The study itself is clipvip_lib/study/experiments.py; tests bring a small one of their own.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.profiles import get_profile, require_runnable
+from clipvip_lib.study.stages import Stage
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, for those who run it.
+
+    notebooks: their names in order. stages_for(notebook, profile, seeds): the stages that a notebook reads.
+    profile(name): the profile of that name; raises ClipVipError for an unknown one.
+    """
+
+    notebooks: Sequence[str]
+    stages_for: Callable[[str, object, list[int]], list[Stage]]
+    profile: Callable[[str], object]
+
+    def find(self, name: str) -> str:
+        """The notebook that a full name or its number (``04``) means. Raises ClipVipError for another."""
+        name = name.removesuffix(".ipynb")
+        for notebook in self.notebooks:
+            if name in (notebook, notebook.split("_")[0]) or name == notebook.partition("_")[2]:
+                return notebook
+        raise unknown("notebook", name, self.notebooks)
+
+
+def study_plan() -> Plan:
+    """The CLIP-ViP study's own plan."""
+    experiments = importlib.import_module("clipvip_lib.study.experiments")
+    return Plan(experiments.NOTEBOOKS, experiments.stages_for, _runnable_profile)
+
+
+def _runnable_profile(name: str) -> object:
+    profile = get_profile(name)
+    require_runnable(profile)
+    return profile
+
+
+def check_seeds(seeds: object) -> list[int]:
+    """The seeds as a list of ints. Raises ClipVipError unless they are distinct whole numbers from 0 on."""
+    given = list(seeds) if isinstance(seeds, list | tuple | range) else [seeds]
+    good = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in given)
+    if not given or not good or len(set(given)) != len(given):
+        raise ClipVipError(
+            f"seeds are {seeds!r}: expected distinct whole numbers from 0 on, such as [0, 1, 2]"
+        )
+    return given

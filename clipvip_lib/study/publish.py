@@ -1,0 +1,110 @@
+"""Pages, results and the index, copied out of the cache whole; what has not changed is not written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from clipvip_lib import files
+from clipvip_lib.progress import duration
+from clipvip_lib.study import pages as html_pages
+from clipvip_lib.study.plan import Plan
+from clipvip_lib.study.provenance import provenance, provenance_lines
+from clipvip_lib.study.stages import Stage
+from clipvip_lib.study.workers import Outcome
+
+
+def publish(
+    plan: Plan,
+    notebooks: Path,
+    pages: dict[str, Stage],
+    outcomes: dict[str, Outcome],
+    home: Path,
+    out: Path,
+    seconds: float,
+) -> Path:
+    """Write this run's pages and results into ``out`` beside those of earlier runs, and the index of all.
+
+    Returns the path of index.html.
+    """
+    made = {name for name, page in pages.items() if page.done(home)}
+    for name in made:
+        results = files.read_json(pages[name].folder(home) / "results.json")
+        results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
+        _write(out / "results" / f"{name}.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+    available = made | {name for name in plan.notebooks if (out / f"{name}.html").is_file()}
+    for name in available:
+        where = pages[name].folder(home) / "page.html" if name in made else out / f"{name}.html"
+        page = where.read_text(encoding="utf-8")
+        _write(
+            out / f"{name}.html", html_pages.with_navigation(page, plan.notebooks, available, current=name)
+        )
+    first = next(iter(pages.values())).config["parameters"]
+    _write(
+        out / "results" / "run.json", json.dumps(run_record(outcomes, home, first, seconds), indent=2) + "\n"
+    )
+    cards = [_card(name, notebooks, pages, outcomes, out) for name in plan.notebooks]
+    facts = [*provenance_lines(provenance(first["profile"], first["seeds"]))]
+    facts.append(
+        ("took", f"{duration(seconds)}, of {duration(_computed(outcomes, home))} of computing in all stages")
+    )
+    _write(out / "index.html", html_pages.index_html(cards, facts, small=first["profile"] != "paper"))
+    return out / "index.html"
+
+
+def run_record(outcomes: dict[str, Outcome], home: Path, parameters: dict, seconds: float) -> dict:
+    """Every stage of the run with its cost: what the stage table of a closing note is made of."""
+    stages = []
+    for name, outcome in outcomes.items():
+        row = {"stage": name, "status": outcome.status}
+        if outcome.stage.done(home):
+            facts = outcome.stage.facts(home)
+            row |= {k: facts[k] for k in ("seconds", "peak_memory_mib", "attempts", "finished", "key")}
+        else:
+            row["error"] = outcome.error
+        stages.append(row)
+    return {
+        "profile": parameters["profile"],
+        "seeds": parameters["seeds"],
+        "seconds": round(seconds, 1),
+        "stages": stages,
+    }
+
+
+def _computed(outcomes: dict[str, Outcome], home: Path) -> float:
+    done = [outcome.stage for outcome in outcomes.values() if outcome.stage.done(home)]
+    return sum(stage.facts(home)["seconds"] for stage in done)
+
+
+def _card(
+    name: str, notebooks: Path, pages: dict[str, Stage], outcomes: dict[str, Outcome], out: Path
+) -> dict:
+    results = out / "results" / f"{name}.json"
+    there = results.is_file() and (out / f"{name}.html").is_file()
+    card = {
+        "number": name.split("_")[0],
+        "question": html_pages.notebook_question(notebooks / f"{name}.ipynb"),
+        "page": f"{name}.html" if there else None,
+        "headline": "not run",
+        "facts": "",
+        "status": "missing",
+    }
+    if there:
+        recorded = files.read_json(results)
+        seeds = ", ".join(map(str, recorded["seeds"]))
+        card |= {
+            "headline": recorded["headline"],
+            "facts": f"profile {recorded['profile']}, seeds {seeds}, {recorded['run']['seconds']:.0f} s",
+            "status": "done",
+        }
+    outcome = outcomes[pages[name].name] if name in pages else None
+    if outcome and outcome.status in ("failed", "skipped"):
+        older = "; the page is of an earlier run" if there else ""
+        card |= {"headline": f"{outcome.status}: {outcome.error}{older}", "status": "failed"}
+    return card
+
+
+def _write(path: Path, text: str) -> None:
+    content = text.encode()
+    if not path.is_file() or path.read_bytes() != content:
+        files.write_bytes(path, content)

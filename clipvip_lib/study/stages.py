@@ -1,0 +1,278 @@
+"""A stage: a name, a configuration, a code version and inputs, and the result that they lead to.
+
+What is special: the key of a stage is a hash of everything that can change its result, so a result that
+lies in the cache under that key is right by construction, and nothing is ever computed twice. A running
+stage works in ``<home>/stages/<name>-<key>.partial/``; the folder loses ``.partial`` by a rename after
+``result.json``, its last file, is in it. A kill therefore leaves at most a partial folder, which the next
+run resumes from.
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import functools
+import hashlib
+import importlib
+import json
+import math
+import numbers
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipvip_lib import files
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.progress import quiet
+from clipvip_lib.study.code_version import code_version, library_versions
+from clipvip_lib.study.machine import machine, peak_memory_mib, reset_peak_memory
+
+PART = r"[A-Za-z0-9_+=,-][A-Za-z0-9_.+=,-]*"
+Progress = Callable[..., None]
+
+
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """One cached computation.
+
+    name: path-like and unique in a study, ``finetune/msrvtt/proxy-4/seed0``.
+    function: ``module:function``; called as ``function(config, inputs, folder, progress) -> dict``.
+    config: JSON values only. inputs: name -> upstream stage; the function gets their folders.
+    code: modules whose source, with all that they import inside clipvip_lib, is the code version, beside
+        the function itself and what it names in its module.
+    cost: estimated seconds on two laptop cores, for the display of the remaining time only.
+
+    Raises ClipVipError for a name that is no relative path.
+    """
+
+    name: str
+    function: str
+    config: Mapping[str, object] = field(default_factory=dict)
+    inputs: Mapping[str, Stage] = field(default_factory=dict)
+    code: tuple[str, ...] = ()
+    cost: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(f"{PART}(/{PART})*", self.name):
+            raise ClipVipError(
+                f"stage name {self.name!r}: expected letters, digits and -_.+=, in parts joined by '/'; "
+                "rename it"
+            )
+
+    @functools.cached_property
+    def code_version(self) -> str:
+        return code_version(self.function, tuple(self.code))
+
+    @functools.cached_property
+    def key(self) -> str:
+        """Hash (64 hex digits) of function, configuration, code, libraries and inputs; not of the name."""
+        facts = {
+            "function": self.function,
+            "config": plain(self.config, f"the configuration of stage {self.name}"),
+            "code": self.code_version,
+            "libraries": library_versions(),
+            "inputs": {name: stage.key for name, stage in sorted(self.inputs.items())},
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folder_name(self) -> str:
+        return f"{self.name}-{self.key[:12]}"
+
+    def folder(self, home: Path | None = None) -> Path:
+        """Where the finished stage lies, whether or not it exists."""
+        return (home or files.home()) / "stages" / self.folder_name
+
+    def partial_folder(self, home: Path | None = None) -> Path:
+        """Where the stage works until it is finished."""
+        return (home or files.home()) / "stages" / f"{self.folder_name}.partial"
+
+    def done(self, home: Path | None = None) -> bool:
+        return (self.folder(home) / "result.json").is_file()
+
+    def result(self, home: Path | None = None) -> dict:
+        """What the function returned. Raises ClipVipError if the stage has not run."""
+        return self._record(home)["result"]
+
+    def facts(self, home: Path | None = None) -> dict:
+        """How it ran: seconds, peak_memory_mib, attempts, finished, machine, key, config, inputs."""
+        return self._record(home)["stage"]
+
+    def _record(self, home: Path | None) -> dict:
+        if not self.done(home):
+            raise ClipVipError(
+                f"stage {self.name} has not run: expected {self.folder(home)}; run `clipvip reproduce`"
+            )
+        return files.read_json(self.folder(home) / "result.json")
+
+
+def closure(stages: Iterable[Stage]) -> list[Stage]:
+    """The stages with all that they rest on, inputs first, each once.
+
+    Raises ClipVipError if two different stages carry one name.
+    """
+    found: dict[str, Stage] = {}
+
+    def visit(stage: Stage) -> None:
+        known = found.get(stage.name)
+        if known is not None:
+            if known.key != stage.key:
+                raise ClipVipError(
+                    f"two different stages are named {stage.name}: expected one configuration a name; "
+                    "rename one"
+                )
+            return
+        for upstream in stage.inputs.values():
+            visit(upstream)
+        found[stage.name] = stage
+
+    for stage in stages:
+        visit(stage)
+    return list(found.values())
+
+
+def run_stage(stage: Stage, home: Path | None = None, progress: Progress | None = None) -> dict:
+    """Run a stage in this process and return its result; a stage found done is not run again.
+
+    A second process that wants the same stage waits for the first and takes its result. An exception of the
+    function passes through and leaves the partial folder for the next attempt.
+
+    Raises ClipVipError if an input has not run, the sources changed since the key was computed, or the
+    result is not JSON.
+    """
+    home = home or files.home()
+    if stage.done(home):
+        return stage.result(home)
+    for name, upstream in stage.inputs.items():
+        if not upstream.done(home):
+            raise ClipVipError(
+                f"stage {stage.name} needs {upstream.name} (its input {name!r}), which has not run; "
+                "run it first"
+            )
+    if code_version(stage.function, tuple(stage.code)) != stage.code_version:
+        raise ClipVipError(
+            f"the source code behind stage {stage.name} changed while the run was going on; start it again"
+        )
+    partial = files.make_folder(stage.partial_folder(home))
+    with _locked(partial):
+        if stage.done(home):
+            return stage.result(home)
+        return _run_locked(stage, home, files.make_folder(partial), progress or quiet)
+
+
+def _run_locked(stage: Stage, home: Path, partial: Path, progress: Progress) -> dict:
+    if (partial / "result.json").is_file():  # killed between its last file and the rename
+        partial.rename(stage.folder(home))
+        return stage.result(home)
+    spent_before, attempts = _note_attempt(partial)
+    inputs = {name: upstream.folder(home) for name, upstream in stage.inputs.items()}
+    function = load_function(stage.function)
+    reset_peak_memory()
+    start = time.monotonic()
+    result = function(dict(stage.config), inputs, partial, progress)
+    if not isinstance(result, Mapping):
+        raise ClipVipError(
+            f"stage {stage.name} returned {type(result).__name__}: expected a dict of JSON values; "
+            f"mend {stage.function}"
+        )
+    record = {
+        "result": plain(result, f"the result of stage {stage.name}"),
+        "stage": {
+            "name": stage.name,
+            "function": stage.function,
+            "config": plain(stage.config),
+            "inputs": {name: upstream.folder_name for name, upstream in stage.inputs.items()},
+            "key": stage.key,
+            "code": stage.code_version,
+            "libraries": library_versions(),
+            "seconds": round(time.monotonic() - start + spent_before, 3),
+            "last_attempt_seconds": round(time.monotonic() - start, 3),
+            "attempts": attempts,
+            "peak_memory_mib": round(peak_memory_mib()),
+            "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+        },
+    }
+    (partial / "attempts.jsonl").unlink(missing_ok=True)
+    files.write_json(partial / "result.json", record)
+    partial.rename(stage.folder(home))
+    return record["result"]
+
+
+def discard(stage: Stage, home: Path | None = None) -> bool:
+    """Forget a stage's result and partial work; True if there was any. By a rename: never half a result."""
+    home = home or files.home()
+    found = False
+    for folder in (stage.folder(home), stage.partial_folder(home)):
+        if folder.exists():
+            found = True
+            bin_ = files.make_folder(home / "discarded") / f"{os.getpid()}-{time.monotonic_ns()}"
+            folder.rename(bin_)
+            shutil.rmtree(bin_)
+    return found
+
+
+def _note_attempt(partial: Path) -> tuple[float, int]:
+    """Seconds spent by earlier attempts (to their last sign of life) and the number of this one."""
+    log = partial / "attempts.jsonl"
+    earlier = [json.loads(line) for line in log.read_text().splitlines() if line] if log.exists() else []
+    spent = 0.0
+    if earlier:
+        alive = max((f.stat().st_mtime for f in partial.rglob("*") if f.is_file()), default=0.0)
+        spent = earlier[-1]["spent_before"] + max(0.0, alive - earlier[-1]["started"])
+    with log.open("a") as stream:
+        stream.write(json.dumps({"started": time.time(), "spent_before": spent, "pid": os.getpid()}) + "\n")
+    return spent, len(earlier) + 1
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold flock on a folder. It needs no lock file, and the kernel drops it when the process dies."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def load_function(path: str) -> Callable[..., dict]:
+    """``module:function`` as a callable. Raises ClipVipError if there is no such function."""
+    module, _, name = path.partition(":")
+    function = getattr(importlib.import_module(module), name, None)
+    if not callable(function):
+        raise ClipVipError(
+            f"stage function {path!r}: expected module:function, found no such function; mend its name"
+        )
+    return function
+
+
+def plain(value: object, where: str = "a value") -> object:
+    """The value as JSON types: numpy scalars and arrays, tuples and paths are converted.
+
+    Raises ClipVipError naming the place for NaN, infinity, and what JSON cannot hold.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(k): plain(v, f"{where}[{k!r}]") for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v, f"{where}[{i}]") for i, v in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, torch tensors
+        return plain(value.tolist(), where)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        if not math.isfinite(value):
+            raise ClipVipError(
+                f"{where} is {value}: expected a finite number; look at the step that computed it"
+            )
+        return float(value)
+    raise ClipVipError(f"{where} is a {type(value).__name__}: expected a JSON value; convert it first")

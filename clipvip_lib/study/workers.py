@@ -1,0 +1,394 @@
+"""Independent stages side by side, on worker processes that live as long as the run.
+
+What is special: a worker is a fresh interpreter (no fork: decord and torch do not survive one),
+single-threaded on a CPU, because one thread a process measured about three times faster per core than two; it
+imports the heavy libraries once and takes many stages. A stage that raises, or whose worker dies, stops only
+what rests on it. Workers notice the end of their parent by the end of the pipe to it, and take their own
+children with them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+from clipvip_lib import files
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.progress import duration
+from clipvip_lib.study.board import Board, Running
+from clipvip_lib.study.machine import cores, default_workers, gpus
+from clipvip_lib.study.stages import Stage, closure, run_stage
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+GRACE_SECONDS = 3.0  # how long a worker may take to end its children before it is killed
+
+
+@dataclass
+class Outcome:
+    """What became of a stage. status: ``cached`` (found done), ``done``, ``failed`` or ``skipped``."""
+
+    stage: Stage
+    status: str
+    seconds: float = 0.0
+    error: str = ""  # one sentence
+    log: Path | None = None  # the full traceback
+
+
+def run_stages(
+    stages: Iterable[Stage],
+    home: Path | None = None,
+    *,
+    workers: int | None = None,
+    board: Callable[[int, int], Board] = Board,
+) -> dict[str, Outcome]:
+    """Run the stages and what they rest on; returns the outcome of each by name.
+
+    Stages found done are skipped. Nothing raises for a stage that fails: look at the outcomes.
+    ``board``: called with the number of stages and of workers, gives the display.
+    Raises ClipVipError for a number of workers below one or two different stages of one name.
+    """
+    home = files.make_folder(home or files.home())
+    if workers is not None and workers < 1:
+        raise ClipVipError(f"workers is {workers}: expected 1 or more; leave it out for one a core")
+    targets = list(stages)
+    stages = closure(targets)
+    outcomes = {stage.name: Outcome(stage, "cached") for stage in stages if stage.done(home)}
+    needed = _needed(targets, outcomes)
+    todo = [stage for stage in stages if stage.name in needed]
+    count = min(workers or default_workers(), len(todo)) if todo else 0
+    display = board(len(outcomes) + len(todo), count)
+    display.cached(list(outcomes))
+    if not todo:
+        return outcomes
+    run = _Run(home, todo, outcomes, count, display)
+    with _signals_raise():
+        try:
+            run.loop()
+        finally:
+            run.stop()
+    return {stage.name: outcomes[stage.name] for stage in stages if stage.name in outcomes}
+
+
+def raise_failures(outcomes: dict[str, Outcome]) -> None:
+    """Raises ClipVipError with a sentence on the first stage that failed, if any did."""
+    failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]
+    if failed:
+        more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
+        raise ClipVipError(f"stage {failed[0].stage.name} failed{more}: {failed[0].error}")
+
+
+class _Run:
+    """The scheduler: which stages wait, which run where, and what is dealt next."""
+
+    def __init__(self, home, todo, outcomes, count, board):
+        self.home, self.outcomes, self.count, self.board = home, outcomes, count, board
+        self.waiting: dict[str, Stage] = {stage.name: stage for stage in todo}
+        self.running: dict[_Worker, Running] = {}
+        self.idle: list[_Worker] = []
+        self.started = 0
+        self.remaining_path = _remaining_paths(todo)
+
+    def loop(self) -> None:
+        while self.waiting or self.running:
+            self.deal()
+            ready = wait([worker.connection for worker in self.running], timeout=0.25)
+            for worker in [w for w in self.running if w.connection in ready]:
+                self.hear(worker)
+            self.board.status(self.running.values(), self.waiting.values())
+        self.board.end()
+
+    def deal(self) -> None:
+        """Give every free worker the ready stage that heads the longest remaining path."""
+        while len(self.running) < self.count:
+            ready = [s for s in self.waiting.values() if all(self.has(up) for up in s.inputs.values())]
+            if not ready:
+                return
+            stage = max(ready, key=lambda s: self.remaining_path[s.name])
+            worker = self.idle.pop() if self.idle else self.start_worker()
+            resumes = stage.partial_folder(self.home).exists()
+            if worker.send(stage):
+                del self.waiting[stage.name]
+                self.running[worker] = Running(stage, time.monotonic())
+                how = "resumed from its partial folder" if resumes else "started"
+                self.board.event(f"{stage.name} {how}", minor=not resumes)
+            else:
+                worker.kill()
+
+    def has(self, stage: Stage) -> bool:
+        outcome = self.outcomes.get(stage.name)
+        return outcome is not None and outcome.status in ("cached", "done")
+
+    def start_worker(self) -> _Worker:
+        self.started += 1
+        busy = {worker.slot for worker in (*self.running, *self.idle)}
+        slot = next(i for i in range(self.count) if i not in busy)
+        return _Worker(self.home, slot, self.count)
+
+    def hear(self, worker: _Worker) -> None:
+        """Take one message of a worker, or notice its death."""
+        running = self.running[worker]
+        try:
+            kind, *rest = worker.connection.recv()
+        except (EOFError, OSError):
+            del self.running[worker]
+            self.failed(running, worker.epitaph(), "")
+            return
+        if kind == "progress":
+            running.done, running.total, running.note = rest
+            running.first = running.done if running.first is None else running.first
+            return
+        del self.running[worker]
+        self.idle.append(worker)
+        if kind == "done":
+            seconds = time.monotonic() - running.started
+            self.board.ran(running.stage, seconds)
+            self.outcomes[running.stage.name] = Outcome(running.stage, "done", seconds)
+            self.board.finished += 1
+            self.board.event(f"{running.stage.name} done in {duration(seconds)}")
+        else:
+            self.failed(running, *rest)
+
+    def failed(self, running: Running, sentence: str, trace: str) -> None:
+        stage = running.stage
+        log = self.home / "logs" / (stage.folder_name.replace("/", "__") + ".log")
+        with contextlib.suppress(ClipVipError):  # a full disk must not hide the error itself
+            files.write_bytes(log, f"{stage.name}: {sentence}\n\n{trace}".encode())
+        seconds = time.monotonic() - running.started
+        self.outcomes[stage.name] = Outcome(stage, "failed", seconds, sentence, log)
+        self.board.finished += 1
+        self.board.event(f"{stage.name} FAILED after {duration(seconds)}: {sentence} (more in {log})")
+        self.skip_dependents()
+
+    def skip_dependents(self) -> None:
+        lost = True
+        while lost:
+            lost = [s for s in self.waiting.values() if any(self.is_lost(up) for up in s.inputs.values())]
+            for stage in lost:
+                del self.waiting[stage.name]
+                cause = next(up.name for up in stage.inputs.values() if self.is_lost(up))
+                self.outcomes[stage.name] = Outcome(stage, "skipped", error=f"it needs {cause}")
+                self.board.finished += 1
+                self.board.event(f"{stage.name} skipped: it needs {cause}")
+
+    def is_lost(self, stage: Stage) -> bool:
+        outcome = self.outcomes.get(stage.name)
+        return outcome is not None and outcome.status in ("failed", "skipped")
+
+    def stop(self) -> None:
+        """End every worker at once; what they were doing stays in partial folders."""
+        self.board.end()
+        workers = [*self.running, *self.idle]
+        for worker in workers:
+            worker.connection.close()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for worker in workers:
+            worker.end(deadline)
+
+
+def _needed(targets: list[Stage], finished: dict[str, Outcome]) -> set[str]:
+    """Names of what must run: a stage found done needs nothing, even if what it came from was deleted."""
+    needed: set[str] = set()
+    waiting = list(targets)
+    while waiting:
+        stage = waiting.pop()
+        if stage.name not in finished and stage.name not in needed:
+            needed.add(stage.name)
+            waiting.extend(stage.inputs.values())
+    return needed
+
+
+def _remaining_paths(stages: list[Stage]) -> dict[str, float]:
+    """For each stage the cost of the longest chain that it heads. Expects inputs before dependents."""
+    longest = {stage.name: stage.cost for stage in stages}
+    for stage in reversed(stages):
+        for upstream in stage.inputs.values():
+            if upstream.name in longest:
+                chain = upstream.cost + longest[stage.name]
+                longest[upstream.name] = max(longest[upstream.name], chain)
+    return longest
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise SystemExit in the main thread, as SIGINT raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number, _frame):
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# --- the parent's side of a worker ------------------------------------------------------------------------
+
+
+class _Worker:
+    """A worker process as its parent sees it."""
+
+    def __init__(self, home: Path, slot: int, count: int):
+        self.slot = slot
+        ours, theirs = socket.socketpair()
+        log = files.make_folder(home / "logs") / f"worker-{slot}.log"
+        with theirs, log.open("ab") as output:
+            self.process = subprocess.Popen(
+                # -P: a file in the user's folder must not shadow a library
+                [sys.executable, "-P", "-m", "clipvip_lib.study.workers", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=worker_environment(home, slot, count),
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C in the terminal reaches the parent only, which decides
+            )
+        self.connection = Connection(ours.detach())
+        self.log = log
+
+    def send(self, stage: Stage) -> bool:
+        try:
+            self.connection.send(stage)
+        except OSError:
+            return False
+        return True
+
+    def epitaph(self) -> str:
+        """A sentence on how the worker died."""
+        self.connection.close()
+        try:
+            code = self.process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            return f"its worker closed the connection and was stopped; look into {self.log}"
+        if code == -signal.SIGKILL:
+            return "its worker was killed (signal 9), most often for lack of memory; use fewer --workers"
+        if code < 0:
+            return f"its worker was ended by {signal.Signals(-code).name}; look into {self.log}"
+        return f"its worker ended with exit code {code}; look into {self.log}"
+
+    def end(self, deadline: float) -> None:
+        try:
+            self.process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def worker_environment(home: Path, slot: int, count: int) -> dict[str, str]:
+    """Variables that must be set before a worker's interpreter starts: threads, its GPU, the cache."""
+    environment = dict(os.environ, CLIPVIP_HOME=str(home), PYTHONFAULTHANDLER="1", PYTHONUNBUFFERED="1")
+    cards = gpus()
+    threads = max(1, cores() // count) if cards else 1
+    environment.update({name: str(threads) for name in THREAD_VARIABLES})
+    environment["TOKENIZERS_PARALLELISM"] = "false"
+    environment["PYTHONHASHSEED"] = "0"  # the order of a set must not differ from run to run
+    # Kernels of notebooks: this environment's python3, without a user's own kernels and start-up files.
+    environment["JUPYTER_PREFER_ENV_PATH"] = "1"
+    environment["IPYTHONDIR"] = str(home / "ipython")
+    if cards:
+        environment["CUDA_VISIBLE_DEVICES"] = cards[slot % len(cards)]
+    return environment
+
+
+# --- the worker's own side --------------------------------------------------------------------------------
+
+
+def _work(handle: int) -> None:
+    """Take stages from the pipe until it ends."""
+    connection = Connection(handle)
+    stages: queue.SimpleQueue[Stage] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(connection, stages), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: _leave(128 + signal.SIGTERM))
+    while True:
+        stage = stages.get()
+        _forget_signals_of_libraries()
+        try:
+            run_stage(stage, files.home(), _Reporter(connection))
+            message = ("done",)
+        except BaseException as error:
+            message = ("failed", sentence(error), traceback.format_exc())
+        connection.send(message)
+
+
+def _listen(connection: Connection, stages: queue.SimpleQueue) -> None:
+    """Pass on what the parent sends. Its end, for whatever reason, is the end of this process at once."""
+    while True:
+        try:
+            stages.put(connection.recv())
+        except (EOFError, OSError):
+            _leave(0)
+        except BaseException:
+            traceback.print_exc()
+            _leave(1)
+
+
+def _leave(code: int) -> None:
+    for child in descendants():
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGKILL)
+    os._exit(code)
+
+
+def descendants() -> list[int]:
+    """Process ids of all children of this process and theirs (kernels of notebooks, loaders)."""
+    try:
+        import psutil
+
+        return [child.pid for child in psutil.Process().children(recursive=True)]
+    except (ImportError, OSError):
+        return []
+
+
+def _forget_signals_of_libraries() -> None:
+    # papermill's event loop takes SIGINT; only the parent decides when a worker ends.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class _Reporter:
+    """The progress of a stage in a worker: at most ten messages a second go to the parent."""
+
+    def __init__(self, connection: Connection):
+        self.connection, self.last = connection, 0.0
+
+    def __call__(self, done: int, total: int, note: str = "") -> None:
+        now = time.monotonic()
+        if now - self.last >= 0.1 or done >= total:
+            self.last = now
+            self.connection.send(("progress", int(done), int(total), str(note)))
+
+
+def sentence(error: BaseException) -> str:
+    """An error in one line, for people: a ClipVipError's own words; for others, what it is first."""
+    words = " ".join(str(error).split())
+    if isinstance(error, ClipVipError):
+        return words
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, MemoryError):
+        return "it ran out of memory; use fewer --workers"
+    return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
+
+
+if __name__ == "__main__":
+    _work(int(sys.argv[1]))

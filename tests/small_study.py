@@ -1,0 +1,127 @@
+"""A study of three tiny notebooks with real stages: what the tests of the pipeline run instead of hours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+from clipvip_lib import files
+from clipvip_lib.errors import unknown
+from clipvip_lib.study.plan import Plan
+from clipvip_lib.study.stages import Stage
+
+NOTEBOOKS = ("00_first", "01_second", "02_third")
+
+
+def count(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict:
+    """Count to ``n`` with a checkpoint at every step; ``mood`` says how it ends."""
+    file = folder / "count.json"
+    first = json.loads(file.read_text()) if file.exists() else 0
+    for i in range(first, config["n"]):
+        time.sleep(config.get("pause", 0.0))
+        files.write_json(file, i + 1)  # a kill may come at any moment
+        progress(i + 1, config["n"], "counting")
+    if config.get("mood") == "raise":
+        raise RuntimeError("the count\nwent wrong")
+    if config.get("mood") == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    below = sum(json.loads((f / "result.json").read_text())["result"]["sum"] for f in inputs.values())
+    with (folder.parent / "ran.txt").open("a") as log:
+        log.write(f"{config.get('tag', '')}\n")
+    return {"sum": config["n"] + below, "resumed_at": first, "threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def stages_for(notebook: str, profile, seeds: list[int]) -> list[Stage]:
+    """One base, and an arm a seed on top of it; ``02_third`` has an arm of its own that may fail."""
+    function = "small_study:count"
+    base = Stage("base", function, {"n": profile.n, "pause": profile.pause, "tag": "base"}, cost=2)
+    arms = [
+        Stage(
+            f"arm/seed{s}", function, {"n": s + 1, "pause": profile.pause, "tag": f"arm{s}"}, {"base": base}
+        )
+        for s in seeds
+    ]
+    if notebook == "02_third":
+        config = {"n": 1, "tag": "odd", "mood": profile.mood}
+        return [Stage("odd", function, config, {"base": base})]
+    return arms
+
+
+def profile(name: str):
+    """quick; slow: a pause at each step; broken: one stage raises; deadly: one kills its worker."""
+    known = {
+        "quick": SimpleNamespace(n=3, pause=0.0, mood=""),
+        "slow": SimpleNamespace(n=30, pause=0.1, mood=""),
+        "broken": SimpleNamespace(n=3, pause=0.0, mood="raise"),
+        "deadly": SimpleNamespace(n=3, pause=0.0, mood="die"),
+    }
+    if name not in known:
+        raise unknown("profile", name, known)
+    return known[name]
+
+
+PLAN = Plan(NOTEBOOKS, stages_for, profile)
+
+CLAIM = """**The paper** claims that it does.
+**Here** it counts to three.
+**No** would be another number.
+
+| what | ours | paper |
+|---|---:|---:|
+| R@1 | 45.1 | 49.6 |"""
+
+START = """import small_study
+from clipvip_lib.study import notebook
+
+study = notebook.start("{name}", profile=profile, seeds=seeds, plan=small_study.PLAN)"""
+
+
+def write_notebook(folder: Path, name: str, body: list[str], tagged: bool = True, extra: str = "") -> Path:
+    """A notebook by the rules of the study: title, parameters, start, ``body``, record, footer."""
+    import nbformat
+
+    v4 = nbformat.v4
+    parameters = v4.new_code_cell(f'profile = "quick"\nseeds = [0]{extra}')
+    if tagged:
+        parameters.metadata["tags"] = ["parameters"]
+    cells = [
+        v4.new_markdown_cell(f"# Does {name} count?\n\n{CLAIM}"),
+        parameters,
+        v4.new_code_cell(START.format(name=name), metadata={"tags": ["nbval-ignore-output"]}),
+        *(v4.new_code_cell(source) for source in body),
+        v4.new_code_cell("study.footer()", metadata={"tags": ["nbval-ignore-output"]}),
+    ]
+    book = v4.new_notebook(cells=cells)
+    book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    folder.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, folder / f"{name}.ipynb")
+    return folder / f"{name}.ipynb"
+
+
+TABLE = """import pandas as pd
+sums = [(stage.name, result["sum"]) for stage, result in study.results("*")]
+frame = pd.DataFrame(sums, columns=["stage", "sum"])
+study.table(frame, "What each stage counted to")"""
+FIGURE = """from matplotlib import pyplot as plt
+from clipvip_lib.study import figures
+figures.use_style()
+fig, axes = plt.subplots()
+axes.bar(frame["stage"], frame["sum"])
+study.figure(fig, "Every stage counts", "one seed", alt="bars, one a stage")"""
+RECORD = """study.record(headline=f"counted to {frame['sum'].max()}", largest=frame["sum"].max())"""
+
+
+SHORT = """top = max(result["sum"] for _, result in study.results())
+study.record(headline=f"counted to {top}", largest=top)"""
+
+
+def write_notebooks(folder: Path) -> Path:
+    """The three notebooks; the first draws too."""
+    write_notebook(folder, "00_first", [TABLE, FIGURE, RECORD])
+    write_notebook(folder, "01_second", [SHORT])
+    write_notebook(folder, "02_third", [SHORT], extra="\nnote = 'none'")
+    return folder

@@ -1,0 +1,379 @@
+"""Weights are loaded whole or not at all, and every bad file is called by its name."""
+
+import pickle
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.checkpoints import LoadReport, adapt, build, load_clip_vip, load_weights
+from clipvip_lib.models.clip_vip import ATTENTIONS, ClipViP, ClipViPConfig, is_added
+from clipvip_lib.models.open_clip_weights import from_open_clip
+
+# Heads 64 wide and QuickGELU, as in all released CLIPs, so that a bare file tells all sizes.
+SIZES = {
+    "width": 64,
+    "layers": 2,
+    "heads": 1,
+    "image_size": 16,
+    "patch_size": 8,
+    "vocab_size": 40,
+    "context_length": 12,
+    "embed_dim": 64,
+}
+X = torch.randn(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+IDS = torch.tensor([[38, 3, 7, 9, 39, 0], [38, 5, 39, 0, 0, 0]])
+ADDED = ["vision_model.embeddings.added_cls", "vision_model.embeddings.temporal_embedding"]
+
+
+def make(**changes):
+    torch.manual_seed(0)
+    return ClipViP(ClipViPConfig.small(**(SIZES | changes))).eval()
+
+
+def released(model):
+    """The model's weights as the authors' files have them: prefixed, with position_ids."""
+    state = {f"clipmodel.{k}": v.clone() for k, v in model.state_dict().items()}
+    state["clipmodel.text_model.embeddings.position_ids"] = torch.arange(12)[None]
+    state["clipmodel.vision_model.embeddings.position_ids"] = torch.arange(5)[None]
+    return state
+
+
+def same(a, b):
+    with torch.no_grad():
+        torch.testing.assert_close(a.encode_video(X), b.encode_video(X))
+        torch.testing.assert_close(a.encode_text(IDS), b.encode_text(IDS))
+
+
+@pytest.fixture(scope="module")
+def open_clip():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what timm and torch say while open_clip is imported is not ours
+        import open_clip
+    return open_clip
+
+
+# ---- sources ----
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_the_authors_file_needs_no_configuration(suffix, tmp_path):
+    model, path = make(proxies=3, frames=5), tmp_path / f"pretrain_clipvip.{suffix}"
+    (torch.save if suffix == "pt" else save_file)(released(model), path)
+    loaded, report = load_clip_vip(path)
+    assert (loaded.config.proxies, loaded.config.temporal_size) == (3, 5) and not loaded.training
+    assert set(report.dropped) == {f"{t}_model.embeddings.position_ids" for t in ("text", "vision")}
+    assert not report.added and not report.changed and len(report.loaded) == len(model.state_dict())
+    same(loaded, model)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_our_own_folder(attention, tmp_path):
+    model = make(attention=attention)
+    model.save_pretrained(tmp_path)
+    loaded, report = load_clip_vip(tmp_path, attention=attention)
+    assert not (report.added or report.dropped or report.changed)
+    same(loaded, model)
+
+
+@pytest.mark.parametrize("shards", [False, True])
+def test_a_huggingface_clip_folder(shards, tmp_path):
+    torch.manual_seed(1)
+    sizes = make(attention="mean_pool").config.to_dict()
+    clip = CLIPModel(
+        CLIPConfig(text_config=sizes["text_config"], vision_config=sizes["vision_config"], projection_dim=64)
+    )
+    clip.eval().save_pretrained(tmp_path, **({"max_shard_size": "100KB"} if shards else {}))
+    assert (tmp_path / "model.safetensors.index.json").is_file() == shards
+    loaded, report = load_clip_vip(tmp_path, proxies=1, frames=6)
+    assert list(report.added) == ADDED[1:] and "zero" in str(report)
+    frames = X[:, :1]
+    theirs = F.normalize(clip.get_image_features(frames[:, 0]).pooler_output, dim=-1)
+    torch.testing.assert_close(loaded.encode_video(frames), theirs)
+
+
+@pytest.mark.parametrize("quick_gelu", [True, False])
+def test_open_clip_gives_the_same_features(open_clip, quick_gelu):
+    torch.manual_seed(2)
+    theirs = open_clip.model.CLIP(
+        embed_dim=48,
+        vision_cfg={"image_size": 32, "layers": 2, "width": 64, "head_width": 16, "patch_size": 8},
+        text_cfg={"context_length": 12, "vocab_size": 40, "width": 32, "heads": 4, "layers": 3},
+        quick_gelu=quick_gelu,
+    ).eval()
+    config, state = from_open_clip(theirs)
+    config.attention = "mean_pool"
+    assert config.vision_config.hidden_act == ("quick_gelu" if quick_gelu else "gelu")
+    ours = build(config)
+    report = load_weights(ours, state)
+    assert not report.added and not report.dropped
+    x, ids = torch.randn(2, 1, 3, 32, 32), torch.nn.functional.pad(IDS, (0, 6))
+    torch.testing.assert_close(ours.encode_video(x), F.normalize(theirs.encode_image(x[:, 0]), dim=-1))
+    torch.testing.assert_close(ours.encode_text(ids), F.normalize(theirs.encode_text(ids), dim=-1))
+
+
+def test_open_clip_by_name_and_file(open_clip, tmp_path, caplog):
+    torch.manual_seed(3)
+    theirs = open_clip.create_model("ViT-S-32-alt").eval()
+    torch.save(theirs.state_dict(), tmp_path / "weights.pt")
+    ours, report = load_clip_vip(
+        "ViT-S-32-alt", attention="mean_pool", pretrained_tag=tmp_path / "weights.pt"
+    )
+    assert not report.added and not report.dropped
+    x = torch.randn(1, 1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode_video(x), F.normalize(theirs.encode_image(x[:, 0]), dim=-1))
+    with pytest.raises(ClipVipError, match=r"weights.pt does not fit open_clip model ViT-S-32 "):
+        load_clip_vip("ViT-S-32", pretrained_tag=tmp_path / "weights.pt")
+
+
+def test_open_clips_b32_at_full_size(open_clip, caplog):
+    torch.manual_seed(3)
+    theirs = open_clip.create_model("ViT-B-32").eval()
+    config, state = from_open_clip(theirs)
+    ours = build(config)
+    assert list(load_weights(ours, state, allow_added=True, own=True).added) == ADDED
+    ours = adapt(ours, attention="mean_pool")
+    x, ids = torch.randn(1, 1, 3, 224, 224), open_clip.tokenize(["a red circle grows"])
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode_video(x), F.normalize(theirs.encode_image(x[:, 0]), dim=-1))
+        torch.testing.assert_close(ours.encode_text(ids), F.normalize(theirs.encode_text(ids), dim=-1))
+
+
+# ---- another attention ----
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_adapt_keeps_clip_and_adds_by_the_seed(attention):
+    clip = make(attention="mean_pool")
+    a, b, other = (adapt(clip, attention=attention, proxies=3, frames=5, seed=s) for s in (1, 1, 2))
+    for name, value in clip.state_dict().items():
+        assert torch.equal(a.state_dict()[name], value)
+        assert a.state_dict()[name].data_ptr() != value.data_ptr()
+    assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    if attention in ("proxy", "full"):
+        embeddings = a.vision_model.embeddings
+        assert (
+            embeddings.added_cls.shape == (2, 64) and 0.7 < float(embeddings.added_cls.detach().std()) < 1.3
+        )
+        assert embeddings.temporal_embedding.abs().sum() == 0
+        assert not torch.equal(embeddings.added_cls, other.vision_model.embeddings.added_cls)
+    assert torch.isfinite(a.encode_video(X)).all()
+
+
+def test_adapt_starts_sequential_from_the_text_tower():
+    clip = make(attention="mean_pool")
+    start = adapt(clip, attention="sequential", frames=5).frame_transformer
+    assert torch.equal(start.positions, clip.text_model.embeddings.position_embedding.weight[:5])
+    ours, theirs = start.encoder.layers[1].state_dict(), clip.text_model.encoder.layers[1].state_dict()
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+    narrow = adapt(make(attention="mean_pool", embed_dim=32), attention="sequential", frames=5)
+    assert torch.isfinite(narrow.encode_video(X)).all()
+
+
+def test_adapt_leaves_the_random_state_alone():
+    clip = make(attention="mean_pool")
+    torch.manual_seed(5)
+    adapt(clip, attention="proxy", seed=9)
+    after = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(after, torch.rand(1))
+
+
+def test_a_proxy_checkpoint_as_mean_pool_reports_what_it_drops(tmp_path):
+    make().save_pretrained(tmp_path)
+    _, report = load_clip_vip(tmp_path, attention="mean_pool")
+    assert sorted(report.dropped) == ADDED and "no such weight" in str(report)
+
+
+# ---- strictness ----
+
+
+def edited(edit):
+    state = released(make())
+    edit(state)
+    return state
+
+
+def rename(state, old, new):
+    state[f"clipmodel.{new}"] = state.pop(f"clipmodel.{old}")
+
+
+SCALE, PROJECTION = "clipmodel.logit_scale", "clipmodel.visual_projection.weight"
+PARTS = [
+    (lambda s: s.pop(SCALE), r"1 missing: logit_scale"),
+    (lambda s: s.pop("clipmodel." + ADDED[0]), r"1 missing: vision_model.embeddings.added_cls"),
+    (lambda s: s.update({"clipmodel.head.bias": torch.ones(1)}), r"1 left over: head.bias"),
+    (
+        lambda s: rename(s, "text_projection.weight", "text_projectoin.weight"),
+        r"left over: text_projectoin.weight \(nearest: text_projection.weight\)",
+    ),
+    (
+        lambda s: s.update({PROJECTION: torch.ones(64, 32)}),
+        r"visual_projection.weight \[64, 32\] instead of \[64, 64\]",
+    ),
+    (
+        lambda s: s[PROJECTION].view(-1)[3:4].fill_(float("nan")),
+        r"not finite in 1 weights \(visual_projection",
+    ),
+    (lambda s: s[PROJECTION].view(-1)[3:4].fill_(float("inf")), r"not finite"),
+    (lambda s: s.update({"module.x": torch.ones(1)}), r"DistributedDataParallel"),
+    (lambda s: s.update({"clip.visual.proj": torch.ones(1)}), r"CLIP4Clip"),
+    (lambda s: s.update({"visual.proj": torch.ones(1)}), r"open_clip or OpenAI state dict"),
+]
+
+
+@pytest.mark.parametrize(("edit", "message"), PARTS, ids=[m for _, m in PARTS])
+def test_strict_and_nothing_half_loaded(edit, message):
+    model = make()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ClipVipError, match=message) as caught:
+        load_weights(model, edited(edit))
+    assert ("\n" not in str(caught.value) and "nothing was loaded" in str(caught.value)) or "expected" in str(
+        caught.value
+    )
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_added_weights_may_be_missing_only_when_allowed():
+    state = {k: v for k, v in make().state_dict().items() if not is_added(k)}
+    with pytest.raises(ClipVipError, match="2 missing"):
+        load_weights(make(), state)
+    assert list(load_weights(make(), state, allow_added=True).added) == ADDED
+    half = make().state_dict()
+    del half[ADDED[0]]
+    with pytest.raises(ClipVipError, match=r"1 missing: vision_model.embeddings.added_cls"):
+        load_weights(make(), half, allow_added=True)
+
+
+def test_other_numbers_of_frames_and_patches_are_interpolated_only_when_asked():
+    state = make(frames=6, image_size=32).state_dict()
+    with pytest.raises(ClipVipError, match=r"2 of another shape.*interpolate=True"):
+        load_weights(make(frames=3), state)
+    model = make(frames=3)
+    report = load_weights(model, state, interpolate=True)
+    assert set(report.changed) == {ADDED[1], "vision_model.embeddings.position_embedding.weight"}
+    old, new = (s["vision_model.embeddings.position_embedding.weight"] for s in (state, model.state_dict()))
+    assert torch.equal(new[0], old[0]) and new.shape == (5, 64)
+    pairs = state[ADDED[1]].view(1, 3, 2, 64).mean(2)
+    torch.testing.assert_close(model.state_dict()[ADDED[1]], pairs)
+
+
+def test_half_precision_is_widened_and_said():
+    model = make()
+    half = {k: v.half() for k, v in make().state_dict().items()}
+    report = load_weights(model, half)
+    assert report.changed["logit_scale"] == "float16 to float32"
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+def test_another_model_of_b16_into_b32(tmp_path):
+    save_file(released(make(patch_size=4)), tmp_path / "b16.safetensors")
+    with pytest.raises(
+        ClipVipError, match=r"2 of another shape: .*patch_embedding.weight \[64, 3, 4, 4\] instead of"
+    ):
+        load_clip_vip(tmp_path / "b16.safetensors", config=make().config)
+
+
+# ---- files that are something else ----
+
+
+class Bomb:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        import pathlib
+
+        return pathlib.Path.touch, (self.path,)
+
+
+def test_a_pickle_that_would_run_code_does_not(tmp_path):
+    for name, save in (
+        ("zip.pt", torch.save),
+        ("bare.pt", lambda value, path: path.write_bytes(pickle.dumps(value))),
+    ):
+        save({"clipmodel.logit_scale": Bomb(tmp_path / "exploded")}, tmp_path / name)
+        with pytest.raises(ClipVipError, match="would run code, and were not run"):
+            load_clip_vip(tmp_path / name)
+    assert not (tmp_path / "exploded").exists()
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 600000000\n"
+FILES = {
+    "empty.pt": (b"", "is empty"),
+    "pointer.pt": (LFS, "git-LFS pointer"),
+    "pointer.safetensors": (LFS, "git-LFS pointer"),
+    "page.pt": (b"\n<!DOCTYPE html><html><body>Sign in", "web page"),
+    "noise.pt": (bytes(range(256)) * 4, "expected tensors only"),
+    "text.pt": (b"hello there", "no file of weights"),
+    "list.pt": (None, "expected a state dict of named tensors, got list"),
+    "steps.pt": (None, "a dict with step: int"),
+    "other.pt": (None, "expected the weights of a CLIP-ViP, .*patch_embedding.weight"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_something_else_is_named(name, tmp_path):
+    content, message = FILES[name]
+    path = tmp_path / name
+    values = {"list.pt": [torch.ones(1)], "steps.pt": {"step": 3}, "other.pt": {"fc.weight": torch.ones(1)}}
+    path.write_bytes(content) if content is not None else torch.save(values[name], path)
+    with pytest.raises(ClipVipError, match=message) as caught:
+        load_clip_vip(path)
+    assert "\n" not in str(caught.value) and name in str(caught.value)
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+@pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
+def test_a_file_cut_short_is_named(suffix, keep, tmp_path):
+    path = tmp_path / f"cut.{suffix}"
+    (torch.save if suffix == "pt" else save_file)(released(make()), path)
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * keep)])
+    with pytest.raises(ClipVipError, match="damaged") as caught:
+        load_clip_vip(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_source_that_is_nothing(open_clip, tmp_path):
+    with pytest.raises(
+        ClipVipError, match=r"no folder, file or open_clip model 'ViT-B-33'.*did you mean 'ViT-B-32'"
+    ):
+        load_clip_vip("ViT-B-33")
+    with pytest.raises(
+        ClipVipError, match=r"expected pretrained_tag, its weights; tags: .*laion2b_s34b_b79k"
+    ):
+        load_clip_vip("ViT-B-32")
+    with pytest.raises(ClipVipError, match=r"config.json"):
+        load_clip_vip(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ClipVipError, match=r"expected model.safetensors or pytorch_model.bin"):
+        load_clip_vip(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    save_file(released(make()), tmp_path / "model.safetensors")
+    with pytest.raises(ClipVipError, match=r"of type clip or clip_vip, its config.json says 'bert'"):
+        load_clip_vip(tmp_path)
+
+
+def test_open_clip_models_of_another_kind_are_refused(open_clip):
+    resnet = open_clip.model.CLIP(
+        embed_dim=8,
+        vision_cfg={"image_size": 32, "layers": [1, 1, 1, 1], "width": 8, "patch_size": None},
+        text_cfg={"context_length": 8, "vocab_size": 40, "width": 16, "heads": 2, "layers": 1},
+    )
+    with pytest.raises(ClipVipError, match=r"two plain ViT towers.*ModifiedResNet"):
+        from_open_clip(resnet)
+
+
+def test_the_report_reads_well():
+    report = LoadReport("x.pt", ["a"], {"b": "zero"}, {"c": "a constant"}, {"d": "float16 to float32"})
+    assert str(report).splitlines() == [
+        "x.pt: 1 weights loaded",
+        "  added b: zero",
+        "  dropped c: a constant",
+        "  changed d: float16 to float32",
+    ]

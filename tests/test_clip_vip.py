@@ -1,0 +1,321 @@
+"""CLIP-ViP is CLIP where it must be: against transformers' CLIP, slow passes, and properties of the
+features."""
+
+import copy
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.checkpoints import adapt
+from clipvip_lib.models.clip_vip import ATTENTIONS, ClipViP, ClipViPConfig, last_layer_of_token_0
+
+SMALL = {
+    "width": 32,
+    "layers": 2,
+    "heads": 4,
+    "image_size": 16,
+    "patch_size": 8,
+    "vocab_size": 40,
+    "context_length": 12,
+    "embed_dim": 16,
+}
+
+
+def make(seed=0, shake=True, dtype=torch.float64, **changes):
+    """A small model; shaken, so that no embedding is zero and no two proxies are alike."""
+    torch.manual_seed(seed)
+    model = ClipViP(ClipViPConfig.small(**(SMALL | changes))).to(dtype).eval()
+    if shake:
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def clips(B=2, N=4, size=16, seed=1):
+    return torch.randn(
+        B, N, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
+    )
+
+
+IDS = torch.tensor([[38, 3, 7, 9, 39, 0], [38, 5, 39, 0, 0, 0]])
+MASK = (torch.arange(6) < torch.tensor([[5], [3]])).long()
+
+
+def huggingface_clip(model):
+    """transformers' own CLIP with the same weights, its own (sdpa) attention."""
+    own = {"added_cls", "temporal_embedding", "frame_transformer"}
+    fields = model.config.to_dict()
+    config = CLIPConfig(**{k: fields[k] for k in ("text_config", "vision_config", "projection_dim")})
+    clip = CLIPModel(config).double().eval()
+    weights = {k: v for k, v in model.state_dict().items() if not own & set(k.split("."))}
+    assert not clip.load_state_dict(weights, strict=True).missing_keys
+    return clip
+
+
+def normalised(output):
+    return F.normalize(output.pooler_output, dim=-1)
+
+
+def test_text_equals_huggingface():
+    model = make()
+    torch.testing.assert_close(
+        model.encode_text(IDS, MASK), normalised(huggingface_clip(model).get_text_features(IDS, MASK))
+    )
+
+
+def test_one_proxy_and_one_frame_equals_huggingface():
+    model = make(proxies=1)
+    with torch.no_grad():
+        model.vision_model.embeddings.temporal_embedding.zero_()
+    x = clips(N=1)
+    torch.testing.assert_close(
+        model.encode_video(x), normalised(huggingface_clip(model).get_image_features(x[:, 0]))
+    )
+
+
+def test_mean_pool_is_huggingface_frame_by_frame_then_averaged():
+    model = make(attention="mean_pool")
+    x = clips(B=3, N=5)
+    clip = huggingface_clip(model)
+    frames = torch.stack([normalised(clip.get_image_features(x[:, n])) for n in range(5)])
+    torch.testing.assert_close(model.encode_video(x), F.normalize(frames.mean(0), dim=-1))
+
+
+def test_sequential_is_clip4clips():
+    model = make(attention="sequential")
+    x = clips(B=2, N=3)
+    clip = huggingface_clip(model)
+    frames = torch.stack([clip.get_image_features(x[:, n]).pooler_output for n in range(3)], dim=1)
+    hidden = frames + model.frame_transformer.positions[:3]
+    for layer in model.frame_transformer.encoder.layers:
+        normed, attention = layer.layer_norm1(hidden), layer.self_attn
+        q, k, v = (
+            p(normed).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+            for p in (attention.q_proj, attention.k_proj, attention.v_proj)
+        )
+        seen = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
+        hidden = hidden + attention.out_proj(seen.transpose(1, 2).flatten(2))
+        hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
+    expected = F.normalize(F.normalize(frames + hidden, dim=-1).mean(1), dim=-1)
+    torch.testing.assert_close(model.encode_video(x), expected)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_last_layers_shortcut_is_exact(attention):
+    model, x = make(attention=attention), clips()
+    states = model.vision_model.post_layernorm(model.video_states(x)[:, 0])
+    features = model.visual_projection(states)
+    joint = attention in ("proxy", "full")
+    slow = F.normalize(features, dim=-1) if joint else model._mean_of_frames(features.unflatten(0, (2, 4)))
+    fast = model.encode_video(x)
+    torch.testing.assert_close(fast, slow)
+    vision = list(model.vision_model.parameters())
+    weight = torch.randn_like(fast)
+    for a, b in zip(
+        torch.autograd.grad((fast * weight).sum(), vision),
+        torch.autograd.grad((slow * weight).sum(), vision),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+
+
+def test_the_last_layer_is_a_layer():
+    model = make()
+    layer, hidden = model.vision_model.encoder.layers[0], torch.randn(2, 9, 32, dtype=torch.float64)
+    torch.testing.assert_close(last_layer_of_token_0(layer, hidden), layer(hidden, None)[:, 0])
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@settings(max_examples=6, deadline=None)
+@given(B=st.integers(1, 4), N=st.integers(1, 4), M=st.integers(1, 3))
+def test_a_clip_does_not_depend_on_its_batch(attention, B, N, M):
+    model, x = make(attention=attention, proxies=M), clips(B, N)
+    alone = torch.cat([model.encode_video(clip[None]) for clip in x])
+    torch.testing.assert_close(model.encode_video(x), alone)
+    torch.testing.assert_close(alone.norm(dim=-1), torch.ones(B, dtype=torch.float64))
+
+
+def test_a_text_does_not_depend_on_its_padding():
+    model = make()
+    short = model.encode_text(IDS[1:, :3])
+    torch.testing.assert_close(model.encode_text(IDS, MASK)[1:], short)
+    other = IDS.masked_fill(MASK == 0, 39)  # Hugging Face pads with the end of text
+    torch.testing.assert_close(model.encode_text(other)[1:], short)
+    torch.testing.assert_close(model.encode_text(other, MASK)[1:], short)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_order_of_frames_enters_through_the_temporal_embedding_only(attention):
+    model, x = make(attention=attention), clips()
+    order = [2, 0, 3, 1]
+    if attention == "mean_pool":
+        torch.testing.assert_close(model.encode_video(x[:, order]), model.encode_video(x))
+        return
+    assert (model.encode_video(x[:, order]) - model.encode_video(x)).abs().max() > 1e-4
+    table = (
+        model.frame_transformer.positions[:, None].transpose(0, 1)
+        if attention == "sequential"
+        else model.vision_model.embeddings.temporal_embedding
+    )
+    before = model.encode_video(x)
+    with torch.no_grad():
+        table.copy_(table[:, order].clone())
+    torch.testing.assert_close(model.encode_video(x[:, order]), before)
+
+
+def test_the_temporal_embedding_is_interpolated_to_other_numbers_of_frames():
+    embeddings = make(frames=4).vision_model.embeddings
+    table = embeddings.temporal_embedding[0]
+    torch.testing.assert_close(embeddings.temporal(4)[:, 0], table)
+    torch.testing.assert_close(
+        embeddings.temporal(2)[:, 0], torch.stack([table[:2].mean(0), table[2:].mean(0)])
+    )
+    torch.testing.assert_close(embeddings.temporal(1)[0, 0], table[1:3].mean(0))
+    assert embeddings.temporal(9).shape == (9, 1, 32)
+
+
+def test_tokens_are_proxies_then_frames_row_by_row():
+    embeddings, x = make(proxies=2, frames=3).vision_model.embeddings, clips(B=1, N=3)
+    tokens, position = embeddings(x)[0], embeddings.position_embedding.weight
+    torch.testing.assert_close(tokens[0], embeddings.class_embedding + position[0])
+    torch.testing.assert_close(tokens[1], embeddings.added_cls[0] + position[0])
+    for n in range(3):
+        grid = embeddings.patch_embedding(x[0, n : n + 1])[0]  # the convolution that holds the weights
+        for p, (row, column) in enumerate([(0, 0), (0, 1), (1, 0), (1, 1)]):
+            expected = grid[:, row, column] + position[1 + p] + embeddings.temporal_embedding[0, n]
+            torch.testing.assert_close(tokens[2 + n * 4 + p], expected)
+
+
+def test_rectangular_frames():
+    config = ClipViPConfig.small(**SMALL)
+    config.vision_config.image_size = [16, 24]
+    model = ClipViP(config).double()
+    assert model.encode_video(torch.randn(1, 2, 3, 16, 24, dtype=torch.float64)).shape == (1, 16)
+    assert model.vision_model.embeddings.position_embedding.weight.shape == (7, 32)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_save_and_load_whole(attention, tmp_path):
+    model = make(attention=attention, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert (tmp_path / "config.json").stat().st_size < 2000
+    assert json.loads((tmp_path / "config.json").read_text())["attention"] == attention
+    x = clips().float()
+    for again in (ClipViP.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        assert type(again) is ClipViP
+        assert torch.equal(again.encode_video(x), model.encode_video(x))
+        assert torch.equal(again.encode_text(IDS, MASK), model.encode_text(IDS, MASK))
+    assert AutoConfig.from_pretrained(tmp_path).proxies == 4
+
+
+def test_from_pretrained_is_strict(tmp_path):
+    huggingface_clip(make()).save_pretrained(tmp_path)
+    with pytest.raises(ClipVipError, match=r"added_cls.*load_clip_vip"):
+        ClipViP.from_pretrained(tmp_path, config=ClipViPConfig.small(**SMALL))
+
+
+def test_transformers_forward_gives_its_contrastive_loss():
+    model, x = make(), clips()
+    out = model(input_ids=IDS, pixel_values=x, attention_mask=MASK, return_loss=True)
+    logits = model.logit_scale.exp() * model.encode_text(IDS, MASK) @ model.encode_video(x).T
+    expected = (F.cross_entropy(logits, torch.arange(2)) + F.cross_entropy(logits.T, torch.arange(2))) / 2
+    torch.testing.assert_close(out.loss, expected)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_the_same_seed_gives_the_same_model(attention):
+    a, b, other = (make(seed, shake=False, attention=attention).state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert any(not torch.equal(a[k], other[k]) for k in a)
+    assert all(torch.isfinite(value).all() for value in a.values())
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_bfloat16_autocast_stays_near_float32(attention):
+    model, x = make(attention=attention, shake=False, dtype=torch.float32), clips().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        video, text = model.encode_video(x), model.encode_text(IDS, MASK)
+    assert video.dtype == text.dtype == torch.float32
+    assert (1 - (video * model.encode_video(x)).sum(-1)).abs().max() < 1e-3
+    assert (1 - (text * model.encode_text(IDS, MASK)).sum(-1)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_every_parameter_learns_and_the_added_ones_are_listed(attention):
+    model = make(attention=attention)
+    (model.encode_video(clips()) @ model.encode_text(IDS, MASK).T * model.logit_scale)[0, 0].backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+    added = {id(p) for p in model.added_parameters()}
+    names = {
+        n.split(".")[0] if "frame_" in n else n.split(".")[-1]
+        for n, p in model.named_parameters()
+        if id(p) in added
+    }
+    assert (
+        names
+        == {
+            "proxy": {"added_cls", "temporal_embedding"},
+            "full": {"added_cls", "temporal_embedding"},
+            "mean_pool": set(),
+            "sequential": {"frame_transformer"},
+        }[attention]
+    )
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model, x = make().train(), clips()
+    plain = torch.autograd.grad(model.encode_video(x).sum(), model.visual_projection.weight)[0]
+    model.activation_checkpointing_enable()
+    again = torch.autograd.grad(model.encode_video(x).sum(), model.visual_projection.weight)[0]
+    torch.testing.assert_close(again, plain)
+
+
+def test_a_copy_is_a_model_of_its_own():
+    model = make()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.vision_model.embeddings.class_embedding.add_(1)
+    assert not torch.equal(model.encode_video(clips()), other.encode_video(clips()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attention": "proxi"}, "unknown attention 'proxi'.*did you mean 'proxy'"),
+        ({"proxies": 0}, "proxies expected a whole number from 1, got 0"),
+        ({"frames": 0}, "temporal_size expected a whole number from 1, got 0"),
+    ],
+)
+def test_a_bad_configuration_is_one_sentence(changes, message):
+    with pytest.raises(ClipVipError, match=message):
+        ClipViPConfig.small(**(SMALL | changes))
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda m: m.encode_video(torch.zeros(2, 3, 16, 16)), r"expected frames \[batch, frames, 3"),
+        (lambda m: m.encode_video(torch.zeros(2, 0, 3, 16, 16)), "one frame or more"),
+        (lambda m: m.encode_video(torch.zeros(2, 1, 3, 32, 32)), "expected frames of 16 pixels"),
+        (lambda m: m.encode_text(torch.zeros(2, 13, dtype=torch.long)), r"expected ids \[batch, 1 to 12\]"),
+        (lambda m: m.encode_text(torch.tensor([[1, 40]])), "expected ids from 0 to 39, got 1 to 40"),
+        (lambda m: m.set_attn_implementation("sdpa"), "attention is part of the model"),
+        (
+            lambda m: adapt(m, attention="sequential", frames=2).encode_video(torch.zeros(1, 3, 3, 16, 16)),
+            "at most 2 frames, got 3",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(act, message):
+    with pytest.raises(ClipVipError, match=message) as caught:
+        act(make(dtype=torch.float32))
+    assert "\n" not in str(caught.value)

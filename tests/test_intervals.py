@@ -1,0 +1,218 @@
+"""Intervals: scipy's own where there is one, coverage with a known effect, Holm, power."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.intervals import (
+    bootstrap_means,
+    crossed_error,
+    error_of_mean_squares,
+    expected_error,
+    from_interval,
+    holm,
+    mean_interval,
+    paired_difference,
+    pool_seeds,
+    power,
+    seeds_to_decide,
+)
+
+EFFECT = 0.05
+
+
+def hits(rng: np.random.Generator, seeds: int, queries: int, spread: float) -> tuple[np.ndarray, np.ndarray]:
+    """Hits (0 or 1) of two arms on the same queries, the first better by EFFECT; ``spread``: of seeds."""
+    query, gain = rng.uniform(-0.3, 0.3, queries), rng.uniform(-0.1, 0.1, queries)
+    seed = rng.uniform(-1, 1, (seeds, 1)) * np.sqrt(3) * spread
+    chance_a, chance_b = 0.40 + EFFECT + query + gain + seed, 0.40 + query
+    draws = rng.random((2, seeds, queries))
+    return (draws[0] < chance_a) * 1.0, (draws[1] < chance_b) * 1.0
+
+
+@pytest.mark.parametrize("queries", [300, 1000])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    ("by_seed", "by_query", "rest", "most"),
+    [
+        (0.05, 0.1, 0.3, 0.97),  # seeds differ most
+        (0.03, 0.3, 0.4, 0.97),  # seeds differ by 3 points, as they did in the first prototype
+        (0.005, 0.2, 0.4, 0.97),
+        (0.0, 0.5, 0.1, 0.97),  # queries alone differ
+        (0.0, 0.0, 0.5, 0.975),  # nothing but noise: a variance floored at 0 errs on the wide side
+    ],
+)
+def test_coverage_of_the_width_is_95_per_cent(seeds, queries, by_seed, by_query, rest, most):
+    """20,000 studies with a known effect, drawn as their mean squares (chi-square) and mean (normal)."""
+    rng, runs = np.random.default_rng(5), 20_000
+    freedoms = (seeds - 1, queries - 1, (seeds - 1) * (queries - 1))
+    expected = (queries * by_seed**2 + rest**2, seeds * by_query**2 + rest**2, rest**2)
+    squares = [e * rng.chisquare(f, runs) / f for e, f in zip(expected, freedoms, strict=True)]
+    true_error = np.sqrt((expected[0] + expected[1] - expected[2]) / (seeds * queries))
+    error, freedom = error_of_mean_squares(*squares, seeds, queries)
+    covered = np.abs(rng.normal(0, true_error, runs)) <= stats.t.ppf(0.975, freedom) * error
+    least = 0.93 if seeds >= 5 else 0.92  # three seeds tell little about how much seeds differ
+    assert least <= covered.mean() <= most
+
+
+@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.03), (5, 0.03)])
+def test_coverage_on_hits_is_95_per_cent(seeds, spread):
+    """The whole procedure, bootstrap included, on hits of 0 and 1."""
+    rng = np.random.default_rng(11)
+    runs, covered = 500, 0
+    for _ in range(runs):
+        _, low, high = paired_difference(*hits(rng, seeds, 300, spread), resamples=200)
+        covered += low <= EFFECT <= high
+    assert 0.93 <= covered / runs <= 0.97
+
+
+def test_a_plain_percentile_bootstrap_misses_the_effect_too_often_with_few_seeds():
+    """Why the width does not come from the draws."""
+    rng = np.random.default_rng(11)
+    runs, plain, ours = 150, 0, 0
+    for _ in range(runs):
+        a, b = hits(rng, 3, 300, 0.1)
+        low, high = np.quantile(bootstrap_means(a - b, 200, 0), (0.025, 0.975))
+        plain += low <= EFFECT <= high
+        _, low, high = paired_difference(a, b, resamples=200)
+        ours += low <= EFFECT <= high
+    assert plain / runs < 0.88 < 0.92 < ours / runs
+
+
+def test_power_is_what_simulation_finds():
+    rng = np.random.default_rng(4)
+    components = (0.02**2, 0.1**2, 0.4**2)
+    found = 0
+    for _ in range(400):
+        noise = [s * rng.standard_normal(n) for s, n in ((0.02, (5, 1)), (0.1, (1, 300)), (0.4, (5, 300)))]
+        found += paired_difference(EFFECT + sum(noise), resamples=100).low > 0
+    predicted = power(EFFECT, components, seeds=5, queries=300)
+    assert 0.3 < predicted < 0.99  # a regime in which the comparison can fail
+    assert found / 400 == pytest.approx(predicted, abs=0.06)
+
+
+def test_one_seed_agrees_with_scipys_bootstrap_and_says_what_it_covers():
+    rng = np.random.default_rng(0)
+    a, b = hits(rng, 1, 800, 0.0)
+    ours = paired_difference(a[0], b[0], resamples=4000)
+    effect, low, high = mean_interval((a - b)[0], resamples=4000)
+    assert ours.effect == pytest.approx(effect)
+    assert (ours.low, ours.high) == pytest.approx((low, high), abs=0.003)
+    assert ours.basis == "queries only (one seed)" and ours.seeds == 1 and ours.queries == 800
+
+
+def test_without_spread_between_queries_it_is_the_t_interval_over_seeds():
+    means = np.array([0.1, 0.3, 0.2, 0.25, 0.05])
+    table = np.repeat(means[:, None], 400, axis=1)
+    error, freedom, components = crossed_error(table)
+    assert (error, freedom) == pytest.approx((stats.sem(means), 4))
+    assert components == pytest.approx((means.var(ddof=1), 0, 0))
+
+
+def test_the_bootstrap_draws_both_seeds_and_queries():
+    rows, columns = np.array([0.0, 1.0, 3.0, 0.5]), np.random.default_rng(0).exponential(1, 50)
+    by_seed = bootstrap_means(np.repeat(rows[:, None], 50, axis=1), 4000, 0)
+    by_query = bootstrap_means(np.repeat(columns[None], 4, axis=0), 4000, 0)
+    assert by_seed.std() == pytest.approx(rows.std() / 2, rel=0.05)
+    assert by_query.std() == pytest.approx(columns.std() / np.sqrt(50), rel=0.05)
+    assert (by_seed.mean(), by_query.mean()) == pytest.approx((rows.mean(), columns.mean()), rel=0.03)
+    skewed = paired_difference(np.repeat(columns[None], 4, axis=0))
+    assert skewed.above > skewed.below  # a long tail upwards makes the interval longer there
+
+
+def test_components_are_found_again():
+    rng = np.random.default_rng(0)
+    table = sum(s * rng.standard_normal(n) for s, n in ((0.5, (40, 1)), (0.3, (1, 900)), (0.7, (40, 900))))
+    _, _, components = crossed_error(table)
+    assert np.sqrt(components) == pytest.approx((0.5, 0.3, 0.7), rel=0.25)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), seeds=st.integers(1, 6), shift=st.floats(-0.2, 0.2))
+def test_p_value_and_interval_are_one(seed, seeds, shift):
+    table = np.random.default_rng(seed).normal(shift, 1, (seeds, 60))
+    d = paired_difference(table, resamples=100)
+    touching = d.interval(1 - d.p_value)
+    assert min(abs(end) for end in touching) == pytest.approx(0, abs=1e-9)
+    assert (d.p_value < 0.05) == (not d.low <= 0 <= d.high)
+    flipped = paired_difference(-table, resamples=100)
+    assert (flipped.low, flipped.high) == pytest.approx((-d.high, -d.low))
+
+
+def test_the_same_seed_gives_the_same_interval():
+    a, b = hits(np.random.default_rng(1), 3, 100, 0.02)
+    assert paired_difference(a, b, seed=3) == paired_difference(a, b, seed=3)
+    assert paired_difference(a, b, seed=3) != paired_difference(a, b, seed=4)
+
+
+def test_arms_that_do_not_differ():
+    d = paired_difference(np.ones((3, 50)), np.ones((3, 50)))
+    assert tuple(d) == (0, 0, 0) and d.p_value == 1
+    always = paired_difference(np.ones((3, 50)), np.zeros((3, 50)))
+    assert tuple(always) == (1, 1, 1) and always.p_value == 0
+
+
+def test_holm_on_known_values():
+    # by hand: 0.01 x 4; 0.013 x 3 is less, so 0.04 stays; 0.029 x 2; 0.04 x 1 is less, so 0.058 stays
+    assert holm([0.04, 0.013, 0.01, 0.029]) == pytest.approx([0.058, 0.04, 0.04, 0.058])
+    assert holm([0.6, 0.5]).tolist() == [1, 1]
+    assert holm([0.03]).tolist() == [0.03]
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_as_the_step_down_rule_does(p_values):
+    rejected, m = set(), len(p_values)
+    for step, place in enumerate(sorted(range(m), key=lambda i: p_values[i])):
+        if p_values[place] * (m - step) > 0.05:
+            break
+        rejected.add(place)
+    assert {i for i, p in enumerate(holm(p_values)) if p <= 0.05} == rejected
+
+
+def test_from_interval_gives_it_back():
+    d = from_interval(0.3, 0.1, 0.6)
+    assert tuple(d) == pytest.approx((0.3, 0.1, 0.6))
+    assert 0 < d.p_value < 0.01
+    with pytest.raises(ClipVipError, match="low <= effect <= high"):
+        from_interval(0.3, 0.4, 0.5)
+
+
+def test_pooling_seeds_adds_their_spread():
+    alike = pool_seeds([from_interval(0.3, 0.2, 0.4)] * 3)
+    assert tuple(alike) == pytest.approx((0.3, 0.2, 0.4)) and alike.seeds == 3
+    apart = pool_seeds([from_interval(e, e - 0.1, e + 0.1) for e in (0.1, 0.3, 0.5)])
+    assert apart.effect == pytest.approx(0.3) and apart.low < 0.1 and apart.high > 0.5
+    with pytest.raises(ClipVipError, match="run one seed"):
+        pool_seeds([])
+
+
+def test_seeds_to_decide():
+    rng = np.random.default_rng(2)
+    a, b = hits(rng, 3, 400, 0.08)
+    d = paired_difference(a, b)
+    assert d.low < 0 < d.high
+    needed = seeds_to_decide(d)
+    assert needed > 3
+    for seeds, decided in ((needed, True), (needed - 1, False)):
+        error, freedom = expected_error(d.components, seeds, d.queries)
+        assert (stats.t(freedom).ppf(0.975) * error < abs(d.effect)) == decided
+    assert seeds_to_decide(d, most=3) is None
+    with pytest.raises(ClipVipError, match="2 seeds"):
+        seeds_to_decide(paired_difference(a[0], b[0]))
+
+
+def test_bad_input_is_named():
+    cases = [
+        (lambda: paired_difference(np.ones((2, 5)), np.ones((3, 5))), "one shape"),
+        (lambda: paired_difference(np.ones((2, 1)), np.ones((2, 1))), "two queries"),
+        (lambda: paired_difference(np.array([[1, np.nan]])), "finite"),
+        (lambda: mean_interval(np.ones(1)), "two queries"),
+    ]
+    for call, words in cases:
+        with pytest.raises(ClipVipError, match=words):
+            call()

@@ -1,0 +1,121 @@
+"""Imports run one way, and importing the library touches no network and no GPU."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import clipvip_lib
+from clipvip_lib.study.code_version import imported_modules
+
+PACKAGE = Path(clipvip_lib.__file__).parent
+# A module may import from its own layer and from those before it.
+LAYERS = (
+    ("clipvip_lib.errors", "clipvip_lib.files", "clipvip_lib.progress", "clipvip_lib.profiles"),
+    ("clipvip_lib.data", "clipvip_lib.models", "clipvip_lib.losses", "clipvip_lib.intervals"),
+    ("clipvip_lib.captioning", "clipvip_lib.training", "clipvip_lib.retrieval", "clipvip_lib.language_gap"),
+    ("clipvip_lib.claims", "clipvip_lib.paper"),
+    ("clipvip_lib.study",),
+    ("clipvip_lib.cli",),
+)
+ATTIC_ONLY = {
+    "matplotlib",
+    "pandas",
+    "IPython",
+    "papermill",
+    "nbconvert",
+    "nbformat",
+    "nbclient",
+    "jupyterlab",
+}
+MODULES = sorted(
+    ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+    for file in PACKAGE.rglob("*.py")
+)
+
+
+def layer(module: str) -> int | None:
+    for i, names in enumerate(LAYERS):
+        if any(module == name or module.startswith(name + ".") for name in names):
+            return i
+    return None
+
+
+def tree(module: str) -> ast.Module:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def others(module: str) -> set[str]:
+    """Top-level packages of other projects that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_run_one_way(module):
+    if module == "clipvip_lib":
+        assert not imported_modules(tree(module))
+        return
+    own = layer(module)
+    assert own is not None, f"{module} has no layer: give it a place in LAYERS"
+    package = module if (PACKAGE.parent / Path(*module.split("."))).is_dir() else module.rpartition(".")[0]
+    above = {
+        name
+        for name in imported_modules(tree(module), package)
+        if name != "clipvip_lib" and layer(name) > own
+    }
+    assert not above, f"{module} imports {above}, which rest on it"
+
+
+@pytest.mark.parametrize(
+    "module", [m for m in MODULES if not m.startswith(("clipvip_lib.study", "clipvip_lib.cli"))]
+)
+def test_the_science_never_imports_the_attic_or_its_libraries(module):
+    assert not others(module) & ATTIC_ONLY
+
+
+def test_the_check_can_fail():
+    assert layer("clipvip_lib.study.workers") > layer("clipvip_lib.data.video")
+    assert imported_modules(ast.parse("def f():\n    from clipvip_lib.study import notebook")) == {
+        "clipvip_lib.study.notebook"
+    }
+
+
+def loaded_after(statement: str) -> set[str]:
+    """Modules in a fresh interpreter after a statement, which fails if it opens a connection."""
+    code = f"""
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise SystemExit(f"network: {{event}} {{arguments}}")
+sys.addaudithook(watch)
+{statement}
+print(" ".join(sorted(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_library_is_light_and_offline():
+    loaded = loaded_after("import clipvip_lib")
+    assert not loaded & {"torch", "transformers", "numpy", "decord", "av", *ATTIC_ONLY}
+
+
+def test_the_command_line_and_the_pipeline_import_nothing_heavy():
+    loaded = loaded_after("import clipvip_lib.cli, clipvip_lib.study.pipeline, clipvip_lib.study.notebook")
+    assert not loaded & {"torch", "transformers", "decord", *ATTIC_ONLY}
+
+
+def test_models_touch_neither_network_nor_gpu_when_imported():
+    statement = "import clipvip_lib.models.proxy_attention, torch; assert not torch.cuda.is_initialized()"
+    assert "torch" in loaded_after(statement)

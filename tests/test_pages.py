@@ -1,0 +1,194 @@
+"""Pages: one file, readable offline, light and dark, alt text kept, code folded."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.study import figures, pages, tables
+
+VOID = {"meta", "img", "br", "hr", "link", "input", "col", "wbr", "source"}
+
+
+class Checker(HTMLParser):
+    """Collects what a page refers to, and fails on tags that do not nest."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.open, self.images, self.links, self.tags, self.texts = [], [], [], [], []
+        self.feed(page)
+        assert self.open == []
+
+    def handle_startendtag(self, tag, attributes):
+        assert tag in VOID, tag
+        self.handle_starttag(tag, attributes)
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        if tag == "img":
+            self.images.append(attributes)
+        if tag == "a":
+            self.links.append(attributes.get("href", ""))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def book() -> nbformat.NotebookNode:
+    """An executed notebook with every kind of output."""
+    import matplotlib
+    from matplotlib import pyplot as plt
+
+    with matplotlib.rc_context():
+        matplotlib.use("agg")
+        figures.use_style()
+        fig, axes = plt.subplots()
+        axes.plot([1, 2], [3, 4])
+        figure = figures.figure_html(fig, "Lines rise", "n = 2", "a rising line")
+    wide = pd.DataFrame({f"column {i}": [i] for i in range(30)})
+    png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    v4 = nbformat.v4
+
+    def shows(**data):
+        return v4.new_output("display_data", data={k.replace("_", "/"): v for k, v in data.items()})
+
+    outputs = [
+        shows(text_html=figure),
+        shows(text_html=tables.table_html(wide, "A wide table")),
+        v4.new_output("stream", name="stdout", text="10/20, 3 s left\n"),
+        v4.new_output("stream", name="stderr", text="a warning\n"),
+        v4.new_output("display_data", data={"image/png": png}, metadata={"alt": "a dot"}),
+        shows(text_plain="<b>not bold</b>"),
+        shows(application_javascript="alert(1)"),
+        v4.new_output(
+            "error", ename="ValueError", evalue="bad", traceback=["\x1b[31mValueError\x1b[0m: <bad>"]
+        ),
+    ]
+    text = "# Do proxies win & how?\n\nThe paper says *yes*, p < 0.05.\n\n"
+    text += "| a | b |\n|---|--:|\n| 1 | 2 |\n\n## Part"
+    code = v4.new_code_cell("def f(x):\n    return x < 1  # less", outputs=outputs, execution_count=1)
+    return v4.new_notebook(cells=[v4.new_markdown_cell(text), code])
+
+
+@pytest.fixture(scope="module")
+def page() -> str:
+    made = pages.page_html(book(), "04_video_proxy")
+    return pages.with_navigation(
+        made, ["03_x", "04_video_proxy", "05_y"], ["03_x", "04_video_proxy"], "04_video_proxy"
+    )
+
+
+def test_the_page_nests_and_fetches_nothing(page):
+    found = Checker(page)
+    assert not [tag for tag, _ in found.tags if tag in ("script", "link", "iframe", "object")]
+    assert all(image["src"].startswith("data:") for image in found.images)
+    assert not re.search(r"@import|url\((?!#|%23)|https?://[^\s\"'<]*\.(?:js|css|woff2?)", page)
+    assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
+    assert set(found.links) == {"#content", "index.html", "03_x.html", "results/04_video_proxy.json"}
+
+
+def test_every_image_has_its_alt_text(page):
+    assert [image["alt"] for image in Checker(page).images] == ["a rising line", "a dot"]
+
+
+def test_light_and_dark_code_folded_text_escaped(page):
+    assert page.count("prefers-color-scheme:dark") == 2
+    found = Checker(page)
+    assert ("meta", {"name": "color-scheme", "content": "light dark"}) in found.tags
+    folded = [attributes for tag, attributes in found.tags if tag == "details"]
+    assert len(folded) == 2 and not any("open" in attributes for attributes in folded)  # code, stderr
+    assert "&lt;b&gt;not bold" in page and "alert(1)" not in page
+    assert "".join(found.texts).count("Do proxies win & how?") == 2  # title and heading
+    assert 'lang="en"' in page and "<main" in page and "aria-current" in page
+
+
+def test_a_notebook_without_a_title_is_refused(tmp_path):
+    with pytest.raises(ClipVipError, match="no title"):
+        pages.question({"cells": [{"cell_type": "code", "source": "# no"}]})
+    (tmp_path / "x.ipynb").write_text("{}")
+    with pytest.raises(ClipVipError, match="is no notebook"):
+        pages.notebook_question(tmp_path / "x.ipynb")
+
+
+def test_navigation_is_renewed_not_repeated(page):
+    again = pages.with_navigation(page, ["03_x", "04_video_proxy", "05_y"], ["05_y"], "04_video_proxy")
+    assert again.count("<nav") == 1
+    assert 'href="05_y.html"' in again and 'href="03_x.html"' not in again
+
+
+def cards(n: int) -> list[dict]:
+    done = {
+        "number": "04",
+        "question": "Do <b> win?",
+        "page": "04.html",
+        "headline": "yes & no",
+        "facts": "mini",
+    }
+    return [done | {"status": "done"}] * (n - 1) + [
+        done | {"page": None, "headline": "not run", "status": "missing"}
+    ]
+
+
+def test_the_index_has_a_card_a_notebook():
+    index = pages.index_html(cards(9), [("commit", "<abc>")], small=True)
+    found = Checker(index)
+    assert index.count('<li class="card') == 9 and found.links == ["04.html"] * 8
+    assert "Do &lt;b&gt; win?" in index and "&lt;abc&gt;" in index and "small embedded world" in index
+    assert "published size" in pages.index_html(cards(1), [], small=False)
+
+
+# --- in a browser ----------------------------------------------------------------------------------------
+
+CHROMIUM = shutil.which("chromium")
+
+
+def browse(page: Path, profile: Path, dark: bool, width: int, *what: str) -> subprocess.CompletedProcess:
+    """Open a page from file:// without a network."""
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    command += ["--hide-scrollbars", f"--window-size={width},1600", "--host-resolver-rules=MAP * ~NOTFOUND"]
+    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--user-data-dir={profile}"]
+    command += ["--enable-logging=stderr", *what, page.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is not on PATH: pages are tested by parsing only")
+@pytest.mark.parametrize("dark", [True, False])
+def test_a_browser_shows_the_page_offline_in_both_settings(page, tmp_path, dark):
+    from PIL import Image
+
+    file, shot = tmp_path / "page.html", tmp_path / "shot.png"
+    file.write_text(page)
+    done = browse(file, tmp_path / "profile", dark, 1100, f"--screenshot={shot}")
+    assert "CONSOLE" not in done.stderr and "ERR_" not in done.stderr
+    pixels = np.asarray(Image.open(shot).convert("L"), np.float32)
+    background = np.median(pixels)
+    assert background < 40 if dark else background > 240
+    figure = pixels[:, pixels.shape[1] // 4]  # a column through text, figure and table
+    assert np.abs(figure - background).max() > 100
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="chromium is not on PATH: pages are tested by parsing only")
+def test_wide_tables_scroll_inside_themselves(page, tmp_path):
+    probe = (
+        "<script>document.title = JSON.stringify([document.documentElement.scrollWidth, innerWidth])</script>"
+    )
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("</body>", probe + "</body>"))
+    done = browse(file, tmp_path / "profile", False, 600, "--dump-dom")
+    inside, window = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
+    assert inside <= window

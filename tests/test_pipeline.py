@@ -1,0 +1,281 @@
+"""The pipeline on a small study: real worker processes, real kernels, real pages."""
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+import small_study
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.study.page_stage import bare, notebook_imports, page_stage
+from clipvip_lib.study.pipeline import reproduce
+
+TESTS = Path(__file__).parent
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+class House:
+    """A cache, notebooks and an output folder, and runs on them."""
+
+    def __init__(self, folder: Path):
+        self.home, self.out = folder / "home", folder / "out"
+        self.notebooks = small_study.write_notebooks(folder / "notebooks")
+
+    def run(self, profile="quick", **options) -> tuple[int, str]:
+        said = io.StringIO()
+        options = {"plan": small_study.PLAN, "notebooks": self.notebooks, "home": self.home} | options
+        code = reproduce(profile, out=options.pop("out", self.out), stream=said, **options)
+        return code, said.getvalue()
+
+    def log(self) -> str:
+        return (self.home / "logs" / "reproduce.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(TESTS))
+        yield House(tmp_path_factory.mktemp("house"))
+
+
+@pytest.fixture(scope="module")
+def first(house):
+    """The first run on an empty cache."""
+    return house.run(set={"note": "from outside"})
+
+
+def test_one_run_makes_pages_results_and_an_index(house, first):
+    code, said = first
+    assert code == 0, said
+    assert said.splitlines()[-1] == str(house.out / "index.html")
+    names = sorted(p.name for p in house.out.iterdir())
+    assert names == ["00_first.html", "01_second.html", "02_third.html", "index.html", "results"]
+    results = json.loads((house.out / "results" / "00_first.json").read_text())
+    assert results["headline"] == "counted to 4" and results["numbers"] == {"largest": 4}
+    assert results["tables"]["What each stage counted to"]["rows"] == [["base", 3], ["arm/seed0", 4]]
+    assert results["run"]["profile"] == "quick" and results["run"]["seconds"] > 0
+    page = (house.out / "00_first.html").read_text()
+    assert 'alt="bars, one a stage"' in page and "provenance footer" in page and "seeds" in page
+    assert 'href="02_third.html"' in page and len(page) < 3 * 2**20
+    index = (house.out / "index.html").read_text()
+    assert index.count("counted to 4") == 3 and "Does 01_second count?" in index
+    assert re.search(r"^02_third +counted to 4 +[\d.]+ +/", said, re.MULTILINE)
+    run = json.loads((house.out / "results" / "run.json").read_text())
+    assert {row["stage"] for row in run["stages"]} >= {"base", "arm/seed0", "odd", "page/02_third"}
+    executed = next((house.home / "stages" / "page").glob("02_third-*/executed.ipynb")).read_text()
+    assert "from outside" in executed  # --set reached the notebook that declares it
+
+
+def test_the_second_run_does_nothing_and_is_quick(house, first):
+    before = {p: p.stat().st_mtime_ns for p in (house.home / "stages").rglob("*")}
+    start = time.monotonic()
+    code, said = house.run(set={"note": "from outside"})
+    assert code == 0 and time.monotonic() - start < 10
+    assert "6 of 6 stages found done (cached)" in said and said.count("(cached)") == 4
+    assert "page/00_first cached" in house.log()
+    assert before == {p: p.stat().st_mtime_ns for p in (house.home / "stages").rglob("*")}
+
+
+def test_a_new_cell_id_or_a_stored_output_does_not_run_a_page_again(house, first):
+    small_study.write_notebooks(house.notebooks)
+    assert "6 of 6 stages found done" in house.run(set={"note": "from outside"})[1]
+
+
+def test_only_runs_what_is_asked_and_keeps_the_other_pages(house, first):
+    code, said = house.run(only=["01"], force=["page/01*"])
+    assert code == 0
+    assert "page/01_second done" in said and "00_first" not in said
+    assert "(--force)" in house.log()
+    index = (house.out / "index.html").read_text()
+    assert index.count('class="card done"') == 3
+
+
+def test_force_discards_a_stage_and_what_rests_on_it(house, first, monkeypatch):
+    from clipvip_lib.study import pipeline
+
+    stages = small_study.stages_for("00_first", small_study.profile("quick"), [0])
+    page = page_stage("00_first", (house.notebooks / "00_first.ipynb").read_text(), {}, "", stages)
+    gone = []
+    monkeypatch.setattr(pipeline, "discard", lambda stage, home: gone.append(stage.name) or True)
+    pipeline.forget([page], ["arm"], house.home, lambda _: None)
+    assert gone == ["arm/seed0", "page/00_first"]
+    with pytest.raises(ClipVipError, match=r"unknown stage 'arn/seed0'.*did you mean 'arm/seed0'"):
+        pipeline.forget([page], ["arn/seed0"], house.home, lambda _: None)
+
+
+def test_executed_pages_pass_nbval_and_a_changed_number_fails(house, first, tmp_path):
+    """The pages' outputs are the same in every run, so that nbval can compare them."""
+    executed = next((house.home / "stages" / "page").glob("00_first-*/executed.ipynb"))
+    book = nbformat.read(executed, as_version=4)
+    nbformat.write(book, tmp_path / "same.ipynb")
+    for cell in book.cells:
+        for output in cell.get("outputs", []):
+            if (
+                "arm/seed0" in output.get("data", {}).get("text/html", "")
+                and "<table" in output["data"]["text/html"]
+            ):
+                output["data"]["text/html"] = output["data"]["text/html"].replace(">4<", ">5<")
+    nbformat.write(book, tmp_path / "changed.ipynb")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "--nbval",
+        "--nbval-current-env",
+        "-p",
+        "no:cacheprovider",
+    ]
+    command += ["-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path)]
+    environment = dict(os.environ, CLIPVIP_HOME=str(house.home), PYTHONPATH=str(TESTS))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
+    assert "changed.ipynb" in done.stdout and "FAILED same.ipynb" not in done.stdout
+    assert re.search(r"1 failed, \d+ passed", done.stdout), done.stdout[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"profile": "quik"}, "unknown profile 'quik'"),
+        ({"only": ["07"]}, "unknown notebook '07'"),
+        ({"seeds": [0, 0]}, "seeds are"),
+        ({"force": ["nothing"]}, "unknown stage 'nothing'"),
+        ({"set": {"nose": 1}}, "unknown notebook parameter 'nose'.*did you mean 'note'"),
+        ({"set": {"seeds": 1}}, "use --seeds"),
+        ({"workers": 0}, "workers is 0"),
+        ({"out": "/dev/null/x"}, "cannot write to /dev/null/x"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_runs(house, options, words):
+    options = dict(options)
+    with pytest.raises(ClipVipError, match=words) as caught:
+        house.run(options.pop("profile", "quick"), **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_notebooks_that_papermill_would_run_wrongly_are_refused(tmp_path, house):
+    folder = small_study.write_notebooks(tmp_path)
+    small_study.write_notebook(folder, "01_second", [small_study.SHORT], tagged=False)
+    with pytest.raises(ClipVipError, match="01_second has no cell tagged 'parameters'"):
+        house.run(notebooks=folder)
+    (folder / "01_second.ipynb").write_text(
+        (house.notebooks / "01_second.ipynb").read_text().replace("seeds = [0]", "seed = 0")
+    )
+    with pytest.raises(ClipVipError, match="01_second does not declare 'seeds'"):
+        house.run(notebooks=folder)
+    (folder / "01_second.ipynb").write_text("not json")
+    with pytest.raises(ClipVipError, match="no notebook"):
+        house.run(notebooks=folder)
+
+
+def test_a_second_run_on_the_same_cache_is_told_who_has_it(house):
+    from clipvip_lib.study.pipeline import only_run
+
+    with (
+        only_run(house.home),
+        pytest.raises(ClipVipError, match=f"process {os.getpid()} since 20.* is working"),
+    ):
+        house.run()
+
+
+def test_failing_notebooks_stop_no_other_and_are_kept(house, first, tmp_path):
+    small_study.write_notebook(tmp_path / "nb", "00_first", ["1 / 0"])
+    small_study.write_notebook(tmp_path / "nb", "01_second", ["import os, signal", "os.kill(os.getpid(), 9)"])
+    small_study.write_notebook(tmp_path / "nb", "02_third", ["x = 1"])
+    code, said = house.run(notebooks=tmp_path / "nb")
+    assert code == 1
+    assert "page/00_first failed: cell 4 of the notebook: ZeroDivisionError: division by zero" in said
+    assert "page/01_second failed: the notebook's kernel died" in said
+    assert "page/02_third failed: 02_third recorded results 0 times" in said
+    assert "ZeroDivisionError" in (house.home / "failed" / "00_first.ipynb").read_text()
+    assert said.splitlines()[-1] == str(house.out / "index.html")
+    index = (house.out / "index.html").read_text()
+    assert index.count('class="card failed"') == 3 and "the page is of an earlier run" in index
+
+
+def started(house: House, only: str) -> subprocess.Popen:
+    code = (
+        "import sys, small_study; from pathlib import Path; from clipvip_lib.study.pipeline import reproduce;"
+        f"notebooks, home = Path({str(house.notebooks)!r}), Path({str(house.home)!r});"
+        f"options = dict(notebooks=notebooks, home=home, out={str(house.out)!r}, only=['{only}']);"
+        "options['plan'] = small_study.PLAN;"
+        "sys.exit(reproduce('slow', **options))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+
+
+def processes_of(home: Path) -> list[int]:
+    """Workers and kernels of a cache."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.pid != os.getpid() and process.environ().get("CLIPVIP_HOME") == str(home):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
+
+
+def wait_until(condition, seconds=40):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def test_killed_twice_and_started_again_it_ends_the_same_and_does_nothing_twice(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+    house = House(tmp_path)
+    stages = house.home / "stages"
+    run = started(house, "01")
+    wait_until(lambda: any(int(f.read_text() or 0) >= 5 for f in stages.glob("base-*.partial/count.json")))
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    wait_until(lambda: not processes_of(house.home))
+    run = started(house, "01")
+    partial = "page/*.partial/executed.partial.ipynb"
+    wait_until(lambda: list(stages.glob(partial)) and len(processes_of(house.home)) >= 2)  # worker and kernel
+    run.send_signal(signal.SIGKILL)
+    run.communicate()
+    wait_until(lambda: not processes_of(house.home))
+    assert not list(house.out.glob("*.html"))
+    run = started(house, "01")
+    said, _ = run.communicate(timeout=120)
+    assert run.returncode == 0, said
+    log = house.log()
+    assert "base resumed from its partial folder" in log and "base cached" in log
+    base = next(stages.glob("base-*/result.json"))
+    assert json.loads(base.read_text())["result"]["resumed_at"] >= 5
+    assert (stages / "ran.txt").read_text() == "base\n" and (
+        stages / "arm" / "ran.txt"
+    ).read_text() == "arm0\n"
+    assert not list(house.home.rglob("*.partial*")) and (house.out / "01_second.html").is_file()
+
+
+def test_the_key_of_a_page_follows_what_it_shows(house):
+    source = (house.notebooks / "00_first.ipynb").read_text()
+    base = page_stage("00_first", source, {"seeds": [0]}, "p", [])
+    assert page_stage("00_first", source, {"seeds": [0]}, "p", []).key == base.key
+    assert page_stage("00_first", source, {"seeds": [1]}, "p", []).key != base.key
+    assert page_stage("00_first", source, {"seeds": [0]}, "q", []).key != base.key
+    assert page_stage("00_first", source.replace("count?", "add?"), {"seeds": [0]}, "p", []).key != base.key
+    nbformat.validate(nbformat.reads(bare(source), as_version=4))
+    assert json.loads(bare(source))["cells"][1]["metadata"] == {"tags": ["parameters"]}
+
+
+def test_library_code_that_a_notebook_imports_is_part_of_its_key():
+    cell = {
+        "cell_type": "code",
+        "source": "from clipvip_lib import losses\nfrom clipvip_lib.study import notebook",
+    }
+    assert notebook_imports(json.dumps({"cells": [cell]})) == {"clipvip_lib.losses"}

@@ -1,0 +1,104 @@
+"""The fast attention is the picture in the module's docstring: a masked softmax, written plainly here."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models import proxy_attention as module
+from clipvip_lib.models.proxy_attention import attend, attention_interface, proxy_attention
+
+sizes = st.integers(1, 4)
+
+
+def picture(frames, patches, proxies):
+    """The mask, [S, S]: who may look at whom, by each token's frame; -1 for a proxy."""
+    frame = torch.tensor([-1] * proxies + [n for n in range(frames) for _ in range(patches)])
+    return (frame[:, None] == frame) | (frame[:, None] == -1) | (frame == -1)
+
+
+def masked_softmax(q, k, v, mask):
+    scores = torch.einsum("bhqk,bhtk->bhqt", q, k) / q.shape[-1] ** 0.5
+    return torch.einsum("bhqt,bhtk->bhqk", scores.masked_fill(~mask, float("-inf")).softmax(-1), v)
+
+
+def draw_qkv(shape, seed, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
+
+
+@pytest.mark.parametrize("explicit_scores", [0, 10**9], ids=["fused", "explicit"])
+@settings(max_examples=25, deadline=None)
+@given(B=sizes, H=sizes, N=sizes, L=st.integers(1, 6), M=sizes, K=st.integers(1, 8), seed=st.integers(0, 99))
+def test_equals_the_masked_softmax_forward_and_gradient(explicit_scores, B, H, N, L, M, K, seed):
+    qkv = draw_qkv((B, H, M + N * L, K), seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "EXPLICIT_SCORES", explicit_scores)
+        fast = proxy_attention(*qkv, N, L, M)
+        slow = masked_softmax(*qkv, picture(N, L, M))
+        torch.testing.assert_close(fast, slow, rtol=1e-10, atol=1e-12)
+        weight = torch.randn(fast.shape, dtype=fast.dtype)
+        for a, b in zip(
+            torch.autograd.grad((fast * weight).sum(), qkv),
+            torch.autograd.grad((slow * weight).sum(), qkv),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_a_patch_sees_its_frame_and_the_proxies_and_a_proxy_sees_all():
+    N, L, M = 3, 2, 2
+    q, k, v = draw_qkv((1, 1, M + N * L, 4), 0)
+    out = proxy_attention(q, k, v, N, L, M)
+    seen = torch.stack(
+        [torch.autograd.grad(out[0, 0, s].sum(), v, retain_graph=True)[0][0, 0, :, 0] != 0 for s in range(8)]
+    )
+    drawn = """
+        1 1  1 1  1 1  1 1
+        1 1  1 1  1 1  1 1
+        1 1  1 1  0 0  0 0
+        1 1  1 1  0 0  0 0
+        1 1  0 0  1 1  0 0
+        1 1  0 0  1 1  0 0
+        1 1  0 0  0 0  1 1
+        1 1  0 0  0 0  1 1
+    """
+    assert seen.int().tolist() == [[int(x) for x in row.split()] for row in drawn.strip().splitlines()]
+
+
+def test_one_proxy_and_one_frame_is_plain_attention():
+    qkv = draw_qkv((2, 3, 1 + 5, 4), 1)
+    torch.testing.assert_close(proxy_attention(*qkv, 1, 5, 1), attend(*qkv), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_causal_attention_sees_the_past_only(training):
+    qkv = draw_qkv((2, 2, 6, 4), 2)
+    with torch.set_grad_enabled(training):
+        expected = masked_softmax(*qkv, torch.ones(6, 6, dtype=torch.bool).tril())
+        torch.testing.assert_close(attend(*qkv, causal=True), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_bfloat16_stays_near_float64():
+    qkv = draw_qkv((2, 4, 4 + 3 * 9, 16), 3)
+    half = [x.detach().bfloat16().requires_grad_() for x in qkv]
+    assert (proxy_attention(*half, 3, 9, 4).double() - proxy_attention(*qkv, 3, 9, 4)).abs().max() < 0.03
+
+
+def test_a_shape_that_does_not_add_up_is_refused():
+    with pytest.raises(ClipVipError, match=r"4 proxies \+ 2 frames x 3 patches = 10 tokens, got 11"):
+        proxy_attention(*draw_qkv((1, 1, 11, 2), 0), 2, 3, 4)
+
+
+def test_the_interface_refuses_a_mask_that_it_would_ignore():
+    qkv = draw_qkv((1, 1, 3, 2), 0)
+    with pytest.raises(ClipVipError, match="expected no mask"):
+        attention_interface(None, *qkv, torch.ones(1, 1, 3, 3))
+
+
+def test_the_idea_fits_its_budget():
+    lines = Path(module.__file__).read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 150

@@ -1,0 +1,213 @@
+"""Stages: keys, code versions, resuming, and what a kill leaves."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_study
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.study import code_version as versions
+from clipvip_lib.study.stages import Stage, closure, discard, plain, run_stage
+
+COUNT = "small_study:count"
+TESTS = Path(__file__).parent
+
+
+def stage(name="base", n=3, inputs=None, **config):
+    return Stage(name, COUNT, {"n": n, **config}, inputs or {})
+
+
+def test_a_stage_runs_once_and_says_how(tmp_path):
+    first = run_stage(stage(), tmp_path)
+    assert first["sum"] == 3
+    assert run_stage(stage(), tmp_path) == first
+    assert (tmp_path / "stages" / "ran.txt").read_text().count("\n") == 1
+    facts = stage().facts(tmp_path)
+    assert facts["seconds"] >= 0 and facts["peak_memory_mib"] > 1 and facts["attempts"] == 1
+    assert facts["finished"].startswith("20") and "Python" in facts["machine"]
+    assert [p.name for p in (tmp_path / "stages").glob("*.partial")] == []
+
+
+def test_inputs_reach_the_function_as_folders(tmp_path):
+    base = stage()
+    arm = stage("arm/seed0", 1, {"base": base})
+    with pytest.raises(ClipVipError, match=r"needs base .* has not run"):
+        run_stage(arm, tmp_path)
+    run_stage(base, tmp_path)
+    assert run_stage(arm, tmp_path)["sum"] == 4
+    assert arm.folder(tmp_path).parent.name == "arm"
+
+
+def test_the_key_follows_what_can_change_the_result_and_nothing_else(monkeypatch):
+    base = stage()
+    assert stage("other/name").key == base.key
+    assert replace(base, cost=99.0).key == base.key
+    assert stage(n=4).key != base.key
+    assert stage(inputs={"x": stage("below")}).key != base.key
+    assert stage(inputs={"x": stage("below", 9)}).key != stage(inputs={"x": stage("below")}).key
+    assert replace(base, code=("clipvip_lib.losses",)).key != base.key
+    monkeypatch.setattr("clipvip_lib.study.stages.library_versions", lambda: {"torch": "0"})
+    assert stage().key != base.key
+
+
+@settings(deadline=None)  # the first key reads sources
+@given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.floats(-1e9, 1e9)))
+def test_the_key_does_not_depend_on_the_order_of_the_configuration(config):
+    turned = dict(reversed(config.items()))
+    assert Stage("a", COUNT, config).key == Stage("a", COUNT, turned).key
+
+
+def write_module(folder: Path, name: str, text: str) -> None:
+    (folder / f"{name}.py").write_text(textwrap.dedent(text))
+
+
+MODULE = '''
+    """Words."""
+    from clipvip_lib.files import read_json
+    RATE = 3
+    def helper():
+        """More words."""
+        return RATE
+    def unused():
+        return 5
+    def work(config, inputs, folder, progress):
+        # a comment
+        return {"x": helper(), "y": read_json}
+'''
+
+
+def fresh_version(folder: Path) -> str:
+    command = "from clipvip_lib.study.code_version import code_version as c; print(c('worked:work'))"
+    environment = dict(os.environ, PYTHONPATH=str(folder))
+    done = subprocess.run(
+        [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+def test_the_code_version_follows_code_not_words(tmp_path):
+    write_module(tmp_path, "worked", MODULE)
+    before = fresh_version(tmp_path)
+    words = MODULE.replace("More words", "Other words").replace("# a comment", "# another")
+    write_module(tmp_path, "worked", words.replace("return 5", "return 6"))
+    assert fresh_version(tmp_path) == before
+    write_module(tmp_path, "worked", MODULE.replace("RATE = 3", "RATE = 4"))  # named by a helper of it
+    assert fresh_version(tmp_path) != before
+    write_module(
+        tmp_path, "worked", MODULE.replace("files import read_json", "errors import unknown as read_json")
+    )
+    assert fresh_version(tmp_path) != before
+
+
+def test_the_closure_follows_imports_inside_functions_and_leaves_the_attic_out():
+    found = versions.module_closure({"clipvip_lib.files", "clipvip_lib.cli"})
+    assert {"clipvip_lib.files", "clipvip_lib.errors"} <= found
+    assert not [name for name in found if name.startswith("clipvip_lib.study")]
+
+
+def test_computing_a_key_imports_nothing_heavy():
+    code = (
+        "import sys; from clipvip_lib.study.stages import Stage;"
+        "Stage('a', 'small_study:count', {}, {}, ('clipvip_lib.models.checkpoints',)).key;"
+        "print([m for m in ('torch', 'numpy', 'small_study', 'clipvip_lib.models') if m in sys.modules])"
+    )
+    environment = dict(os.environ, PYTHONPATH=str(TESTS))
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (lambda: Stage("../up", COUNT), "stage name"),
+        (lambda: Stage("/abs", COUNT), "stage name"),
+        (lambda: Stage("a", "small_study:nothing").key, "no function 'nothing'"),
+        (lambda: Stage("a", "no_such_module:f").key, "no module 'no_such_module'"),
+        (lambda: Stage("a", COUNT, {"x": float("nan")}).key, "finite number"),
+        (lambda: Stage("a", COUNT, {"x": object()}).key, "JSON value"),
+        (lambda: closure([stage("a", 1), stage("a", 2)]), "two different stages are named a"),
+        (lambda: stage().result(Path("/nonexistent")), "has not run"),
+    ],
+)
+def test_bad_stages_are_named_in_a_sentence(bad, words):
+    with pytest.raises(ClipVipError, match=words) as caught:
+        bad()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_failure_keeps_the_partial_folder_and_the_next_run_resumes_there(tmp_path, monkeypatch):
+    failing = stage(n=5, mood="raise")
+    with pytest.raises(RuntimeError):
+        run_stage(failing, tmp_path)
+    assert not failing.done(tmp_path)
+    assert (failing.partial_folder(tmp_path) / "count.json").read_text() == "5\n"
+    mended = small_study.count
+    monkeypatch.setattr(small_study, "count", lambda c, i, f, p: mended({**c, "mood": ""}, i, f, p))
+    assert run_stage(failing, tmp_path)["resumed_at"] == 5
+    assert failing.facts(tmp_path)["attempts"] == 2
+
+
+def test_killed_between_the_last_file_and_the_rename_it_is_not_run_again(tmp_path):
+    run_stage(stage(), tmp_path)
+    stage().folder(tmp_path).rename(stage().partial_folder(tmp_path))
+    assert not stage().done(tmp_path)
+    run_stage(stage(), tmp_path)
+    assert stage().done(tmp_path)
+    assert (tmp_path / "stages" / "ran.txt").read_text().count("\n") == 1
+
+
+def in_process(home: Path, n: int, pause: float) -> subprocess.Popen:
+    code = (
+        "from pathlib import Path; from clipvip_lib.study.stages import Stage, run_stage;"
+        f"run_stage(Stage('base', 'small_study:count', {{'n': {n}, 'pause': {pause}}}), Path({str(home)!r}))"
+    )
+    return subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=str(TESTS)))
+
+
+def test_sigkill_leaves_one_partial_folder_that_is_resumed(tmp_path):
+    slow = stage(n=400, pause=0.02)
+    process = in_process(tmp_path, 400, 0.02)
+    counted = slow.partial_folder(tmp_path) / "count.json"
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not (counted.exists() and int(counted.read_text() or 0) >= 5):
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    left = sorted(p.name for p in (tmp_path / "stages").iterdir())
+    assert left == [slow.partial_folder(tmp_path).name]
+    done = int(counted.read_text())
+    counted.write_text("398")  # so that the test does not wait for the rest
+    assert run_stage(slow, tmp_path)["resumed_at"] == 398 > done >= 5
+
+
+def test_two_processes_never_run_the_same_stage(tmp_path):
+    both = [in_process(tmp_path, 20, 0.05) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert (tmp_path / "stages" / "ran.txt").read_text().count("\n") == 1
+
+
+def test_discard_forgets_results_and_partial_work(tmp_path):
+    run_stage(stage(), tmp_path)
+    assert discard(stage(), tmp_path)
+    assert not stage().done(tmp_path)
+    assert not discard(stage(), tmp_path)
+    assert list((tmp_path / "discarded").iterdir()) == []
+
+
+def test_results_are_json_whatever_numpy_is_in_them():
+    value = plain({"a": np.float32(0.5), "b": np.arange(2), 3: (np.int64(1), True, None)})
+    assert json.loads(json.dumps(value)) == {"a": 0.5, "b": [0, 1], "3": [1, True, None]}
+    with pytest.raises(ClipVipError, match=r"result\['x'\]\[1\] is nan"):
+        plain({"x": [1.0, np.nan]}, "result")

@@ -1,0 +1,186 @@
+"""Workers: side by side in the right order, failures contained, nothing left behind."""
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.study import machine
+from clipvip_lib.study.board import Board, Running
+from clipvip_lib.study.stages import Stage
+from clipvip_lib.study.workers import (
+    _remaining_paths,
+    raise_failures,
+    run_stages,
+    sentence,
+    worker_environment,
+)
+
+TESTS = Path(__file__).parent
+COUNT = "small_study:count"
+
+
+@pytest.fixture(autouse=True)
+def study_on_path(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(TESTS))
+
+
+def stage(name, n=2, inputs=(), cost=1.0, **config):
+    return Stage(name, COUNT, {"n": n, "tag": name, **config}, {s.name: s for s in inputs}, cost=cost)
+
+
+def run(stages, home, stream=None, **options):
+    stream = stream or io.StringIO()
+    return run_stages(stages, home, board=lambda total, n: Board(total, n, stream=stream), **options)
+
+
+def test_a_graph_runs_in_order_with_single_threads_and_is_then_found_done(tmp_path):
+    base = stage("base")
+    arms = [stage(f"arm/{i}", i + 1, [base]) for i in range(3)]
+    top = stage("top", 1, arms)
+    said = io.StringIO()
+    outcomes = run([top], tmp_path, said, workers=2)
+    assert {o.status for o in outcomes.values()} == {"done"}
+    assert top.result(tmp_path)["sum"] == 1 + (1 + 2 + 3) + 3 * 2
+    if not machine.gpus():
+        assert top.result(tmp_path)["threads"] == "1"
+    assert "[5/5] top done" in said.getvalue()
+    again = run([top], tmp_path)
+    assert {o.status for o in again.values()} == {"cached"}
+    assert not list((tmp_path / "stages").rglob("*.partial"))
+
+
+def test_failures_stop_only_what_rests_on_them(tmp_path):
+    base = stage("base")
+    raises, dies = stage("raises", 1, [base], mood="raise"), stage("dies", 1, [base], mood="die")
+    lost = stage("lost", 1, [stage("between", 1, [raises])])
+    fine = stage("fine", 1, [base])
+    said = io.StringIO()
+    outcomes = run([lost, dies, fine], tmp_path, said, workers=1)
+    found = {name: o.status for name, o in outcomes.items()}
+    assert found == {
+        "base": "done",
+        "raises": "failed",
+        "between": "skipped",
+        "lost": "skipped",
+        "dies": "failed",
+        "fine": "done",
+    }
+    assert outcomes["raises"].error == "RuntimeError: the count went wrong"
+    assert "Traceback" in outcomes["raises"].log.read_text()
+    assert "signal 9" in outcomes["dies"].error
+    assert outcomes["lost"].error == "it needs between"
+    assert "FAILED" in said.getvalue()
+    with pytest.raises(ClipVipError, match=r"failed \(and 1 more\)"):
+        raise_failures(outcomes)
+
+
+def test_a_done_stage_needs_nothing_below_it(tmp_path):
+    base = stage("base")
+    top = stage("top", 1, [base])
+    run([top], tmp_path)
+    for file in base.folder(tmp_path).iterdir():
+        file.unlink()
+    base.folder(tmp_path).rmdir()
+    assert run([top], tmp_path)["top"].status == "cached"
+    assert not base.done(tmp_path)
+
+
+def test_the_longest_remaining_path_goes_first(tmp_path):
+    short = stage("short", cost=5)
+    first = stage("first", cost=1)
+    long = stage("long", 1, [first], cost=10)
+    assert _remaining_paths([short, first, long]) == {"short": 5, "first": 11, "long": 10}
+    run([short, long], tmp_path, workers=1)
+    assert (tmp_path / "stages" / "ran.txt").read_text().split() == ["first", "long", "short"]
+
+
+def test_remaining_time_is_scaled_by_what_was_measured_and_never_under_the_longest_chain():
+    board = Board(4, workers=2, stream=io.StringIO(), clock=lambda: 100.0)
+    a, b = stage("a", cost=10), stage("b", cost=4)
+    chain = stage("c", 1, [b], cost=6)
+    assert board.remaining([], [a, b, chain], 100.0) == 10.0
+    board.ran(stage("x", cost=5), seconds=10.0)  # everything takes twice as long as declared
+    assert board.remaining([], [a, b, chain], 100.0) == 20.0
+    running = Running(a, started=90.0, done=5, total=10)  # 10 s for half of 10 declared: twice as well
+    assert board.remaining([running], [], 100.0) == pytest.approx(10.0)
+
+
+def parent(home: Path) -> subprocess.Popen:
+    code = (
+        "import pathlib; import test_workers as t; from clipvip_lib.study.workers import run_stages;"
+        "both = [t.stage('a', 600, pause=0.05), t.stage('b', 601, pause=0.05)];"
+        f"run_stages(both, pathlib.Path({str(home)!r}), workers=2)"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=str(TESTS)), stdout=subprocess.DEVNULL
+    )
+
+
+def alive(home: Path) -> list[int]:
+    """Process ids of workers on this cache."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if "clipvip_lib.study.workers" in process.cmdline() and process.environ()["CLIPVIP_HOME"] == str(
+                home
+            ):
+                found.append(process.pid)
+        except (psutil.Error, KeyError):
+            continue
+    return found
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_no_worker_outlives_its_parent_and_the_cache_is_consistent(tmp_path, number):
+    process = parent(tmp_path)
+    wait_until(lambda: len(list((tmp_path / "stages").rglob("count.json"))) == 2)
+    assert len(alive(tmp_path)) == 2
+    process.send_signal(number)
+    code = process.wait(20)
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: -2}[number]
+    wait_until(lambda: not alive(tmp_path))
+    left = [path.name for path in (tmp_path / "stages").iterdir()]
+    assert len(left) == 2 and all(name.endswith(".partial") for name in left)
+
+
+def test_a_worker_keeps_its_environment_and_gets_its_gpu(monkeypatch, tmp_path):
+    monkeypatch.setattr("clipvip_lib.study.workers.gpus", lambda: ("0", "1"))
+    monkeypatch.setattr("clipvip_lib.study.workers.cores", lambda: 8)
+    found = [worker_environment(tmp_path, slot, 4) for slot in range(4)]
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0", "1", "0", "1"]
+    assert found[0]["OMP_NUM_THREADS"] == "2"
+    monkeypatch.setattr("clipvip_lib.study.workers.gpus", tuple)
+    assert worker_environment(tmp_path, 0, 4)["OMP_NUM_THREADS"] == "1"
+
+
+def test_workers_are_counted_from_cores_memory_and_gpus(monkeypatch):
+    monkeypatch.setattr(machine, "gpus", tuple)
+    assert 1 <= machine.default_workers() <= machine.cores()
+    assert machine.default_workers(memory_each_gib=1e6) == 1
+    monkeypatch.setattr(machine, "gpus", lambda: ("0", "1", "2"))
+    assert machine.default_workers() == 3
+
+
+def test_errors_are_one_sentence():
+    assert sentence(ClipVipError("a clear\nsentence")) == "a clear sentence"
+    assert sentence(OSError(28, "No space left on device", "/x")) == "No space left on device: /x"
+    assert sentence(KeyError()) == "KeyError"
+    assert "memory" in sentence(MemoryError())
+    with pytest.raises(ClipVipError, match="workers is 0"):
+        run_stages([], workers=0)

@@ -1,0 +1,141 @@
+"""Writes odd video files for the tests, with PyAV: as cameras, cutters and downloads leave them."""
+
+from __future__ import annotations
+
+import io
+import struct
+import tempfile
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+# Without this, x264 reads memory that it never wrote, and one input gives several files (seen at 96 x 64).
+STEADY = "mbtree=0"
+CLOSED = STEADY + ":bframes=3:b-adapt=0:keyint=12:scenecut=0"
+LONG = STEADY + ":bframes=3:keyint=250:scenecut=0"
+OPEN = CLOSED + ":open-gop=1"
+INTRA_REFRESH = STEADY + ":bframes=0:keyint=12:intra-refresh=1"
+
+
+def pictures(n: int, height: int = 64, width: int = 96) -> np.ndarray:
+    """uint8 [n, H, W, 3]: a block walks over textured ground and changes colour; no two frames agree."""
+    noise = np.random.default_rng(0).integers(0, 200, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+    ground = noise.repeat(8, 0).repeat(8, 1)[:height, :width]
+    frames = np.tile(ground, (n, 1, 1, 1))
+    for i, frame in enumerate(frames):
+        y, x = 3 * i % (height - 16), 5 * i % (width - 16)
+        frame[y : y + 16, x : x + 16] = (255, 37 * i % 256, 91 * i % 256)
+    return frames
+
+
+def encode(
+    n: int = 60,
+    x264: str = CLOSED,
+    container: str = "mp4",
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    mux: dict[str, str] | None = None,
+    times: list[int] | None = None,
+    size: tuple[int, int] = (64, 96),
+    pixels: str = "yuv420p",
+) -> bytes:
+    """A video file of n frames at 25 a second, or at ``times`` in hundredths of a second."""
+    file = io.BytesIO()
+    with av.open(file, "w", format=container, options=mux or {}) as out:
+        stream = out.add_stream(
+            codec, rate=25, options=options or {"preset": "veryfast", "x264-params": x264}
+        )
+        stream.height, stream.width = size
+        stream.pix_fmt = pixels
+        stream.codec_context.thread_count = 1
+        stream.codec_context.gop_size = 12 if options else 250
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 100)
+        out.start_encoding()  # else a file without frames would not even have a track
+        for i, picture in enumerate(pictures(n, *size)):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = i if times is None else times[i]
+            frame.time_base = stream.codec_context.time_base if times is not None else Fraction(1, 25)
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return file.getvalue()
+
+
+def cut_without_decoding(video: bytes, begin: int, container: str = "mp4") -> bytes:
+    """Stream copy from the middle of a group of pictures, as clip cutters do it.
+
+    The copy starts at the key picture before frame ``begin``, and an edit list hides the frames in between.
+    """
+    file = io.BytesIO()
+    with (
+        av.open(io.BytesIO(video)) as source,
+        av.open(file, "w", format=container, options={"avoid_negative_ts": "disabled"}) as out,
+    ):
+        old = source.streams.video[0]
+        new = out.add_stream_from_template(old)
+        packets = [p for p in source.demux(old) if p.size]
+        zero = sorted(p.pts for p in packets)[begin]
+        first = max(i for i, p in enumerate(packets) if p.is_keyframe and p.pts <= zero)
+        for packet in packets[first:]:
+            packet.pts -= zero
+            packet.dts -= zero
+            packet.stream = new
+            out.mux(packet)
+    return file.getvalue()
+
+
+def remux(video: bytes, container: str = "mp4", mux: dict[str, str] | None = None, shift: int = 0) -> bytes:
+    """The same packets in another container, ``shift`` ticks of their clock later."""
+    # In a folder: to put the index first, FFmpeg reads back what it has written.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "video"
+        with av.open(io.BytesIO(video)) as source, av.open(path, "w", format=container, options=mux) as out:
+            old = source.streams.video[0]
+            new = out.add_stream_from_template(old)
+            for packet in source.demux(old):
+                if packet.size:
+                    packet.pts += shift
+                    packet.dts += shift
+                    packet.stream = new
+                    out.mux(packet)
+        return path.read_bytes()
+
+
+def with_matrix(video: bytes, a: int, b: int, c: int, d: int) -> bytes:
+    """Patch the display matrix of an MP4's track: (x, y) is shown at (a x + c y, b x + d y)."""
+    at = video.index(b"tkhd") + 4 + 40
+    entries = struct.pack(">9i", a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30)
+    return video[:at] + entries + video[at + 36 :]
+
+
+def two_streams(sizes: tuple[int, int]) -> bytes:
+    """An MP4 with two square video streams; the second one's colours are inverted."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        streams = [out.add_stream("libx264", rate=25, options={"preset": "veryfast"}) for _ in sizes]
+        for stream, size in zip(streams, sizes, strict=True):
+            stream.width = stream.height = size
+            stream.pix_fmt = "yuv420p"
+        for picture in pictures(20, 64, 64):
+            for invert, stream in enumerate(streams):
+                part = picture[: stream.height, : stream.width]
+                rgb = np.ascontiguousarray(255 - part if invert else part)
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(rgb, format="rgb24")))
+        for stream in streams:
+            out.mux(stream.encode())
+    return file.getvalue()
+
+
+def sound() -> bytes:
+    """An MP4 with sound and no picture."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        stream = out.add_stream("aac", rate=16000)
+        for i in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 1024 * i
+            out.mux(stream.encode(frame))
+        out.mux(stream.encode())
+    return file.getvalue()
