@@ -1,8 +1,13 @@
 """From a clip to an auxiliary caption: middle frame -> OFA -> at most 16 tokens -> a line beside the shard.
 
-Paper section 3.2. ``Captioner`` is an OFA with its tokenizer and beam; the authors' is the released OFA-large,
-the mini study trains a small one (``train_captioner``) on the embedded world's caption pairs with the loss
-of OFA's own first captioning stage. ``caption_shard`` writes the captions of one tar shard whole or not at all.
+Paper section 3.2. ``Captioner`` is an OFA with its tokenizer and beam; the authors' is the released
+OFA-large, the mini study trains a small one (``train_captioner``) on the embedded world's caption pairs with
+the loss of OFA's own first captioning stage. ``caption_shard`` writes the captions of one tar shard whole or
+not at all.
+
+One thing is not OFA's: a released OFA starts from a ResNet trained on ImageNet and from long pre-training, a
+small one from nothing. Its ResNet therefore first learns, and goes on learning, which words the caption holds
+(``_WordHead``), from the same captions.
 """
 
 from __future__ import annotations
@@ -18,13 +23,15 @@ import tarfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.data.video import middle_index, read_frames
@@ -40,7 +47,8 @@ TIED = (
     "decoder.embed_tokens.weight",
     "decoder.output_projection.weight",
 )  # stored once by ``Captioner.save``
-SHORT_FIRST = 0.15  # share of the pairs that training starts with
+STEM_LR = 5e-3  # a ResNet with BatchNorm bears and needs more than a transformer: 2e-3 learned half as fast
+WORDS_WEIGHT = 0.1  # of the words' loss (a sum over the vocabulary) beside the captions' (a mean over tokens)
 LONGEST_CAPTION = 20  # words of a training caption (the authors' script)
 CHECKPOINT_SECONDS = 20.0  # a kill loses at most about this much training
 JPEG = b"\xff\xd8"  # how a still image begins
@@ -113,7 +121,7 @@ class Captioner:
             model, beam = OFA(OFAConfig.from_dict(config["ofa"])), BeamSettings(**config["beam"])
             image_size, bfloat16 = config["image_size"], config["bfloat16"]
             weights = load_file(folder / "model.safetensors")
-            weights |= {name: weights["encoder.embed_tokens.weight"] for name in TIED}
+            weights |= dict.fromkeys(TIED, weights["encoder.embed_tokens.weight"])
             model.load_state_dict(weights)
         except (KeyError, TypeError, OSError, SafetensorError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
@@ -177,14 +185,17 @@ def train_captioner(
     dropout: float = 0.1,
     drop_path: float = 0.1,
     smoothing: float = 0.1,
+    stem_steps: int | None = None,
     bfloat16: bool = True,
 ) -> tuple[Captioner, list[dict]]:
     """Train a small OFA on uint8 RGB images [H, W, 3] and one caption for each.
 
     Tokenizer and weights depend on the data and ``seed`` alone (bit for bit on one thread), also when a run
-    was killed and goes on from ``folder``/checkpoint.pt. Returns the captioner and a row per 10 steps: step,
-    loss and nll per token, lr. Raises ClipVipError for too few pairs, an empty caption or a loss that is not
-    finite.
+    was killed and goes on from ``folder``/checkpoint.pt. The ResNet alone learns for ``stem_steps`` (as many
+    as ``size.steps`` unless given), then all of OFA for ``size.steps``. Returns the captioner and a row per
+    10 steps: step, phase, loss, words (loss of the words), and for captions nll per token.
+
+    Raises ClipVipError for too few pairs, an empty caption or a loss that is not finite.
     """
     if len(images) != len(captions) or len(images) < size.batch:
         raise ClipVipError(
@@ -200,9 +211,43 @@ def train_captioner(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = OFA(small_config(size, tokenizer.vocab_size, dropout, drop_path))
-        run = _Training(model, tokenizer, pixels, tokenizer(texts), size, seed, smoothing, bfloat16)
+        stem_steps = size.steps if stem_steps is None else stem_steps
+        data = _Pairs(pixels, tokenizer(texts), tokenizer([PROMPT]))
+        run = _Training(model, data, size, stem_steps, seed, smoothing, bfloat16)
         history = run.loop(folder / "checkpoint.pt" if folder else None, progress)
     return Captioner(model, tokenizer, size.image_size, BeamSettings(size.beam), bfloat16), history
+
+
+class _Pairs(NamedTuple):
+    """Training data: pixels uint8 [n, h, w, 3], caption ids [n, U], prompt ids [1, T]."""
+
+    pixels: Tensor
+    tokens: Tensor
+    prompt: Tensor
+
+    def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised pixels [B, 3, h, w] and caption ids cut after the longest."""
+        tokens = self.tokens[rows]
+        pixels = (self.pixels[rows].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
+        return pixels, tokens[:, : int((tokens != PAD).sum(1).max())]
+
+
+class _WordHead(nn.Module):
+    """Which words does the caption hold? Every cell of the image proposes words, the best cell counts.
+
+    So a cell learns to know what stands in it, though nobody says where things are. Used in training only.
+    """
+
+    def __init__(self, channels: int, vocab: int) -> None:
+        super().__init__()
+        self.proposal = nn.Linear(channels, vocab)
+
+    def forward(self, features: Tensor, tokens: Tensor) -> Tensor:
+        """features [B, channels, h, w], caption ids [B, U] -> binary cross-entropy, a sum over words."""
+        logits = self.proposal(features.flatten(2).transpose(1, 2)).float().amax(1) - 4.0  # words are rare
+        held = torch.zeros_like(logits).scatter_(1, tokens, 1.0)
+        held[:, :4] = 0.0  # special tokens are no words
+        return F.binary_cross_entropy_with_logits(logits, held, reduction="sum") / len(tokens)
 
 
 class _Training:
@@ -211,82 +256,99 @@ class _Training:
     def __init__(
         self,
         model: OFA,
-        tokenizer: OFATokenizer,
-        pixels: Tensor,
-        tokens: Tensor,
+        data: _Pairs,
         size: CaptionerSize,
+        stem_steps: int,
         seed: int,
         smoothing: float,
         bfloat16: bool,
     ) -> None:
-        self.model, self.pixels, self.tokens, self.size, self.seed = model, pixels, tokens, size, seed
-        self.prompt, self.smoothing, self.bfloat16 = tokenizer([PROMPT]), smoothing, bfloat16
+        self.model, self.data, self.size, self.seed = model, data, size, seed
+        self.smoothing, self.bfloat16, self.stem_steps = smoothing, bfloat16, stem_steps
+        self.stem = model.encoder.embed_images
+        self.words = _WordHead(16 * size.resnet_width, model.config.vocab_size)
+        stem = [*self.stem.parameters(), *self.words.parameters()]
+        known = {id(parameter) for parameter in stem}
+        rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
         groups = [
-            {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.01},
-            {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+            {
+                "params": [p for p in part if (p.ndim >= 2) == matrix],
+                "weight_decay": 0.01 * matrix,
+                "peak": peak,
+            }
+            for part, peak in ((stem, STEM_LR), (rest, size.lr))
+            for matrix in (True, False)
         ]
-        self.optimizer = torch.optim.AdamW(groups, lr=size.lr, betas=(0.9, 0.98))
-        self.by_length = (tokens != PAD).sum(1).argsort(stable=True)
-        self.step, self.history = 0, []
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+        self.step, self.history, self.total = 0, [], stem_steps + size.steps
 
     def loop(self, checkpoint: Path | None, progress: Progress) -> list[dict]:
         if checkpoint and checkpoint.exists():
             self.resume(checkpoint)
         self.model.train()
         saved = time.monotonic()
-        while self.step < self.size.steps:
-            self.one_step()
-            progress(self.step, self.size.steps, f"loss {self.history[-1]['loss']:.2f}")
+        while self.step < self.total:
+            row = self.one_step()
+            if self.step % 10 == 0 or self.step == self.total - 1:
+                self.history.append(row)
+            self.step += 1
+            progress(self.step, self.total, f"{row['phase']}, loss {row['loss']:.2f}")
             if checkpoint and time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save(checkpoint)
                 saved = time.monotonic()
         return self.history
 
     def rate(self) -> float:
-        """Learning rate of this step: linear warm-up, then cosine to zero."""
-        warm = max(1, round(self.size.warmup * self.size.steps))
-        if self.step < warm:
-            return self.size.lr * (self.step + 1) / warm
-        return self.size.lr * 0.5 * (1 + math.cos(math.pi * (self.step - warm) / (self.size.steps - warm)))
+        """Share of the peak learning rate: in each phase a linear warm-up, then a cosine to zero."""
+        first = self.step < self.stem_steps
+        step, steps = (
+            (self.step, self.stem_steps) if first else (self.step - self.stem_steps, self.size.steps)
+        )
+        warm = max(1, round(self.size.warmup * steps))
+        return (
+            (step + 1) / warm
+            if step < warm
+            else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
+        )
 
-    def pool(self) -> int:
-        """How many of the pairs, shortest caption first, take part in this step: all from the middle on.
-
-        Short captions name few things, so what is seen and what is said find each other sooner.
-        """
-        count = len(self.tokens)
-        share = min(1.0, SHORT_FIRST + (1 - SHORT_FIRST) * 2 * self.step / self.size.steps)
-        return max(self.size.batch, round(share * count))
-
-    def one_step(self) -> None:
+    def one_step(self) -> dict:
         rng = np.random.default_rng([self.seed, self.step])
-        rows = self.by_length[rng.choice(self.pool(), self.size.batch, replace=False)]
+        rows = torch.from_numpy(rng.choice(len(self.data.pixels), self.size.batch, replace=False))
         torch.manual_seed(int(rng.integers(2**62)))  # of dropout: nothing but (seed, step) decides
-        tokens = self.tokens[rows]
-        tokens = tokens[:, : int((tokens != PAD).sum(1).max())]
-        pixels = (self.pixels[rows].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        lr = self.rate()
+        share = self.rate()
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        with _autocast(pixels.device, self.bfloat16):
-            logits = self.model(self.prompt.expand(len(rows), -1), pixels, tokens[:, :-1])
-        loss, nll, count = label_smoothed_loss(logits.flatten(0, 1), tokens[:, 1:].flatten(), self.smoothing)
-        loss = loss / count
-        if not math.isfinite(loss.item()):
+            group["lr"] = group["peak"] * share
+        losses = self.losses(*self.data.take(rows))
+        if not math.isfinite(losses["loss"].item()):
             raise ClipVipError(
-                f"the captioner's loss is {loss.item()} at step {self.step}: expected a finite number; lower lr"
+                f"the captioner's loss is {losses['loss'].item()} at step {self.step}: expected a finite "
+                "number; lower lr"
             )
         self.optimizer.zero_grad()
-        loss.backward()
+        losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        if self.step % 10 == 0 or self.step == self.size.steps - 1:
-            row = {"step": self.step, "loss": loss.item(), "nll": nll.item() / count.item(), "lr": lr}
-            self.history.append(row)
-        self.step += 1
+        phase = "stem" if self.step < self.stem_steps else "captions"
+        return {"step": self.step, "phase": phase, **{name: value.item() for name, value in losses.items()}}
+
+    def losses(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        """loss, which is minimised, and its parts: words; nll per token once captions are learnt."""
+        if self.step < self.stem_steps:
+            with _autocast(pixels.device, self.bfloat16):
+                words = self.words(self.stem(pixels), tokens)
+            return {"loss": WORDS_WEIGHT * words, "words": words}
+        features: list[Tensor] = []
+        hook = self.stem.register_forward_hook(lambda module, inputs, output: features.append(output))
+        with hook, _autocast(pixels.device, self.bfloat16):
+            logits = self.model(self.data.prompt.expand(len(tokens), -1), pixels, tokens[:, :-1])
+            words = self.words(features[0], tokens)
+        labels = tokens[:, 1:].flatten()
+        loss, nll, count = label_smoothed_loss(logits.flatten(0, 1), labels, self.smoothing)
+        return {"loss": loss / count + WORDS_WEIGHT * words, "words": words, "nll": nll / count}
 
     def save(self, path: Path) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"model": self.model.state_dict(), "words": self.words.state_dict()}
+        state["optimizer"] = self.optimizer.state_dict()
         with atomic_path(path) as partial:
             torch.save({**state, "step": self.step, "history": self.history}, partial)
 
@@ -294,6 +356,7 @@ class _Training:
         try:
             state = torch.load(path, weights_only=True)
             self.model.load_state_dict(state["model"])
+            self.words.load_state_dict(state["words"])
             self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # torch raises many kinds for a file that is not its own
             raise ClipVipError(
@@ -351,7 +414,8 @@ def read_captions(path: str | Path) -> dict[str, str]:
             captions[row["key"]] = row["caption"]
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ClipVipError(
-                f'line {number} of {path} is not {{"key", "caption"}} in JSON; remove the file and caption again'
+                f"line {number} of {path} is not a JSON object with key and caption; remove the file and "
+                "caption the shard again"
             ) from error
     return captions
 
@@ -381,8 +445,8 @@ def count_samples(shard: str | Path) -> int:
         ) from error
     if size < end + 1024:
         raise ClipVipError(
-            f"shard {shard} is cut at byte {size} of at least {end + 1024}, after sample {next(reversed(keys), 'none')}: "
-            "expected tar's end mark; fetch or write it again"
+            f"shard {shard} is cut at byte {size} of at least {end + 1024}, after sample "
+            f"{next(reversed(keys), 'none')}: expected tar's end mark; fetch or write it again"
         )
     if not keys:
         raise ClipVipError(f"shard {shard} holds no sample: expected key.mp4 and key.txt; write it again")

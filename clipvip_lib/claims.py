@@ -363,7 +363,9 @@ def deciding(claim: Claim, found: Sequence[Difference], words: Sequence[str], ou
         d = found[place]
         oriented = claim.contrasts[place].sign * d.effect
         error = d.below if d.effect > 0 else d.above
-        return oriented / error if error > 0 else np.sign(oriented) * np.inf
+        if error > 0 or oriented == 0:
+            return oriented / error if oriented else 0.0
+        return np.copysign(np.inf, oriented)
 
     return min((place for place, word in enumerate(words) if word == outcome), key=standing)
 

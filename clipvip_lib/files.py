@@ -46,7 +46,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        os.replace(partial, path)
+        partial.replace(path)
     except OSError as error:
         raise ClipVipError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, "
@@ -65,7 +65,9 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
 
 def write_json(path: str | Path, value: object) -> Path:
     """Write JSON (sorted as given, two spaces, NaN refused) whole or not at all."""
-    return write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+    return write_bytes(
+        path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    )
 
 
 def read_json(path: str | Path) -> object:

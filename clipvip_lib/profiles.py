@@ -40,7 +40,9 @@ class ModelSize:
     cached_frames: int = 8  # decoded once at this number; training draws its frames from these with jitter
     context_length: int = 40
     proxies: int = 4
-    antialias: bool = True  # resizing 128 to 48 pixels without it drops edges; the authors' 224 px rule is without
+    antialias: bool = (
+        True  # resizing 128 to 48 pixels without it drops edges; the authors' 224 px rule is without
+    )
 
 
 @dataclass(frozen=True)
@@ -149,10 +151,14 @@ def _change(part: object, path: str, names: list[str], value: object) -> object:
     old = getattr(part, names[0])
     if len(names) > 1:
         if not dataclasses.is_dataclass(old):
-            raise ClipVipError(f"profile field {path!r}: {names[0]!r} is a plain value, it has no part {names[1]!r}")
+            raise ClipVipError(
+                f"profile field {path!r}: {names[0]!r} is a plain value, it has no part {names[1]!r}"
+            )
         return dataclasses.replace(part, **{names[0]: _change(old, path, names[1:], value)})
     if type(value) is not type(old) and not (isinstance(old, float) and isinstance(value, int)):
-        raise ClipVipError(f"profile field {path!r}: expected {type(old).__name__} like {old!r}, got {value!r}")
+        raise ClipVipError(
+            f"profile field {path!r}: expected {type(old).__name__} like {old!r}, got {value!r}"
+        )
     return dataclasses.replace(part, **{names[0]: value})
 
 

@@ -102,7 +102,10 @@ class Sampler:
         """Clip indices [batch] of batch ``step``."""
         epoch, position = divmod(step, self.per_epoch)
         if epoch != self._epoch:
-            self._epoch, self._order = epoch, np.random.default_rng([self.seed, 1, epoch]).permutation(self.groups)
+            self._epoch, self._order = (
+                epoch,
+                np.random.default_rng([self.seed, 1, epoch]).permutation(self.groups),
+            )
         width = self.batch // self.group
         chosen = self._order[position * width : (position + 1) * width]
         return (chosen[:, None] * self.group + np.arange(self.group)).ravel()
@@ -114,7 +117,9 @@ class Batches:
     def __init__(self, pairs: Pairs, loss: str, frames: int, batch: int, seed: int):
         self.pairs, self.needed, self.frames, self.seed = pairs, needs(loss), frames, seed
         if "C" in self.needed and pairs.captions is None:
-            raise ClipVipError(f"loss {loss!r} joins captions, but these clips have none; caption the shards first")
+            raise ClipVipError(
+                f"loss {loss!r} joins captions, but these clips have none; caption the shards first"
+            )
         self.sampler = Sampler(len(pairs.text_rows), batch, pairs.group, seed)
 
     def __call__(self, step: int) -> Batch:
@@ -239,7 +244,9 @@ def train(
     if state.best is not None:
         model.load_state_dict(state.best)
     state.path.unlink(missing_ok=True)
-    best_step = max(state.evaluations, key=lambda row: (row["score"], row["step"]), default={"step": recipe.steps})
+    best_step = max(
+        state.evaluations, key=lambda row: (row["score"], row["step"]), default={"step": recipe.steps}
+    )
     return Outcome(state.history, state.evaluations, best_step["step"])
 
 
@@ -341,7 +348,9 @@ def load_state(model: ClipViP, path: Path) -> None:
         model.load_state_dict(torch.load(path, weights_only=True))
     except (RuntimeError, OSError, EOFError) as error:
         first = str(error).strip().splitlines()[-1].strip()
-        raise ClipVipError(f"the weights {path} do not fit this model ({first}); train that stage again") from error
+        raise ClipVipError(
+            f"the weights {path} do not fit this model ({first}); train that stage again"
+        ) from error
 
 
 def encode_clips(
@@ -364,7 +373,12 @@ def encode_texts(model: ClipViP, tokens: Tokens, batch: int = 256, bfloat16: boo
         for rows in _spans(len(tokens.ids), batch):
             part = tokens.take(list(rows))
             with autocast(model, bfloat16):
-                out.append(model.encode_text(part.ids.to(model.device), part.mask.to(model.device)).float().cpu().numpy())
+                out.append(
+                    model.encode_text(part.ids.to(model.device), part.mask.to(model.device))
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
     return np.concatenate(out)
 
 

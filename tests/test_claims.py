@@ -210,6 +210,16 @@ def test_rows_for_claims_json():
     assert rows[3]["verdict"] == "not run" and rows[3]["effect"] is None
 
 
+def test_arms_that_agree_on_every_query_leave_a_claim_open():
+    """No effect and no spread at all, as two arms of a tiny study may have, is no reason for a warning."""
+    same = np.zeros((1, 40))
+    found = verdict(claim(6), dict.fromkeys(claim(6).contrasts, same))
+    assert found.verdict == "inconclusive" and (found.effect, found.low, found.high) == (0, 0, 0)
+    ahead, behind = claim(6).contrasts
+    found = verdict(claim(6), {ahead: same, behind: same - 1.0})  # off zero without spread: decided
+    assert found.verdict == "contradicted" and found.note.startswith(f"decided by {behind.name}")
+
+
 def test_bad_input_is_named():
     with pytest.raises(ClipVipError, match="claim"):
         claim(11)

@@ -48,10 +48,14 @@ def load_benchmark(name: str, root: str | Path, split: str) -> list[Item]:
     loaders: dict[str, Callable] = {"msrvtt": _load_msrvtt, "didemo": _load_didemo}
     items = loaders[name](root, split)
     if not items:
-        raise ClipVipError(f"{name} {split}: expected at least one video in the annotations under {root}, got none")
+        raise ClipVipError(
+            f"{name} {split}: expected at least one video in the annotations under {root}, got none"
+        )
     for item in items:
         if not item.texts or not all(text.strip() for text in item.texts):
-            raise ClipVipError(f"{name} {split}: video {item.video_id} has an empty or no text in {root}; remove or mend it")
+            raise ClipVipError(
+                f"{name} {split}: video {item.video_id} has an empty or no text in {root}; remove or mend it"
+            )
     missing = [item.video_id for item in items if not item.path.is_file()]
     if missing:
         raise ClipVipError(
@@ -65,7 +69,9 @@ def _json(path: Path) -> object:
     try:
         return json.loads(_text(path))
     except json.JSONDecodeError as error:
-        raise ClipVipError(f"{path} line {error.lineno} is not JSON ({error.msg}); mend or fetch it again") from error
+        raise ClipVipError(
+            f"{path} line {error.lineno} is not JSON ({error.msg}); mend or fetch it again"
+        ) from error
 
 
 def _text(path: Path) -> str:
@@ -74,7 +80,9 @@ def _text(path: Path) -> str:
     except FileNotFoundError as error:
         raise ClipVipError(f"no annotation file {path}: expected it beside videos/") from error
     except UnicodeDecodeError as error:
-        raise ClipVipError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it") from error
+        raise ClipVipError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
+        ) from error
 
 
 def _csv(path: Path, *fields: str) -> list[dict[str, str]]:
@@ -82,7 +90,9 @@ def _csv(path: Path, *fields: str) -> list[dict[str, str]]:
     for number, row in enumerate(rows, start=2):
         absent = [field for field in fields if not row.get(field)]
         if absent:
-            raise ClipVipError(f"{path} line {number}: expected the columns {', '.join(fields)}, {absent[0]} is empty")
+            raise ClipVipError(
+                f"{path} line {number}: expected the columns {', '.join(fields)}, {absent[0]} is empty"
+            )
     return rows
 
 
@@ -118,5 +128,6 @@ def _load_didemo(root: Path, split: str) -> list[Item]:
         video = str(_field(entry, "video", path, number))
         sentences.setdefault(video, []).append(str(_field(entry, "description", path, number)))
     return [
-        Item(video.rsplit(".", 1)[0], root / "videos" / video, (" ".join(parts),)) for video, parts in sentences.items()
+        Item(video.rsplit(".", 1)[0], root / "videos" / video, (" ".join(parts),))
+        for video, parts in sentences.items()
     ]

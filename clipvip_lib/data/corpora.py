@@ -33,6 +33,9 @@ from clipvip_lib.files import atomic_path, make_folder, write_bytes, write_json
 CORPORA = {"webvid-2.5m": 1, "hdvila-10m": 4, "hdvila-100m": 40}  # relative size
 NARROW_BACKGROUNDS = world.BACKGROUNDS[:3]  # webvid: a stock-footage site's few studios ...
 NARROW_THINGS = 2  # ... and tidy pictures
+# Of a long video all clips are in a training split, but only a pair that does and undoes is in a validation or test
+# split, as 1k-A has few clips of one video: a query has one candidate that differs in its motion alone.
+CLIPS_IN_SPLIT = {"train": CLIPS_PER_VIDEO, "val": 2, "test": 2}
 
 Progress = Callable[[int, int, str], None]
 
@@ -68,7 +71,9 @@ def write_shard(path: Path, samples: Iterable[dict[str, bytes | str]]) -> int:
                 if extension == "__key__":
                     continue
                 content = content.encode() if isinstance(content, str) else content
-                member = tarfile.TarInfo(f"{sample['__key__']}.{extension}")  # mtime 0, no owner: bytes repeat
+                member = tarfile.TarInfo(
+                    f"{sample['__key__']}.{extension}"
+                )  # mtime 0, no owner: bytes repeat
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
             count += 1
@@ -115,8 +120,15 @@ def write_corpus(path: Path, corpus: str, seed: int, first: int, videos: int, pr
         for index in range(first, first + videos):
             clips, texts = _corpus_video(corpus, seed, index)
             for part, (clip, text) in enumerate(zip(clips, texts, strict=True)):
-                key = f"v{index:07d}-{part}"  # no dot: WebDataset takes what follows the first one as extension
-                about = {"video_id": f"{corpus}-{index:07d}", "clip": part, "clips": len(clips), "caption": text}
+                key = (
+                    f"v{index:07d}-{part}"  # no dot: WebDataset takes what follows the first one as extension
+                )
+                about = {
+                    "video_id": f"{corpus}-{index:07d}",
+                    "clip": part,
+                    "clips": len(clips),
+                    "caption": text,
+                }
                 mp4 = encode_h264(world.render(clip))
                 yield {"__key__": key, "mp4": mp4, "txt": text, "json": json.dumps(about)}
             progress(index - first + 1, videos, "long videos")
@@ -180,12 +192,14 @@ def write_benchmark(folder: Path, name: str, seed: int, clips: dict[str, int], p
             if split == "test" and group[0].scene in scenes:
                 continue
             scenes.add(group[0].scene)
-            for clip in group:
+            for clip in group[: CLIPS_IN_SPLIT[split]]:
                 video_id = f"video{done}" if name == "msrvtt" else f"{split}_{done:05d}"
                 target = folder / "videos" / f"{video_id}.mp4"
                 if not target.exists():  # after an interruption: files are whole or absent
                     write_bytes(target, encode_h264(world.render(clip)))
-                rows.append({"video_id": video_id, "split": split, "clip": clip, "group": index - 1, "rng": rng})
+                rows.append(
+                    {"video_id": video_id, "split": split, "clip": clip, "group": index - 1, "rng": rng}
+                )
                 done += 1
                 progress(done, total, "clips")
     truth = writer(folder, rows)
@@ -220,7 +234,9 @@ def _msrvtt_annotations(folder: Path, rows: list[dict]) -> dict:
             text = captions[0][0]
             sentences.append({"video_id": video_id, "sen_id": len(sentences), "caption": text})
             key = f"ret{len(single[split])}"
-            single[split].append({"key": key, "vid_key": f"msr{number}", "video_id": video_id, "sentence": text})
+            single[split].append(
+                {"key": key, "vid_key": f"msr{number}", "video_id": video_id, "sentence": text}
+            )
         truth[video_id] = _truth(row, captions[0][1])
     write_json(folder / "MSRVTT_data.json", {"videos": videos, "sentences": sentences})
     trained = [{"video_id": row["video_id"]} for row in rows if row["split"] == "train"]

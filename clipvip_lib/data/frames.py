@@ -32,8 +32,9 @@ def write_store(
     antialias: bool,
     progress: Callable[[int, int, str], None],
 ) -> int:
-    """Decode ``count`` videos (or JPEG stills, as videos of one frame) into one .npy file, uint8 [count, frames + 1, size, size, 3]; the last row of a clip
-    is its middle frame (index total // 2).
+    """Decode ``count`` videos (or JPEG stills, as videos of one frame) into one .npy file.
+
+    It holds uint8 [count, frames + 1, size, size, 3]; a clip's last row is its middle frame (index total // 2).
 
     Args:
         sources: (name, bytes or path) of each video, in order.
@@ -87,7 +88,9 @@ class FrameStore:
         part = int(np.searchsorted(self._starts, index, side="right")) - 1
         return self._parts[part][index - self._starts[part]]
 
-    def take(self, indices: Sequence[int], frames: int, jitter: np.random.Generator | None = None) -> np.ndarray:
+    def take(
+        self, indices: Sequence[int], frames: int, jitter: np.random.Generator | None = None
+    ) -> np.ndarray:
         """Uniform frames of some clips: uint8 [B, frames, size, size, 3]. With ``jitter`` (training) the two ends
         move inwards by up to one interval, for each clip on its own."""
         return np.stack([self._clip(i)[uniform_indices(self.frames, frames, jitter)] for i in indices])

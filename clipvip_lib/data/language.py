@@ -125,13 +125,18 @@ def caption(clip: Clip, rng: np.random.Generator) -> tuple[str, bool]:
 def _event_clauses(clip: Clip, rng: np.random.Generator) -> list[str]:
     """The events in order, a clause each: ["a red circle grows", "a blue star vanishes"]."""
     return [
-        f"{_article(_name(rng, clip.things[event.thing]))} {pick(rng, MOTION[event.motion])}" for event in clip.events
+        f"{_article(_name(rng, clip.things[event.thing]))} {pick(rng, MOTION[event.motion])}"
+        for event in clip.events
     ]
 
 
 def _inventory(clip: Clip, rng: np.random.Generator) -> str:
     """What is there and where: places only of things that stay in theirs."""
-    movers = {event.thing for event in clip.events if event.motion in ("slides left", "slides right", "rises", "falls")}
+    movers = {
+        event.thing
+        for event in clip.events
+        if event.motion in ("slides left", "slides right", "rises", "falls")
+    }
     parts = []
     for index in rng.permutation(len(clip.things))[:2]:
         where = ""

@@ -39,10 +39,17 @@ BACKGROUNDS = ("wood", "bricks", "sand", "water", "grass", "tiles")
 MOTIONS = ("grows", "shrinks", "appears", "vanishes", "slides left", "slides right", "rises", "falls")
 OPPOSITE = {m: MOTIONS[i ^ 1] for i, m in enumerate(MOTIONS)}
 
-LANES = (16, 48, 80, 112)  # centres of rows and columns, the mini model's 4 x 4 grid: on a three-lane grid, whose
+LANES = (
+    16,
+    48,
+    80,
+    112,
+)  # centres of rows and columns, the mini model's 4 x 4 grid: on a three-lane grid, whose
 # things straddle patches, a still-image probe (image-text R@1 of 1,000) reached 14 % instead of 28 %
 RADIUS = 15.0  # of a thing at rest, in pixels: a diameter of just under one patch (32)
-SLIDE = 96.0  # length of a slide in pixels: 3 patches; prototypes learned nothing from motions under one patch
+SLIDE = (
+    96.0  # length of a slide in pixels: 3 patches; prototypes learned nothing from motions under one patch
+)
 SMALL, LARGE = 0.45, 1.8  # radius before and after growing, as a share of RADIUS: area changes by 16
 DRIFT = 6.0  # largest camera drift over a clip in pixels: less than a fifth of a patch, so it is no event
 LIGHT = 0.15  # largest change of brightness over a clip
@@ -129,7 +136,9 @@ def sample_scene(
 def sample_still(rng: np.random.Generator, split: str) -> Clip:
     """A scene at rest, for image-text and caption pairs: no event."""
     things, background = sample_scene(rng, split)
-    return Clip(background, things, _sample_places(rng, len(things)), (), (0.0, 0.0), 0.0, int(rng.integers(2**31)))
+    return Clip(
+        background, things, _sample_places(rng, len(things)), (), (0.0, 0.0), 0.0, int(rng.integers(2**31))
+    )
 
 
 def sample_video(

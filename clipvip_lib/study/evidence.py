@@ -1,4 +1,4 @@
-"""From finished stages to the evidence that claims are judged on: per-query hits, paired over seeds and queries.
+"""From finished stages to the evidence of claims: per-query hits, paired over seeds and queries.
 
 Notebooks 01 to 06 and 08 read the same few functions, so a number means the same thing on every page.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,13 +20,20 @@ from clipvip_lib.retrieval import Ranks
 from clipvip_lib.study import experiments
 from clipvip_lib.study.stages import Stage
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 TEXT_TO_VIDEO, VIDEO_TO_TEXT = "text_to_video", "video_to_text"
 
 
-def ranks(stage: Stage, direction: str = TEXT_TO_VIDEO, scoring: str = "simple", home: Path | None = None) -> Ranks:
+def ranks(
+    stage: Stage, direction: str = TEXT_TO_VIDEO, scoring: str = "simple", home: Path | None = None
+) -> Ranks:
     """The ranks of every test query of a scored arm."""
     with np.load(stage.folder(home) / "ranks.npz") as arrays:
-        return Ranks(*(arrays[f"{direction}/{scoring}/{column}"] for column in ("better", "tied", "positives")))
+        return Ranks(
+            *(arrays[f"{direction}/{scoring}/{column}"] for column in ("better", "tied", "positives"))
+        )
 
 
 def hits(stages: Sequence[Stage], k: int = 1, home: Path | None = None, **which: str) -> np.ndarray:
@@ -68,7 +76,8 @@ def _gap_evidence(profile: Profile, seeds: Sequence[int], home: Path | None) -> 
         for benchmark in BENCHMARKS:
             chosen = [row for row in rows if (row["source"], row["benchmark"]) == (source, benchmark)]
             each = [
-                intervals.from_interval(row["effect"], row["low"], row["high"], queries=row["queries"]) for row in chosen
+                intervals.from_interval(row["effect"], row["low"], row["high"], queries=row["queries"])
+                for row in chosen
             ]
             found[claims.over("subtitles", source, benchmark, "NMI")] = intervals.pool_seeds(each)
     return found
@@ -81,3 +90,235 @@ def verdicts(
     chosen: list[Claim] = [claim for claim in claims.CLAIMS if notebook in (None, claim.notebook)]
     found = evidence(profile, seeds, home)
     return [claims.verdict(claim, found, seeds) for claim in chosen]
+
+
+# ------------------------------------------------------------------------------------- what pages say of it
+
+
+def score(
+    stages: Sequence[Stage], k: int = 1, home: Path | None = None, **which: str
+) -> intervals.Difference:
+    """R@k of one arm in per cent, a stage a seed, with its interval over seeds and queries."""
+    return intervals.paired_difference(100.0 * hits(stages, k, home, **which))
+
+
+def score_frame(
+    profile: Profile, seeds: Sequence[int], arms: Sequence[str], home: Path | None = None
+) -> pd.DataFrame:
+    """R@1 of arms on both benchmarks: columns arm, benchmark, R@1, low, high (95 %), queries, parameters."""
+    import pandas as pd
+
+    rows = []
+    for benchmark in BENCHMARKS:
+        for arm in arms:
+            stages = stages_of(profile, arm, benchmark, seeds)
+            found = score(stages, home=home)
+            numbers = {"R@1": found.effect, "low": found.low, "high": found.high, "queries": found.queries}
+            parameters = stages[0].result(home)["parameters"]
+            rows.append({"arm": arm, "benchmark": benchmark, **numbers, "parameters": parameters})
+    return pd.DataFrame(rows)
+
+
+def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
+    """A ``score_frame`` for people: a row an arm, R@1 and its interval on each benchmark."""
+    import pandas as pd
+
+    rows = {}
+    for row in scores.to_dict("records"):
+        shown = rows.setdefault(row["arm"], {"arm": row["arm"]})
+        shown[f"{row['benchmark']} R@1"] = row["R@1"]
+        shown[f"{row['benchmark']} 95 %"] = f"{row['low']:.1f} to {row['high']:.1f}"
+    return pd.DataFrame(rows.values())
+
+
+def in_words(scores: pd.DataFrame) -> str:
+    """A ``score_frame`` as alt text: "proxy-4 on msrvtt 31.2 (28.1 to 34.3); ..."."""
+    parts = [
+        f"{row['arm']} on {row['benchmark']} {row['R@1']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
+        for row in scores.to_dict("records")
+    ]
+    return "R@1 with its interval: " + "; ".join(parts)
+
+
+def leaders(scores: pd.DataFrame, benchmark: str) -> str:
+    """The arm with the highest R@1 on a benchmark; several if they are level ("full and proxy-4")."""
+    chosen = scores[scores["benchmark"] == benchmark]
+    best = chosen[chosen["R@1"] >= chosen["R@1"].max() - 1e-9]["arm"].tolist()
+    return best[0] if len(best) == 1 else f"{', '.join(best[:-1])} and {best[-1]}"
+
+
+def by_order(
+    profile: Profile, seeds: Sequence[int], arm: str, other: str, home: Path | None = None
+) -> list[dict[str, object]]:
+    """``arm`` minus ``other`` in points of R@1: all queries, those that tell the order, those that do not.
+
+    Rows with benchmark, queries (which), n, effect, low, high; a group of fewer than two queries has none.
+    """
+    rows = []
+    for benchmark in BENCHMARKS:
+        tables = [hits(stages_of(profile, name, benchmark, seeds), home=home) for name in (arm, other)]
+        tells = tells_order(profile, benchmark, home)
+        groups = {"all": np.ones_like(tells), "tell the order": tells, "do not": ~tells}
+        for group, chosen in groups.items():
+            row = {"contrast": f"{arm} over {other}", "benchmark": benchmark, "queries": group}
+            row |= {"n": int(chosen.sum()), "effect": None, "low": None, "high": None}
+            if row["n"] > 1:
+                effect, low, high = intervals.paired_difference(
+                    *(100.0 * table[:, chosen] for table in tables)
+                )
+                row |= {"effect": effect, "low": low, "high": high}
+            rows.append(row)
+    return rows
+
+
+def where_from(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """For each contrast and benchmark of ``by_order`` a sentence: which queries a difference comes from."""
+    sentences = []
+    for total in (row for row in rows if row["queries"] == "all"):
+        same = [r for r in rows if (r["contrast"], r["benchmark"]) == (total["contrast"], total["benchmark"])]
+        found = {row["queries"]: _side(row) for row in same}
+        where = f"{total['contrast']} on {total['benchmark']}"
+        if not found["all"]:
+            sentences.append(f"{where}: no difference is shown over all queries.")
+            continue
+        word = "gain" if found["all"] > 0 else "loss"
+        carriers = [name for name in ("tell the order", "do not") if found[name] == found["all"]]
+        if carriers == ["tell the order"]:
+            text = f"the {word} is shown only for the queries that tell the order"
+        elif carriers == ["do not"]:
+            text = f"the {word} is shown only for the queries that do not tell the order"
+        else:
+            text = f"the {word} is shown in {'both groups' if carriers else 'neither group on its own'}"
+        sentences.append(f"{where}: {text}.")
+    return sentences
+
+
+def _side(row: Mapping[str, object]) -> int:
+    """+1 or -1 if the interval lies on that side of zero, else 0."""
+    if row["low"] is None:
+        return 0
+    return int(row["low"] > 0) - int(row["high"] < 0)
+
+
+def effect_text(verdict: Verdict) -> tuple[str, str]:
+    """A verdict's effect and interval for people: ("+3.1 points", "−0.2 to +6.4"); dashes if not run."""
+    if verdict.effect is None:
+        return "–", "–"
+    digits, unit = (3, "NMI") if verdict.metric == "NMI" else (1, "points")
+    effect, low, high = (
+        f"{x:+.{digits}f}".replace("-", "−") for x in (verdict.effect, verdict.low, verdict.high)
+    )
+    return f"{effect} {unit}", f"{low} to {high}"
+
+
+def verdict_frame(found: Sequence[Verdict]) -> pd.DataFrame:
+    """The table under every page's verdict: a row a claim, the deciding contrast's effect and interval."""
+    import pandas as pd
+
+    rows = []
+    for v in found:
+        effect, interval = effect_text(v)
+        row = {"claim": v.id, "says": v.claim, "verdict": v.verdict, "effect": effect, "interval": interval}
+        row |= {"seeds": ", ".join(map(str, v.seeds)) or "–", "queries": v.queries or None, "note": v.note}
+        rows.append(row)
+    return pd.DataFrame(rows).convert_dtypes()
+
+
+def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
+    """Every contrast of the claims with its plain 95 % interval and its p-value after Holm's correction."""
+    import pandas as pd
+
+    rows = [
+        {
+            "claim": v.id,
+            "contrast": c.name,
+            "effect": c.effect,
+            "low": c.low,
+            "high": c.high,
+            "p (Holm)": c.holm,
+            "alone": c.verdict,
+        }
+        for v in found
+        for c in v.contrasts
+    ]
+    return pd.DataFrame(rows)
+
+
+def in_a_line(found: Sequence[Verdict]) -> str:
+    """Verdicts as a headline: "Claim 6 inconclusive (+1.2 points, −0.4 to +2.8); claim 7 ..."."""
+    parts = []
+    for v in found:
+        effect, interval = effect_text(v)
+        parts.append(f"claim {v.id} {v.verdict}" + ("" if v.effect is None else f" ({effect}, {interval})"))
+    line = "; ".join(parts)
+    return (
+        line[0].upper()
+        + line[1:]
+        + (". Provisional: too few seeds" if any(v.provisional for v in found) else "")
+    )
+
+
+def basis(profile: Profile, seeds: Sequence[int]) -> str:
+    """What the intervals of a page cover, said openly: how many seeds, how many queries, which profile."""
+    listed, queries = ", ".join(map(str, seeds)), profile.world.test
+    if len(seeds) == 1:
+        text = (
+            f"One seed ({listed}) and {queries:,} test queries a benchmark: intervals say how these trained "
+            "models would do on other queries, not what another seed would train. Verdicts are provisional."
+        )
+    else:
+        text = f"{len(seeds)} seeds ({listed}), {queries:,} test queries a benchmark: intervals cover both."
+    if profile.name == "smoke":
+        text += " The smoke profile trains for seconds, to test the machinery: its numbers mean nothing."
+    return text
+
+
+def to_decide(claim: Claim, found: Mapping[Contrast, object]) -> list[dict[str, object]]:
+    """What would decide each undecided contrast of a claim, if effect and spread are as measured.
+
+    Rows with claim, contrast, effect, seeds (queries as they are), queries (these models), needs (words).
+    The level is Bonferroni's, since Holm may ask for it. Seeds need two seeds or more to be estimated.
+    """
+    judged, rows = claims.verdict(claim, found), []
+    level = 1 - claims.ALPHA / len(claim.contrasts)
+    for contrast, result in zip(claim.contrasts, judged.contrasts, strict=True):
+        if result.verdict != "inconclusive":
+            continue
+        d = claims.difference(found[contrast])
+        low, high = d.interval(level)
+        row = {
+            "claim": claim.id,
+            "contrast": contrast.name,
+            "effect": d.effect,
+            "seeds": None,
+            "queries": None,
+        }
+        if d.effect == 0:
+            needs = "no effect was measured by which to size a study"
+        elif d.components and d.seeds > 1:
+            row["seeds"] = intervals.seeds_to_decide(d, level)
+            needs = f"{row['seeds']} seeds" if row["seeds"] else "more queries: 100 seeds would not do"
+        else:
+            row["queries"] = int(np.ceil(d.queries * ((high - low) / 2 / d.effect) ** 2))
+            needs = f"{row['queries']:,} texts or queries" + (
+                "" if d.seeds > 1 else ", and a second seed to know seeds' spread"
+            )
+        rows.append({**row, "needs": needs})
+    return rows
+
+
+def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> list[dict[str, object]]:
+    """Rows (space, benchmark, source, nmi, low, high, texts) of the language gap, pooled over the seeds."""
+    found: dict[tuple[str, str, str], list[dict]] = {}
+    for seed in seeds:
+        for row in experiments.language_gap(profile, seed).result(home)["gaps"]:
+            found.setdefault((row["space"], row["benchmark"], row["source"]), []).append(row)
+    pooled = []
+    for (space, benchmark, source), rows in found.items():
+        each = [intervals.from_interval(row["nmi"], row["low"], row["high"]) for row in rows]
+        # An NMI lies between 0 and 1; of one seed the bootstrap's own interval stands as it is.
+        low, high = np.clip(intervals.pool_seeds(each).interval(), 0.0, 1.0)
+        nmi, texts = float(np.mean([row["nmi"] for row in rows])), min(row["texts"] for row in rows)
+        names = {"space": space, "benchmark": benchmark, "source": source}
+        pooled.append(names | {"nmi": nmi, "low": float(low), "high": float(high), "texts": texts})
+    return pooled

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -83,10 +84,11 @@ def loss_arms() -> dict[str, Arm]:
 def _split(total: int, parts: int) -> list[tuple[int, int]]:
     """(first, count) of each of ``parts`` even parts of ``total``."""
     edges = [round(total * part / parts) for part in range(parts + 1)]
-    return [(first, last - first) for first, last in zip(edges, edges[1:], strict=False)]
+    return [(first, last - first) for first, last in itertools.pairwise(edges)]
 
 
 WORLD_CODE = ("clipvip_lib.data.corpora",)
+DECODING = ("clipvip_lib.data.frames", "clipvip_lib.data.shards")
 
 
 @functools.cache
@@ -153,10 +155,9 @@ def shard_frames(profile: Profile, name: str) -> list[Stage]:
     clips = profile.world.image_text if still else profile.world.corpus_clips * SHARES[name]
     cost = clips / len(shards) * (0.001 if still else 0.006)
     return [
-        Stage(f"frames/{name}/{part}", STEPS + "decode_shard", config, {"shard": shard}, ("clipvip_lib.data.frames",
-              "clipvip_lib.data.shards"), cost)
+        Stage(f"frames/{name}/{part}", STEPS + "decode_shard", config, {"shard": shard}, DECODING, cost)
         for part, shard in enumerate(shards)
-    ]  # fmt: skip
+    ]
 
 
 @functools.cache
@@ -187,10 +188,15 @@ def captions(profile: Profile) -> list[Stage]:
     shards = corpus(profile, LARGEST)
     cost = profile.world.corpus_clips / len(shards) / 150
     return [
-        Stage(f"captions/{LARGEST}/{part}", STEPS + "caption_shard", {}, {"captioner": captioner(profile), "shard": shard},
-              ("clipvip_lib.captioning",), cost)
+        Stage(
+            f"captions/{LARGEST}/{part}",
+            STEPS + "caption_shard",
+            inputs={"captioner": captioner(profile), "shard": shard},
+            code=("clipvip_lib.captioning",),
+            cost=cost,
+        )
         for part, shard in enumerate(shards)
-    ]  # fmt: skip
+    ]
 
 
 @functools.cache
@@ -313,10 +319,11 @@ def language_gap(profile: Profile, seed: int) -> Stage:
 @functools.cache
 def caption_pair_texts(profile: Profile) -> Stage:
     """The caption pairs' texts (with frames, as any shard is decoded)."""
-    code = ("clipvip_lib.data.frames", "clipvip_lib.data.shards")
     inputs = {"shard": images(profile, "caption-pairs")[0]}
     cost = profile.world.caption_pairs * 0.001
-    return Stage("frames/caption-pairs", STEPS + "decode_shard", _decoding(profile, 1), inputs, code, cost)
+    return Stage(
+        "frames/caption-pairs", STEPS + "decode_shard", _decoding(profile, 1), inputs, DECODING, cost
+    )
 
 
 @functools.cache

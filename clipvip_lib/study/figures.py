@@ -22,6 +22,7 @@ import numpy as np
 from clipvip_lib.errors import ClipVipError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # role: (light, dark). Matplotlib is given the light one.
@@ -182,6 +183,40 @@ def film_strip(
         if labels is not None:
             axis.set_title(labels[i], fontsize=9, pad=3)
     return fig
+
+
+def interval_rows(
+    axis: Axes,
+    labels: Sequence[str],
+    values: Sequence[float],
+    lows: Sequence[float],
+    highs: Sequence[float],
+    *,
+    colours: Sequence[str] | None = None,
+    markers: Sequence[str] | None = None,
+    hollow: Sequence[bool] | None = None,
+) -> None:
+    """Points with their intervals, a row each from the top down.
+
+    colours: names of PALETTE (default blue); markers: matplotlib's (default circles); hollow: which are drawn
+    as outlines. Markers and outlines keep series apart for those who do not see the colours.
+    """
+    for row, (value, low, high) in enumerate(zip(values, lows, highs, strict=True)):
+        colour = PALETTE[colours[row] if colours else "blue"][0]
+        axis.errorbar(
+            value,
+            row,
+            xerr=[[max(value - low, 0.0)], [max(high - value, 0.0)]],
+            fmt=markers[row] if markers else "o",
+            color=colour,
+            markerfacecolor=INK["paper"][0] if hollow and hollow[row] else colour,
+            markeredgecolor=colour,
+            markersize=7,
+            capsize=3,
+        )
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set_ylim(len(labels) - 0.4, -0.6)
+    axis.grid(False, axis="y")
 
 
 def _joined(clip: np.ndarray, gap: int) -> np.ndarray:

@@ -129,7 +129,8 @@ def declared_parameters(path: Path) -> set[str]:
     try:
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ClipVipError(f"no notebook {path} ({error}): expected Jupyter's JSON; restore it") from error
+        why = getattr(error, "strerror", None) or "it is not JSON with cells"
+        raise ClipVipError(f"no notebook {path} ({why}): expected Jupyter's format; restore it") from error
     if not any("parameters" in cell.get("metadata", {}).get("tags", []) for cell in cells):
         raise ClipVipError(
             f"notebook {path.stem} has no cell tagged 'parameters': expected one, as its second cell; tag it"

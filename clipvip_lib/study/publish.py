@@ -46,7 +46,10 @@ def publish(
     cards = [_card(name, notebooks, pages, outcomes, out) for name in plan.notebooks]
     facts = [*provenance_lines(provenance(first["profile"], first["seeds"]))]
     facts.append(
-        ("took", f"{duration(seconds)}, of {duration(_computed(outcomes, home))} of computing in all stages")
+        (
+            "took",
+            f"{duration(seconds)}; all stages together {duration(_computed(outcomes, home))} of computing",
+        )
     )
     _write(out / "index.html", html_pages.index_html(cards, facts, small=first["profile"] != "paper"))
     return out / "index.html"

@@ -1,0 +1,122 @@
+"""The world's card: every constant of the embedded world with its value, how it was set, and its reason.
+
+What is special: nothing is typed twice. Values come from the modules that use them, reasons from the comments
+beside them in the source; tables of words, which have none, have theirs below. A constant without a reason
+is an error, so the card cannot lose one.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+from types import ModuleType
+
+from clipvip_lib.data import corpora, language, world
+from clipvip_lib.errors import ClipVipError
+
+PARTS = {"what is drawn": world, "what is written and said": language, "what makes up the corpora": corpora}
+
+CHOSEN = "chosen"
+BY_PROBE = "calibrated by a still-image probe"
+BY_ORDER = "calibrated until order could be learned"
+CALIBRATED = {
+    "LANES": BY_PROBE,
+    "SLIDE": BY_ORDER,
+    "SMALL": BY_ORDER,
+    "LARGE": BY_ORDER,
+    "CLIPS_PER_VIDEO": BY_ORDER,
+}
+
+REASONS = {
+    "SHAPES": "with the colours 64 things, so that a scene of two or three is seldom seen twice",
+    "COLOURS": "far apart, and before muted backgrounds",
+    "BACKGROUNDS": "textured, so that a mean colour does not tell the scene",
+    "MOTIONS": "four pairs of opposites: the frames tell the pair, only their order tells which of the two",
+    "OPPOSITE": "the same motion run backwards; follows from the pairs",
+    "SHAPE": "synonyms, as several annotators of one video choose other words",
+    "COLOUR": "synonyms, as several annotators of one video choose other words",
+    "MOTION": "synonyms, as several annotators of one video choose other words",
+    "BACKGROUND": "two ways to name each",
+    "COLUMN": "where a thing rests, by its lane; the two middle lanes share a word",
+    "ROW": "where a thing rests, by its lane; the two middle lanes share a word",
+    "SPOKEN_MOTION": "spoken, as SPOKEN_SHAPE",
+    "CHATTER": "what speech recognition hears when the talk is not about the picture",
+    "FILLER": "how a spoken mention begins",
+    "ALT_TAIL": "how a stock-footage site's keywords end",
+    "CORPORA": "the real corpora's proportion (WebVid-2.5M, HD-VILA-10M, HD-VILA-100M)",
+}
+
+
+def world_card() -> dict[str, list[dict[str, str]]]:
+    """Rows (constant, value, how set, reason) of each part of the world, in the order of the source.
+
+    Raises ClipVipError for a constant that has no reason.
+    """
+    return {title: _rows(module) for title, module in PARTS.items()}
+
+
+def _rows(module: ModuleType) -> list[dict[str, str]]:
+    source = inspect.getsource(module)
+    rows = []
+    for name, first, last in _constants(source):
+        reason = REASONS.get(name) or comment_of(source.splitlines(), first, last)
+        if not reason:
+            raise ClipVipError(
+                f"{module.__name__}.{name} has no reason: expected a comment beside it; write one"
+            )
+        value = short(getattr(module, name))
+        rows.append(
+            {"constant": name, "value": value, "how set": CALIBRATED.get(name, CHOSEN), "reason": reason}
+        )
+    return rows
+
+
+def _constants(source: str) -> list[tuple[str, int, int]]:
+    """(name, first line, last line) of every assignment to an upper-case name at the top level."""
+    found = []
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.Assign):
+            targets = node.targets[0].elts if isinstance(node.targets[0], ast.Tuple) else node.targets
+            names = [target.id for target in targets if isinstance(target, ast.Name) and target.id.isupper()]
+            found += [(name, node.lineno, node.end_lineno) for name in names]
+    return found
+
+
+def comment_of(lines: list[str], first: int, last: int) -> str:
+    """The comment beside a statement (lines count from 1), with the lines that continue it, or the one above.
+
+    A comment above belongs to the statement only if a blank line parts it from what was before.
+    """
+    beside = re.search(r"\s#\s(.*)$", lines[last - 1])
+    if beside:
+        words, after = [beside[1]], last
+        while after < len(lines) and lines[after].startswith("# "):
+            words.append(lines[after][2:])
+            after += 1
+        return " ".join(words)
+    above, words = first - 2, []
+    while above >= 0 and lines[above].startswith("# ") and "----" not in lines[above]:
+        words.insert(0, lines[above][2:])
+        above -= 1
+    return " ".join(words) if words and (above < 0 or not lines[above].strip()) else ""
+
+
+def short(value: object) -> str:
+    """A constant as people read it: long tables by their size and first entries."""
+    if isinstance(value, dict):
+        entries = [f"{key}: {_plain(entry)}" for key, entry in value.items()]
+        parts = entries if len(entries) <= 4 else [*entries[:2], "…"]
+        return f"{len(value)} entries ({'; '.join(parts)})"
+    if isinstance(value, tuple) and value and isinstance(value[0], str):
+        shown = value if sum(map(len, value)) <= 80 else value[:2]
+        return f"{len(value)}: " + ", ".join(shown) + (", …" if len(shown) < len(value) else "")
+    return _plain(value)
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, range):
+        return f"{value.start}–{value.stop - 1}"
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,84 @@
+"""A store holds the very frames that the reader reads, and draws from them as training needs."""
+
+import numpy as np
+import pytest
+
+from clipvip_lib.data import transform
+from clipvip_lib.data.corpora import encode_h264, encode_jpeg
+from clipvip_lib.data.frames import FrameStore, write_store
+from clipvip_lib.data.video import VideoError, middle_index, read_frames, uniform_indices
+from clipvip_lib.data.world import FRAMES, render, rng_for, sample_video
+from clipvip_lib.errors import ClipVipError
+
+CLIPS = [encode_h264(render(clip)) for i in range(2) for clip in sample_video(rng_for(i), "train")]
+
+
+def quiet(done, total, note=""):
+    pass
+
+
+def store(path, clips=CLIPS, count=None, frames=8, size=32):
+    named = ((f"clip-{i}", clip) for i, clip in enumerate(clips))
+    return write_store(path, named, len(clips) if count is None else count, frames, size, True, quiet)
+
+
+def test_a_store_holds_uniform_frames_and_the_middle_one(tmp_path):
+    assert store(tmp_path / "a.npy") == len(CLIPS) * 9
+    found = FrameStore([tmp_path / "a.npy"])
+    assert (len(found), found.frames) == (8, 8)
+    for index in (0, 5):
+        indices = [*uniform_indices(FRAMES, 8), middle_index(FRAMES)]
+        direct = transform.resize(read_frames(CLIPS[index], indices), 32, True)
+        np.testing.assert_array_equal(found.take([index], 8)[0], direct[:8])
+        np.testing.assert_array_equal(found.middle([index])[0], direct[8:])
+
+
+def test_frames_are_drawn_uniformly_and_with_jitter(tmp_path):
+    store(tmp_path / "a.npy")
+    found = FrameStore([tmp_path / "a.npy"])
+    whole = found.take([3], 8)[0]
+    np.testing.assert_array_equal(found.take([3], 4)[0], whole[[0, 2, 4, 7]])
+    draws = {found.take([3], 4, np.random.default_rng(s)).tobytes() for s in range(20)}
+    assert len(draws) > 3
+    again = (found.take([3, 4], 4, np.random.default_rng(1)) for _ in range(2))
+    np.testing.assert_array_equal(*again)
+
+
+def test_parts_are_one_list(tmp_path):
+    store(tmp_path / "a.npy", CLIPS[:3])
+    store(tmp_path / "b.npy", CLIPS[3:])
+    store(tmp_path / "all.npy")
+    parts, whole = FrameStore([tmp_path / "a.npy", tmp_path / "b.npy"]), FrameStore([tmp_path / "all.npy"])
+    order = [7, 0, 2, 3]
+    np.testing.assert_array_equal(parts.take(order, 4), whole.take(order, 4))
+    np.testing.assert_array_equal(parts.middle(order), whole.middle(order))
+
+
+def test_a_still_image_is_a_video_of_one_frame(tmp_path):
+    image = render(sample_video(rng_for(5), "train")[0])[0]
+    store(tmp_path / "a.npy", [encode_jpeg(image)], frames=1)
+    taken = FrameStore([tmp_path / "a.npy"]).take([0], 1)
+    assert taken.shape == (1, 1, 32, 32, 3)
+    assert abs(taken[0, 0].astype(int) - transform.resize(image[None], 32, True)[0]).mean() < 3
+
+
+@pytest.mark.parametrize("count", (7, 9))
+def test_a_wrong_count_is_refused_and_leaves_no_file(tmp_path, count):
+    with pytest.raises(ClipVipError, match=f"expected {count} videos"):
+        store(tmp_path / "a.npy", count=count)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bad_video_is_named_never_replaced(tmp_path):
+    with pytest.raises(VideoError, match="clip-1"):
+        store(tmp_path / "a.npy", [CLIPS[0], CLIPS[1][: len(CLIPS[1]) // 2], CLIPS[2]])
+    assert not list(tmp_path.iterdir())
+
+
+def test_stores_of_other_shapes_and_too_few_frames_are_refused(tmp_path):
+    store(tmp_path / "a.npy")
+    store(tmp_path / "b.npy", size=16)
+    with pytest.raises(ClipVipError, match="one shape"):
+        FrameStore([tmp_path / "a.npy", tmp_path / "b.npy"])
+    with pytest.raises(ClipVipError, match="at least 1 frame"):
+        store(tmp_path / "c.npy", frames=0)

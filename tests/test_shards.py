@@ -1,0 +1,89 @@
+"""Tar shards are read in order, whole, and a damaged one is named."""
+
+import json
+import tarfile
+
+import pytest
+
+from clipvip_lib.data.corpora import encode_h264, write_shard
+from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.world import render, rng_for, sample_video
+from clipvip_lib.errors import ClipVipError
+
+MP4 = encode_h264(render(sample_video(rng_for(0), "train")[0]))
+
+
+def write(path, **changes):
+    samples = [
+        {"__key__": f"clip-{i}", "mp4": MP4, "txt": f"text {i}", "json": json.dumps({"n": i})}
+        for i in range(4)
+    ]
+    samples[2] |= changes
+    write_shard(path, [{k: v for k, v in sample.items() if v is not None} for sample in samples])
+    return path
+
+
+def test_samples_come_in_order_with_text_and_json(tmp_path):
+    samples = list(read_shard(write(tmp_path / "a.tar")))
+    assert [s.key for s in samples] == [f"clip-{i}" for i in range(4)]
+    assert [s.text for s in samples] == [f"text {i}" for i in range(4)]
+    assert samples[3].about == {"n": 3}
+    assert samples[0].media == MP4
+
+
+def test_a_path_with_a_colon_is_a_path(tmp_path):
+    assert len(list(read_shard(write(tmp_path / "a:b.tar")))) == 4
+
+
+@pytest.mark.parametrize("keep", (0.05, 0.3, 0.6, 0.95, 0.999))
+def test_a_tar_cut_in_the_middle_is_named(tmp_path, keep):
+    path = write(tmp_path / "cut.tar")
+    content = path.read_bytes().rstrip(b"\0")  # without the mark and the padding that follow the last sample
+    path.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(ClipVipError, match=r"cut\.tar is damaged.*fetch or write it again"):
+        list(read_shard(path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    (
+        ({"txt": None}, "sample clip-2 .* has no text"),
+        ({"txt": "  "}, "sample clip-2 .* has no text"),
+        ({"mp4": None}, "sample clip-2 .* has no mp4"),
+        ({"mp4": b""}, "sample clip-2 .* has no mp4"),
+        ({"json": "{"}, "clip-2.json .* is not JSON"),
+        ({"txt": b"\xff\xfe"}, "clip-2.txt .* is not UTF-8"),
+    ),
+)
+def test_a_bad_sample_is_named(tmp_path, changes, message):
+    with pytest.raises(ClipVipError, match=message):
+        list(read_shard(write(tmp_path / "bad.tar", **changes)))
+
+
+def test_a_missing_or_foreign_file_is_named(tmp_path):
+    with pytest.raises(ClipVipError, match=r"no shard .*absent\.tar"):
+        list(read_shard(tmp_path / "absent.tar"))
+    (tmp_path / "page.tar").write_text("<html>not found</html>" * 60)
+    with pytest.raises(ClipVipError, match=r"page\.tar is damaged"):
+        list(read_shard(tmp_path / "page.tar"))
+    (tmp_path / "empty.tar").write_bytes(b"")
+    with pytest.raises(ClipVipError, match=r"empty\.tar"):
+        list(read_shard(tmp_path / "empty.tar"))
+
+
+def test_a_shard_without_samples_is_named(tmp_path):
+    with tarfile.open(tmp_path / "none.tar", "w"):
+        pass
+    with pytest.raises(ClipVipError, match=r"none\.tar .*no sample"):
+        list(read_shard(tmp_path / "none.tar"))
+
+
+def test_a_header_damaged_inside_is_named(tmp_path):
+    path = write(tmp_path / "torn.tar")
+    with tarfile.open(path) as tar:
+        offset = tar.getmember("clip-2.mp4").offset
+    content = bytearray(path.read_bytes())
+    content[offset : offset + 512] = b"x" * 512  # a header that is none
+    path.write_bytes(content)
+    with pytest.raises(ClipVipError, match=r"torn\.tar is damaged .*after 6 whole files"):
+        list(read_shard(path))
