@@ -47,7 +47,7 @@ TIED = (
     "decoder.embed_tokens.weight",
     "decoder.output_projection.weight",
 )  # stored once by ``Captioner.save``
-STEM_LR = 5e-3  # a ResNet with BatchNorm bears and needs more than a transformer: 2e-3 learned half as fast
+STEM_LR = 5e-3  # in one trial of the ResNet alone, 300 steps: it found 83 % of the things, with 2e-3 64 %
 WORDS_WEIGHT = 0.1  # of the words' loss (a sum over the vocabulary) beside the captions' (a mean over tokens)
 LONGEST_CAPTION = 20  # words of a training caption (the authors' script)
 CHECKPOINT_SECONDS = 20.0  # a kill loses at most about this much training

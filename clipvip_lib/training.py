@@ -221,7 +221,8 @@ def train(
             ``folder`` does not fit the model.
     """
     torch.manual_seed(seed)
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6)
+    groups = parameter_groups(model, recipe)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
     state = _Run(model, optimizer, folder / "checkpoint.pt")
     start = state.resume()
     evaluated = _even_steps(recipe.steps, recipe.evaluations) if evaluate else []

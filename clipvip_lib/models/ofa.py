@@ -217,7 +217,8 @@ class ResNetStem(nn.Module):
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Channels last is 1.3 to 2 times faster on CPUs and GPUs, and gives the same numbers.
+        # Channels last: the stem's forward and backward took 0.6 to 0.74 of the time on one CPU core (width
+        # 16 and 32, 64 pixels, batch 48). BatchNorm's sums are rounded in another order: 1e-4 on logits.
         x = x.contiguous(memory_format=torch.channels_last)
         x = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
         return self.layer3(self.layer2(self.layer1(x)))

@@ -113,7 +113,8 @@ def score_frame(
         for arm in arms:
             stages = stages_of(profile, arm, benchmark, seeds)
             found = score(stages, home=home)
-            numbers = {"R@1": found.effect, "low": found.low, "high": found.high, "queries": found.queries}
+            low, high = max(found.low, 0.0), min(found.high, 100.0)
+            numbers = {"R@1": found.effect, "low": low, "high": high, "queries": found.queries}
             parameters = stages[0].result(home)["parameters"]
             rows.append({"arm": arm, "benchmark": benchmark, **numbers, "parameters": parameters})
     return pd.DataFrame(rows)
@@ -127,7 +128,7 @@ def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
     for row in scores.to_dict("records"):
         shown = rows.setdefault(row["arm"], {"arm": row["arm"]})
         shown[f"{row['benchmark']} R@1"] = row["R@1"]
-        shown[f"{row['benchmark']} 95 %"] = f"{row['low']:.1f} to {row['high']:.1f}"
+        shown[f"{row['benchmark']}, 95 %"] = f"{row['low']:.1f} to {row['high']:.1f}"
     return pd.DataFrame(rows.values())
 
 
@@ -201,27 +202,34 @@ def _side(row: Mapping[str, object]) -> int:
 
 
 def effect_text(verdict: Verdict) -> tuple[str, str]:
-    """A verdict's effect and interval for people: ("+3.1 points", "−0.2 to +6.4"); dashes if not run."""
+    """A verdict's effect and interval for people: ("+3.1 pt", "−0.2 to +6.4"); dashes if not run."""
     if verdict.effect is None:
         return "–", "–"
-    digits, unit = (3, "NMI") if verdict.metric == "NMI" else (1, "points")
+    digits, unit = (3, "") if verdict.metric == "NMI" else (1, " pt")
     effect, low, high = (
         f"{x:+.{digits}f}".replace("-", "−") for x in (verdict.effect, verdict.low, verdict.high)
     )
-    return f"{effect} {unit}", f"{low} to {high}"
+    return f"{effect}{unit}", f"{low} to {high}"
 
 
 def verdict_frame(found: Sequence[Verdict]) -> pd.DataFrame:
-    """The table under every page's verdict: a row a claim, the deciding contrast's effect and interval."""
+    """The table under every page's verdict: a row a claim, the deciding contrast's effect and interval, and how
+    many of its contrasts hold."""
     import pandas as pd
 
     rows = []
     for v in found:
         effect, interval = effect_text(v)
-        row = {"claim": v.id, "says": v.claim, "verdict": v.verdict, "effect": effect, "interval": interval}
-        row |= {"seeds": ", ".join(map(str, v.seeds)) or "–", "queries": v.queries or None, "note": v.note}
+        row = {"#": v.id, "claim": v.claim, "verdict": v.verdict, "effect": effect, "interval": interval}
+        row |= {"seeds": len(v.seeds), "queries": v.queries}
+        row["hold"] = f"{sum(c.verdict == 'reproduced' for c in v.contrasts)} of {len(v.contrasts)}"
         rows.append(row)
-    return pd.DataFrame(rows).convert_dtypes()
+    return pd.DataFrame(rows)
+
+
+def notes(found: Sequence[Verdict]) -> str:
+    """What stands behind each verdict, as a Markdown list: what decided, or what is missing."""
+    return "\n".join(f"* Claim {v.id}: {v.note}." for v in found)
 
 
 def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
@@ -249,6 +257,7 @@ def in_a_line(found: Sequence[Verdict]) -> str:
     parts = []
     for v in found:
         effect, interval = effect_text(v)
+        effect = f"{effect} NMI" if v.metric == "NMI" else effect.replace("pt", "points")
         parts.append(f"claim {v.id} {v.verdict}" + ("" if v.effect is None else f" ({effect}, {interval})"))
     line = "; ".join(parts)
     return (
@@ -276,8 +285,9 @@ def basis(profile: Profile, seeds: Sequence[int]) -> str:
 def to_decide(claim: Claim, found: Mapping[Contrast, object]) -> list[dict[str, object]]:
     """What would decide each undecided contrast of a claim, if effect and spread are as measured.
 
-    Rows with claim, contrast, effect, seeds (queries as they are), queries (these models), needs (words).
-    The level is Bonferroni's, since Holm may ask for it. Seeds need two seeds or more to be estimated.
+    Rows, the most demanding first: claim, undecided ("1 of 4"), contrast, effect, seeds (on these queries),
+    queries (for these models), needs (words). The level is Bonferroni's, since Holm may ask for it. How many
+    seeds can only be estimated from two seeds or more.
     """
     judged, rows = claims.verdict(claim, found), []
     level = 1 - claims.ALPHA / len(claim.contrasts)
@@ -286,25 +296,22 @@ def to_decide(claim: Claim, found: Mapping[Contrast, object]) -> list[dict[str, 
             continue
         d = claims.difference(found[contrast])
         low, high = d.interval(level)
-        row = {
-            "claim": claim.id,
-            "contrast": contrast.name,
-            "effect": d.effect,
-            "seeds": None,
-            "queries": None,
-        }
-        if d.effect == 0:
-            needs = "no effect was measured by which to size a study"
+        seeds = queries = None
+        if abs(d.effect) < 1e-9:  # a sum of hits that should be zero may be off by rounding
+            needs, order = "no effect to size a study by", np.inf
         elif d.components and d.seeds > 1:
-            row["seeds"] = intervals.seeds_to_decide(d, level)
-            needs = f"{row['seeds']} seeds" if row["seeds"] else "more queries: 100 seeds would not do"
-        else:
-            row["queries"] = int(np.ceil(d.queries * ((high - low) / 2 / d.effect) ** 2))
-            needs = f"{row['queries']:,} texts or queries" + (
-                "" if d.seeds > 1 else ", and a second seed to know seeds' spread"
+            seeds = intervals.seeds_to_decide(d, level)
+            needs, order = (
+                (f"{seeds} seeds", seeds) if seeds else ("more queries: 100 seeds would not do", 101)
             )
-        rows.append({**row, "needs": needs})
-    return rows
+        else:
+            queries = order = int(np.ceil(d.queries * ((high - low) / 2 / d.effect) ** 2))
+            needs = f"{queries:,} {'texts' if contrast.metric == 'NMI' else 'queries'}"
+            needs += "" if d.seeds > 1 else " and a second seed"
+        row = {"claim": claim.id, "contrast": contrast.name, "effect": d.effect, "seeds": seeds}
+        rows.append((order, {**row, "queries": queries, "needs": needs}))
+    rows.sort(key=lambda pair: -pair[0])
+    return [{**row, "undecided": f"{len(rows)} of {len(claim.contrasts)}"} for _, row in rows]
 
 
 def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> list[dict[str, object]]:
@@ -322,3 +329,17 @@ def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> li
         names = {"space": space, "benchmark": benchmark, "source": source}
         pooled.append(names | {"nmi": nmi, "low": float(low), "high": float(high), "texts": texts})
     return pooled
+
+
+def gap_basis(profile: Profile, seeds: Sequence[int]) -> str:
+    """What the intervals of NMI cover, said openly, as ``basis`` says it of R@1."""
+    listed, texts = ", ".join(map(str, seeds)), profile.nmi_texts
+    text = f"At most {texts:,} texts a set: intervals say what another draw of texts would give, "
+    text += (
+        f"in the text encoder of one seed ({listed}). Verdicts are provisional."
+        if len(seeds) == 1
+        else f"and with it another text encoder ({len(seeds)} seeds: {listed})."
+    )
+    if profile.name == "smoke":
+        text += " The smoke profile trains for seconds, to test the machinery: its numbers mean nothing."
+    return text

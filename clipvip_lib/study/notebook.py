@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fnmatch
 import html
+import os
 import random
 import sys
 from pathlib import Path
@@ -52,6 +53,7 @@ class Study:
         self._figures: list[dict] = []
         self._recorded = False
         seed_everything(self.seeds[0])
+        quiet_libraries()
         self._show_provenance("header")
 
     # --- reading stages ---------------------------------------------------------------------------------
@@ -195,6 +197,13 @@ def seed_everything(seed: int) -> None:
     np.random.seed(seed)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(seed)
+
+
+def quiet_libraries() -> None:
+    """No progress bars of transformers: their rates differ in every run, and nbval would compare them."""
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
 
 
 def _display(bundle: dict[str, object]) -> None:

@@ -11,6 +11,8 @@ import pandas as pd
 from clipvip_lib.study.stages import plain
 
 DASH = "–"
+WRAPS_FROM = 30  # characters: longer texts are wrapped, so that the columns after them stay in sight
+LONG = ' class="long"'
 
 
 def decimals(values: list[object]) -> int:
@@ -72,7 +74,7 @@ def table_html(frame: pd.DataFrame, caption: str, digits: int | None = None) -> 
         cells = [
             f'<th scope="row">{html.escape(text)}</th>'
             if i < heads
-            else f"<td{cls[i]}>{html.escape(text)}</td>"
+            else f"<td{cls[i] or (LONG if len(text) > WRAPS_FROM else '')}>{html.escape(text)}</td>"
             for i, text in enumerate(row)
         ]
         body.append(f"<tr>{''.join(cells)}</tr>")

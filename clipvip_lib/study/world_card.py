@@ -18,8 +18,8 @@ from clipvip_lib.errors import ClipVipError
 PARTS = {"what is drawn": world, "what is written and said": language, "what makes up the corpora": corpora}
 
 CHOSEN = "chosen"
-BY_PROBE = "calibrated by a still-image probe"
-BY_ORDER = "calibrated until order could be learned"
+BY_PROBE = "calibrated: still images"
+BY_ORDER = "calibrated: order"
 CALIBRATED = {
     "LANES": BY_PROBE,
     "SLIDE": BY_ORDER,
@@ -49,7 +49,7 @@ REASONS = {
 
 
 def world_card() -> dict[str, list[dict[str, str]]]:
-    """Rows (constant, value, how set, reason) of each part of the world, in the order of the source.
+    """Rows (constant, value, reason, how set) of each part of the world, in the order of the source.
 
     Raises ClipVipError for a constant that has no reason.
     """
@@ -67,7 +67,7 @@ def _rows(module: ModuleType) -> list[dict[str, str]]:
             )
         value = short(getattr(module, name))
         rows.append(
-            {"constant": name, "value": value, "how set": CALIBRATED.get(name, CHOSEN), "reason": reason}
+            {"constant": name, "value": value, "reason": reason, "how set": CALIBRATED.get(name, CHOSEN)}
         )
     return rows
 
@@ -84,29 +84,32 @@ def _constants(source: str) -> list[tuple[str, int, int]]:
 
 
 def comment_of(lines: list[str], first: int, last: int) -> str:
-    """The comment beside a statement (lines count from 1), with the lines that continue it, or the one above.
+    """The comment on a statement (lines count from 1): beside it, with the lines that go on, or else above it.
 
-    A comment above belongs to the statement only if a blank line parts it from what was before.
+    A comment line of its own that begins small goes on with what stands above it; one that begins with a
+    capital starts a comment on what follows.
     """
-    beside = re.search(r"\s#\s(.*)$", lines[last - 1])
+    beside = [found[1] for line in lines[first - 1 : last] if (found := re.search(r"\s#\s(.*)$", line))]
     if beside:
-        words, after = [beside[1]], last
-        while after < len(lines) and lines[after].startswith("# "):
-            words.append(lines[after][2:])
+        after = last
+        while after < len(lines) and re.match(r"# [^A-Z-]", lines[after]):
+            beside.append(lines[after][2:])
             after += 1
-        return " ".join(words)
-    above, words = first - 2, []
-    while above >= 0 and lines[above].startswith("# ") and "----" not in lines[above]:
-        words.insert(0, lines[above][2:])
+        return " ".join(beside)
+    above = first - 2
+    while above >= 0 and re.match(r"# [^-]", lines[above]):
+        beside.insert(0, lines[above][2:])
+        if lines[above][2].isupper():
+            return " ".join(beside)
         above -= 1
-    return " ".join(words) if words and (above < 0 or not lines[above].strip()) else ""
+    return ""
 
 
 def short(value: object) -> str:
     """A constant as people read it: long tables by their size and first entries."""
     if isinstance(value, dict):
         entries = [f"{key}: {_plain(entry)}" for key, entry in value.items()]
-        parts = entries if len(entries) <= 4 else [*entries[:2], "…"]
+        parts = entries if len(entries) <= 4 else [entries[0], "…"]
         return f"{len(value)} entries ({'; '.join(parts)})"
     if isinstance(value, tuple) and value and isinstance(value[0], str):
         shown = value if sum(map(len, value)) <= 80 else value[:2]

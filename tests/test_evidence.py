@@ -1,0 +1,134 @@
+"""What pages say of evidence: sentences and tables from numbers whose truth is known, without a run."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from clipvip_lib import claims
+from clipvip_lib.intervals import from_interval, paired_difference
+from clipvip_lib.profiles import get_profile
+from clipvip_lib.study import evidence
+
+SIDES = {+1: (1.0, 3.0), -1: (-3.0, -1.0), 0: (-1.0, 1.0), None: (None, None)}
+
+
+def order_rows(all_: int, tells: int | None, rest: int | None) -> list[dict]:
+    groups = {"all": all_, "tell the order": tells, "do not": rest}
+    return [
+        {
+            "contrast": "a over b",
+            "benchmark": "msrvtt",
+            "queries": group,
+            "low": SIDES[s][0],
+            "high": SIDES[s][1],
+        }
+        for group, s in groups.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("sides", "words"),
+    [
+        ((1, 1, 0), "the gain is shown only for the queries that tell the order."),
+        ((1, 1, None), "the gain is shown only for the queries that tell the order."),
+        ((1, 0, 1), "the gain is shown only for the queries that do not tell the order."),
+        ((1, 1, 1), "the gain is shown in both groups."),
+        ((1, 0, 0), "the gain is shown in neither group on its own."),
+        ((-1, -1, 0), "the loss is shown only for the queries that tell the order."),
+        ((-1, 1, -1), "the loss is shown only for the queries that do not tell the order."),
+        ((0, 1, 0), "no difference is shown over all queries."),
+    ],
+)
+def test_where_a_difference_comes_from(sides, words):
+    assert evidence.where_from(order_rows(*sides)) == [f"a over b on msrvtt: {words}"]
+
+
+def scores(**recalls) -> pd.DataFrame:
+    rows = [
+        {"arm": arm, "benchmark": "msrvtt", "R@1": value, "low": value - 1, "high": value + 1}
+        for arm, value in recalls.items()
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_leaders_share_the_lead_when_level():
+    assert evidence.leaders(scores(full=10.0, proxy=12.0), "msrvtt") == "proxy"
+    assert evidence.leaders(scores(full=12.0, proxy=12.0, mean=3.0), "msrvtt") == "full and proxy"
+    assert evidence.leaders(scores(a=1.0, b=1.0, c=1.0), "msrvtt") == "a, b and c"
+
+
+def test_scores_side_by_side_and_in_words():
+    table = evidence.side_by_side(scores(full=10.0, proxy=12.5))
+    assert table.to_dict("records")[1] == {"arm": "proxy", "msrvtt R@1": 12.5, "msrvtt, 95 %": "11.5 to 13.5"}
+    assert "proxy on msrvtt 12.5 (11.5 to 13.5)" in evidence.in_words(scores(full=10.0, proxy=12.5))
+
+
+def judged(number: int, *intervals: tuple[float, float, float], seeds: int = 1) -> claims.Verdict:
+    claim = claims.claim(number)
+    each = [from_interval(*interval, seeds=seeds, queries=300) for interval in intervals]
+    return claims.verdict(claim, dict(zip(claim.contrasts, each, strict=True)))
+
+
+def test_headlines_tell_verdicts_with_units_and_that_they_are_provisional():
+    six = judged(6, (4.0, 2.0, 6.0), (5.0, 3.0, 7.0))
+    line = evidence.in_a_line([six, claims.blank(claims.claim(7), "nothing ran")])
+    assert line.startswith("Claim 6 reproduced (+4.0 points, +2.0 to +6.0); claim 7 not run.")
+    assert line.endswith("Provisional: too few seeds")
+    five = judged(5, (-0.25, -0.3, -0.2), (-0.35, -0.4, -0.3), seeds=3)
+    assert evidence.in_a_line([five]).startswith("Claim 5 contradicted (−0.350 NMI, −0.4")
+    assert not evidence.in_a_line([five]).endswith("seeds")
+    frame = evidence.verdict_frame([six, claims.blank(claims.claim(7), "nothing ran")])
+    assert list(frame["verdict"]) == ["reproduced", "not run"] and list(frame["effect"]) == ["+4.0 pt", "–"]
+    assert list(frame["hold"]) == ["2 of 2", "0 of 0"] and list(frame["seeds"]) == [1, 0]
+    assert "* Claim 7: nothing ran." in evidence.notes([six, claims.blank(claims.claim(7), "nothing ran")])
+
+
+def test_basis_says_how_many_seeds():
+    assert "One seed (3)" in evidence.basis(get_profile("mini"), [3])
+    several = evidence.basis(get_profile("mini"), [0, 1, 2])
+    assert several.startswith("3 seeds (0, 1, 2)") and "smoke" not in several
+    assert "mean nothing" in evidence.basis(get_profile("smoke"), [0])
+
+
+def open_claim(effect: float, seeds: int, queries: int = 60) -> list[dict]:
+    """Claim 6 on noise with exactly this effect on msrvtt and none of it undecided on didemo."""
+    noise = np.random.default_rng(1).normal(0, 30, (seeds, queries))
+    table = noise - noise.mean() + effect
+    first, second = claims.claim(6).contrasts
+    found = {first: paired_difference(table), second: from_interval(9.0, 8.9, 9.1, seeds=seeds)}
+    return evidence.to_decide(claims.claim(6), found)
+
+
+def test_what_would_decide_an_open_claim():
+    [row] = open_claim(2.0, seeds=1)
+    assert row["undecided"] == "1 of 2" and row["seeds"] is None and "second seed" in row["needs"]
+    # Twice the effect needs a quarter of the queries.
+    assert open_claim(4.0, seeds=1)[0]["queries"] == pytest.approx(row["queries"] / 4, rel=0.1)
+    [row] = open_claim(2.0, seeds=4)
+    assert row["seeds"] > 4 and row["needs"] == f"{row['seeds']} seeds" and row["queries"] is None
+    [row] = open_claim(0.0, seeds=1)
+    assert row["needs"] == "no effect to size a study by"
+
+
+@pytest.mark.parametrize("effect", [0.8, 1.5, 3.0])
+def test_so_many_queries_do_decide(effect):
+    """A study of the size that ``to_decide`` names is off zero at its effect and spread; half of it is not."""
+    noise = np.random.default_rng(2).normal(0, 30, (1, 80))
+    table = noise - noise.mean() + effect
+    first, second = claims.claim(6).contrasts
+    found = {first: paired_difference(table), second: from_interval(9.0, 8.9, 9.1)}
+    [row] = evidence.to_decide(claims.claim(6), found)
+    for share, decides in ((1.25, True), (0.5, False)):
+        larger = np.tile(table, (1, round(share * row["queries"] / 80) or 1))
+        assert (paired_difference(larger).interval(1 - claims.ALPHA / 2)[0] > 0) == decides
+
+
+def test_the_most_demanding_contrast_comes_first():
+    claim = claims.claim(7)
+    effects = (3.0, 1.0, 2.0, 0.5)
+    found = {
+        c: from_interval(e, e - 4, e + 4, queries=100) for c, e in zip(claim.contrasts, effects, strict=True)
+    }
+    assert [row["effect"] for row in evidence.to_decide(claim, found)] == [0.5, 1.0, 2.0, 3.0]

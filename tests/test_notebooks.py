@@ -1,0 +1,316 @@
+"""The nine notebooks: their form, a whole run at smoke, its pages' numbers, and nbval on what was executed.
+
+The run is the real thing: ``clipvip reproduce`` on an empty cache in another process, once for the module.
+"""
+
+from __future__ import annotations
+
+import ast
+import collections
+import json
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as xml
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from clipvip_lib.study.experiments import NOTEBOOKS
+
+FOLDER = Path(__file__).parents[1] / "notebooks"
+IGNORED = "nbval-ignore-output"
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module", params=NOTEBOOKS)
+def book(request):
+    found = nbformat.read(FOLDER / f"{request.param}.ipynb", as_version=4)
+    found.name = request.param
+    return found
+
+
+def code_cells(book) -> list:
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def tags(cell) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+# ------------------------------------------------------------------------------------------------- their form
+
+
+def test_the_folder_holds_the_studys_notebooks_and_no_other():
+    assert sorted(path.stem for path in FOLDER.glob("*.ipynb")) == sorted(NOTEBOOKS)
+
+
+def test_stored_clean_with_a_plain_kernel_and_ids(book):
+    nbformat.validate(nbformat.read(FOLDER / f"{book.name}.ipynb", as_version=nbformat.NO_CONVERT))
+    for cell in code_cells(book):
+        assert cell.outputs == [] and cell.execution_count is None, cell.id
+    assert book.metadata.kernelspec.name == "python3"
+    assert set(book.metadata) <= {"kernelspec", "language_info"}
+    assert set(book.metadata.get("language_info", {})) <= {"name"}
+    ids = [cell.id for cell in book.cells]
+    assert len(set(ids)) == len(ids)
+
+
+def test_title_is_a_question_with_what_would_say_no(book):
+    assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# ")
+    assert len([line for line in book.cells[0].source.splitlines() if line.strip()]) >= 4
+
+
+def test_parameters_are_the_second_cell_and_plain(book):
+    cell = book.cells[1]
+    assert tags(cell) == ["parameters"]
+    assert sum("parameters" in tags(other) for other in book.cells) == 1
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    assert lines[0] == 'profile = "mini"' and "seeds = [0]" in lines
+    for line in lines:
+        assert line.count("=") == 1, f"papermill does not see {line!r}"
+        value = ast.literal_eval(line.partition("=")[2].strip())
+        parts = value if isinstance(value, list) else [value]
+        assert all(isinstance(part, str | int | float | bool) for part in parts), line
+
+
+def test_code_is_plain_and_short(book):
+    for cell in code_cells(book):
+        assert not re.search(r"^\s*[!%]", cell.source, re.MULTILINE), f"{cell.id}: shell or magic"
+        tree = ast.parse(cell.source)
+        assert not [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)], cell.id
+        assert "chdir" not in cell.source and "getcwd" not in cell.source
+        assert len(cell.source.splitlines()) <= 60, f"{cell.id} is longer than a screen"
+
+
+def test_begins_with_start_and_ends_with_record_and_footer(book):
+    cells = code_cells(book)
+    assert cells[-1].source.strip() == "study.footer()" and tags(cells[-1]) == [IGNORED]
+    assert "study.record(" in cells[-2].source and IGNORED not in tags(cells[-2])
+    assert sum("study.record(" in cell.source for cell in cells) == 1
+    [first] = [cell for cell in cells if "notebook.start(" in cell.source]
+    assert f'"{book.name}"' in first.source and tags(first) == [IGNORED]
+
+
+# ------------------------------------------------------------------------------------------------ a whole run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """`clipvip reproduce --profile smoke` on an empty cache, from a folder that is not the checkout."""
+    folder = tmp_path_factory.mktemp("smoke")
+    home, out = folder / "home", folder / "out"
+
+    def reproduce() -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "clipvip_lib.cli", "reproduce", "--profile", "smoke", "--out", out]
+        environment = os.environ | {"CLIPVIP_HOME": str(home)}
+        return subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+
+    return SimpleNamespace(folder=folder, home=home, out=out, reproduce=reproduce, first=reproduce())
+
+
+def executed(run, name: str) -> nbformat.NotebookNode:
+    [path] = (run.home / "stages" / "page").glob(f"{name}-*/executed.ipynb")
+    return nbformat.read(path, as_version=4)
+
+
+def results(run, name: str) -> dict:
+    return json.loads((run.out / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_smoke_makes_all_pages(run):
+    assert run.first.returncode == 0, run.first.stdout[-3000:] + run.first.stderr[-3000:]
+    assert run.first.stdout.splitlines()[-1] == str(run.out / "index.html")
+    pages = {path.stem for path in run.out.glob("*.html")}
+    assert pages == {*NOTEBOOKS, "index"}
+    assert (run.out / "index.html").read_text().count('class="card done"') == len(NOTEBOOKS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_second_run_finds_everything_and_nothing_ever_ran_twice(run):
+    again = run.reproduce()
+    assert again.returncode == 0
+    [counted] = re.findall(r"^\[.*?(\d+) of (\d+) stages found done", again.stdout, re.MULTILINE)
+    assert counted[0] == counted[1] and " started" not in again.stdout
+    log = (run.home / "logs" / "reproduce.log").read_text()
+    started = collections.Counter(re.findall(r"\] (\S+) started$", log, re.MULTILINE))
+    assert len(started) == int(counted[1]) and set(started.values()) == {1}
+    left = [path for path in run.home.rglob("*") if ".partial" in path.name]
+    assert left == []
+
+
+class Tables(HTMLParser):
+    """Every table of a page as {caption: rows of cell texts}; headings of the columns are left out."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.tables: dict[str, list[list[str]]] = {}
+        self.caption = self.place = None
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "caption":
+            self.caption, self.place = "", "caption"
+        elif tag == "tbody" and self.caption is not None:
+            self.tables[self.caption] = []
+        elif tag == "tr" and self.caption in self.tables:
+            self.tables[self.caption].append([])
+        elif tag in ("td", "th") and self.caption in self.tables:
+            self.tables[self.caption][-1].append("")
+            self.place = "cell"
+
+    def handle_data(self, data):
+        if self.place == "caption":
+            self.caption += data
+        elif self.place == "cell":
+            self.tables[self.caption][-1][-1] += data
+
+    def handle_endtag(self, tag):
+        if tag in ("caption", "td", "th"):
+            self.place = None
+        elif tag == "table":
+            self.caption = None
+
+
+def says(text: str, value: object) -> bool:
+    """Whether a cell's text is a stored value, rounded to the decimals that it shows."""
+    if value is None:
+        return text == "–"
+    if isinstance(value, bool):
+        return text == ("yes" if value else "no")
+    if isinstance(value, str):
+        return text == value
+    number = text.replace(",", "").replace("−", "-")
+    decimals = len(number.partition(".")[2])
+    return abs(float(number) - value) <= 0.5 * 10**-decimals + 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_number_in_a_pages_tables_is_in_its_results(run, name):
+    stored = results(run, name)["tables"]
+    shown = Tables((run.out / f"{name}.html").read_text(encoding="utf-8")).tables
+    assert set(shown) == set(stored) and shown
+    for caption, rows in shown.items():
+        kept = stored[caption]["rows"]
+        assert [len(row) for row in rows] == [len(row) for row in kept], caption
+        for row, values in zip(rows, kept, strict=True):
+            for text, value in zip(row, values, strict=True):
+                assert says(text, value), f"{caption}: the page says {text!r}, results hold {value!r}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_what_cells_say_in_words_is_on_the_page(run, name):
+    """Sentences built from results are last values of cells; the page must not lose them."""
+    page = (run.out / f"{name}.html").read_text(encoding="utf-8")
+    for cell in code_cells(executed(run, name)):
+        for output in cell.outputs:
+            said = output.get("data", {}).get("text/markdown")
+            if said:
+                words = re.findall(r"[A-Za-z]{4,}", said)
+                assert " ".join(words[:1]) in page and words[-1] in page, said
+                assert output.output_type == "execute_result"
+    assert results(run, name)["headline"] in re.sub("&#x27;", "'", page).replace("&quot;", '"')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_claims_are_the_same_on_every_page(run):
+    verdicts = {row["id"]: row for row in results(run, "08_verdict")["numbers"]["claims"]}
+    assert sorted(verdicts) == list(range(1, 11))
+    assert all(row["verdict"] != "not run" and row["seeds"] == [0] for row in verdicts.values())
+    for name in NOTEBOOKS[:-1]:
+        kept = [value for value in results(run, name)["numbers"].values() if isinstance(value, list)]
+        rows = [row for value in kept for row in value if isinstance(row, dict) and "verdict" in row]
+        assert {row["id"] for row in rows} == {i for i, row in verdicts.items() if row["notebook"] == name}
+        assert all(row == verdicts[row["id"]] for row in rows), name
+
+
+# ------------------------------------------------------------------------------------------------------ nbval
+
+
+def compared(book) -> list:
+    """The cells whose stored outputs nbval compares."""
+    return [cell for cell in code_cells(book) if cell.outputs and IGNORED not in tags(cell)]
+
+
+def falsify(book) -> str:
+    """Change one digit of one number in a table; returns the id of the cell."""
+    for cell in compared(book):
+        for output in cell.outputs:
+            table = output.get("data", {}).get("text/html", "")
+            found = re.search(r'<td class="number">[^<]*?(\d)</td>', table)
+            if found:
+                digit = str((int(found[1]) + 1) % 10)
+                output["data"]["text/html"] = table[: found.start(1)] + digit + table[found.end(1) :]
+                return cell.id
+    raise AssertionError("no number in any table that nbval compares")
+
+
+@pytest.fixture(scope="module")
+def nbval(run):
+    """nbval on the executed notebooks and on one with a changed number, two processes side by side."""
+    folder = run.folder / "nbval"
+    parts: list[list[str]] = [[], []]
+    for i, name in enumerate([*NOTEBOOKS, "changed"]):
+        book = executed(run, "07_cost" if name == "changed" else name)
+        if name == "changed":
+            falsify(book)
+        path = folder / f"{name}.ipynb"
+        path.parent.mkdir(exist_ok=True)
+        nbformat.write(book, path)
+        parts[i % 2].append(str(path))
+    where = run.folder / "elsewhere"
+    where.mkdir()
+    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
+    command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder)]
+    environment = os.environ | {"CLIPVIP_HOME": str(run.home)}
+    running = [
+        subprocess.Popen(
+            [*command, f"--junitxml={where / str(i)}.xml", *part],
+            cwd=where,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i, part in enumerate(parts)
+    ]
+    said = "\n".join(process.communicate()[0] for process in running)
+    outcomes = collections.defaultdict(collections.Counter)
+    for i in range(len(parts)):
+        for case in xml.parse(where / f"{i}.xml").iter("testcase"):
+            bad = case.find("failure") is not None or case.find("error") is not None
+            name = next(n for n in [*NOTEBOOKS, "changed"] if n in case.get("classname") + case.get("name"))
+            outcomes[name]["failed" if bad else "passed"] += 1
+    return SimpleNamespace(said=said, outcomes=outcomes)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_nbval_finds_the_same_outputs_again(run, nbval, name):
+    book = executed(run, name)
+    assert len(compared(book)) >= 3, "nbval would compare next to nothing"
+    assert sum(any("text/html" in o.get("data", {}) for o in c.outputs) for c in compared(book)) >= 2
+    assert nbval.outcomes[name]["failed"] == 0, nbval.said[-4000:]
+    assert nbval.outcomes[name]["passed"] == len(code_cells(book))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nbval_finds_one_changed_number(nbval):
+    assert nbval.outcomes["changed"]["failed"] == 1, nbval.said[-4000:]
+    assert nbval.outcomes["changed"]["passed"] > 3

@@ -1,0 +1,57 @@
+"""The world's card: every constant is on it, with the value that the code uses and a reason."""
+
+import pytest
+
+from clipvip_lib.data import corpora, language, world
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.study import world_card
+from clipvip_lib.study.world_card import PARTS, comment_of, short
+
+
+def test_every_upper_case_constant_of_the_world_is_on_the_card():
+    card = world_card.world_card()
+    for title, module in PARTS.items():
+        shown = {row["constant"]: row["value"] for row in card[title]}
+        own = {n for n in vars(module) if n.isupper() and module is getattr_home(n)}
+        assert set(shown) == own
+        assert all(row["reason"].strip() for row in card[title])
+        assert all(shown[name] == short(getattr(module, name)) for name in shown)
+
+
+def getattr_home(name):
+    """The module that defines a constant (corpora imports some of world's)."""
+    return next(module for module in (world, language, corpora) if hasattr(module, name))
+
+
+def test_what_was_calibrated_is_on_the_card_by_name():
+    rows = {row["constant"]: row for row in world_card.world_card()["what is drawn"]}
+    marked = {name for name, row in rows.items() if row["how set"].startswith("calibrated")}
+    assert marked == set(world_card.CALIBRATED)
+
+
+def test_a_constant_without_a_reason_is_an_error(monkeypatch):
+    monkeypatch.setattr(world_card, "REASONS", {})
+    with pytest.raises(ClipVipError, match="SHAPES has no reason"):
+        world_card.world_card()
+
+
+@pytest.mark.parametrize(
+    ("source", "first", "last", "reason"),
+    [
+        ("A = 1  # one", 1, 1, "one"),
+        ("A = 1  # one that\n# goes on\nB = 2  # two", 1, 1, "one that goes on"),
+        ("A = (\n    1,\n)  # three lines", 1, 3, "three lines"),
+        ("A = 1  # one\n# Of what follows,\n# in two lines.\nB = 2", 4, 4, "Of what follows, in two lines."),
+        ("A = 1  # one\n# Of what follows.\nB = 2", 1, 1, "one"),
+        ("A = 1\nB = 2", 2, 2, ""),
+    ],
+)
+def test_which_comment_belongs_to_a_constant(source, first, last, reason):
+    assert comment_of(source.splitlines(), first, last) == reason
+
+
+def test_long_tables_are_shortened_and_values_are_not():
+    assert short(0.35) == "0.35"
+    assert short(("a", "b")) == "2: a, b"
+    assert short({"train": range(8, 12)}) == "1 entries (train: 8–11)"
+    assert short({str(i): i for i in range(9)}) == "9 entries (0: 0; …)"
