@@ -54,14 +54,17 @@ class CaptionerSize:
     heads: int = 4
     ffn: int = 512
     resnet_type: str = "resnet18"
-    resnet_width: int = 32
-    image_size: int = 64
-    vocab_size: int = 400
-    beam: int = 3
-    steps: int = 600
+    resnet_width: int = 16  # a quarter of the released width
+    image_size: int = 64  # a 4 x 4 grid of image tokens
+    vocab_size: int = 600  # nearly every word of the world is one token
+    dropout: float = 0.0  # a small model that sees each pair a few times does not over-fit
+    drop_path: float = 0.0
+    stem_steps: int = 900  # of the ResNet alone, in place of ImageNet
+    steps: int = 900
     batch: int = 48
-    lr: float = 1e-3
+    lr: float = 2e-3
     warmup: float = 0.1
+    beam: int = 3  # 5 in the released settings; captions of a few words
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,9 @@ PROFILES: dict[str, Profile] = {
             image_text=256, caption_pairs=128, corpus_clips=640, shards=2, train=64, val=16, test=48
         ),
         model=ModelSize(width=32, layers=2, heads=2, embed_dim=32),
-        captioner=CaptionerSize(d_model=32, layers=1, heads=2, ffn=64, resnet_width=8, steps=12, batch=16, beam=2),
+        captioner=CaptionerSize(
+            d_model=32, layers=1, heads=2, ffn=64, resnet_width=8, stem_steps=6, steps=6, batch=16, beam=2
+        ),
         pretrain=Recipe(steps=8, batch=32),
         postpretrain=Recipe(steps=6, batch=16),
         finetune=Recipe(steps=4, batch=16, evaluations=1),

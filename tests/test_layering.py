@@ -16,7 +16,7 @@ LAYERS = (
     ("clipvip_lib.errors", "clipvip_lib.files", "clipvip_lib.progress", "clipvip_lib.profiles"),
     ("clipvip_lib.data", "clipvip_lib.models", "clipvip_lib.losses", "clipvip_lib.intervals"),
     ("clipvip_lib.captioning", "clipvip_lib.training", "clipvip_lib.retrieval", "clipvip_lib.language_gap"),
-    ("clipvip_lib.claims", "clipvip_lib.paper"),
+    ("clipvip_lib.claims", "clipvip_lib.paper", "clipvip_lib.captioner_training"),
     ("clipvip_lib.study",),
     ("clipvip_lib.cli",),
 )

@@ -23,6 +23,11 @@ Source = bytes | str | Path
 JPEG = b"\xff\xd8"  # how a still image begins
 
 
+def still(jpeg: bytes) -> np.ndarray:
+    """A JPEG as uint8 [H, W, 3] RGB."""
+    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+
+
 def write_store(
     path: str | Path,
     sources: Iterable[tuple[str, Source]],
@@ -57,7 +62,7 @@ def write_store(
             if done == count:
                 raise ClipVipError(f"expected {count} videos, got more, first {name}; count them again")
             if isinstance(source, bytes) and source.startswith(JPEG):
-                shown = np.asarray(Image.open(io.BytesIO(source)).convert("RGB"))[None].repeat(frames + 1, 0)
+                shown = still(source)[None].repeat(frames + 1, 0)
             else:
                 shown = read_frames(source, wanted, name=name)
             store[done] = transform.resize(shown, size, antialias)

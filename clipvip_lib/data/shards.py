@@ -35,11 +35,8 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
     import webdataset  # here: it takes a second to import
 
     path = Path(path)
-    if not path.is_file():
-        raise ClipVipError(f"no shard {path}: expected a tar file; check the shard list")
-    last = None
+    count_samples(path)
     try:
-        _check_whole(path)
         with path.open("rb") as stream:
             # The reader takes names, and a colon in a path would look like a protocol: open the file ourselves.
             opened = [{"url": str(path), "stream": stream}]
@@ -49,27 +46,40 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
             for raw in webdataset.tariterators.group_by_keys(
                 files, handler=webdataset.handlers.reraise_exception
             ):
-                last = raw["__key__"]
                 yield _sample(path, raw)
-        if last is None:
-            raise ClipVipError(
-                f"shard {path} holds no sample: expected key.mp4, key.txt and key.json; fetch it again"
-            )
     except (tarfile.TarError, EOFError, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+def count_samples(path: str | Path) -> int:
+    """Number of samples of a tar shard, from its headers alone.
+
+    Raises ClipVipError if the shard is missing, cut or damaged: Python's tarfile takes a file that was cut between
+    members, or whose headers are damaged further on, for one that ends there, so the end mark is looked for.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ClipVipError(f"no shard {path}: expected a tar file; check the shard list")
+    try:
+        with tarfile.open(path) as tar:
+            names = tar.getnames()
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no header and no end mark after {len(names)} whole files")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise _damaged(path, error) from error
+    keys = {name.split(".", 1)[0] for name in names}
+    if not keys:
         raise ClipVipError(
-            f"shard {path} is damaged{f' after sample {last}' if last else ''} ({error}): expected a whole tar "
-            "file; fetch or write it again"
-        ) from error
+            f"shard {path} holds no sample: expected key.mp4, key.txt and key.json; fetch it again"
+        )
+    return len(keys)
 
 
-def _check_whole(path: Path) -> None:
-    """Walk all headers to the end-of-archive mark: Python's tarfile takes a file that was cut between members, or
-    whose headers are damaged further on, for one that ends there."""
-    with tarfile.open(path) as tar:
-        members = len(tar.getmembers())
-        tar.fileobj.seek(tar.offset)
-        if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise tarfile.ReadError(f"no header and no end mark after {members} whole files")
+def _damaged(path: Path, error: Exception) -> ClipVipError:
+    return ClipVipError(
+        f"shard {path} is damaged ({error}): expected a whole tar file; fetch or write it again"
+    )
 
 
 def _sample(path: Path, raw: dict) -> Sample:

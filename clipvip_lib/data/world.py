@@ -51,6 +51,11 @@ SLIDE = (
     96.0  # length of a slide in pixels: 3 patches; prototypes learned nothing from motions under one patch
 )
 SMALL, LARGE = 0.45, 1.8  # radius before and after growing, as a share of RADIUS: area changes by 16
+STILL_SHIFT = (
+    16.0  # of a thing in a still image from its lane's centre: half a lane, so photographs show things
+)
+# where moving things pass; a captioner trained on things at rest named 60 % of moving ones rightly, 100 % at rest
+STILL_FAINT = 0.5  # least visibility of a thing in a still image: as in the middle of appearing
 DRIFT = 6.0  # largest camera drift over a clip in pixels: less than a fifth of a patch, so it is no event
 LIGHT = 0.15  # largest change of brightness over a clip
 TWO_EVENTS = 0.3  # share of sentence clips with two events in order; paragraph clips always have two
@@ -87,6 +92,9 @@ class Clip:
     drift: tuple[float, float]  # pixels over the whole clip, along x and y
     light: float  # relative change of brightness over the whole clip
     texture: int  # seed of the background's grain
+    poses: tuple[
+        tuple[float, float, float, float], ...
+    ] = ()  # of a still: shift x, y, size, visibility of each thing
 
     @property
     def scene(self) -> str:
@@ -134,11 +142,18 @@ def sample_scene(
 
 
 def sample_still(rng: np.random.Generator, split: str) -> Clip:
-    """A scene at rest, for image-text and caption pairs: no event."""
+    """A photograph, for image-text and caption pairs: things of any size, near any place, some of them faint."""
     things, background = sample_scene(rng, split)
-    return Clip(
-        background, things, _sample_places(rng, len(things)), (), (0.0, 0.0), 0.0, int(rng.integers(2**31))
+    places, texture = _sample_places(rng, len(things)), int(rng.integers(2**31))
+    poses = tuple(
+        (
+            *(float(shift) for shift in rng.uniform(-STILL_SHIFT, STILL_SHIFT, 2)),
+            float(rng.uniform(SMALL, LARGE)),
+            float(rng.uniform(STILL_FAINT, 1.0)),
+        )
+        for _ in things
     )
+    return Clip(background, things, places, (), (0.0, 0.0), 0.0, texture, poses)
 
 
 def sample_video(
@@ -216,6 +231,12 @@ def _state(clip: Clip, index: int, time: float) -> tuple[float, float, float, fl
     """Centre x and y, radius (pixels) and visibility [0, 1] of thing ``index`` at ``time``."""
     column, row = clip.places[index]
     x, y, radius, visible = float(LANES[column]), float(LANES[row]), RADIUS, 1.0
+    if clip.poses:
+        dx, dy, size, visible = clip.poses[index]
+        x, y = (
+            min(max(at, LANES[0]), LANES[-1]) for at in (x + dx, y + dy)
+        )  # wholly in the picture, if it is small
+        radius *= size
     for number, event in enumerate(clip.events):
         if event.thing != index:
             continue

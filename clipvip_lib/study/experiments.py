@@ -178,8 +178,9 @@ def captioner(profile: Profile) -> Stage:
     """OFA trained on the world's caption pairs: one for the study, as the authors took one that was there."""
     config = {"size": dataclasses.asdict(profile.captioner), "seed": profile.world.seed}
     inputs = {"pairs": images(profile, "caption-pairs")[0]}
-    cost = profile.captioner.steps * 0.2
-    return Stage("captioner", STEPS + "train_captioner", config, inputs, ("clipvip_lib.captioning",), cost)
+    cost = (profile.captioner.stem_steps + profile.captioner.steps) * 0.08
+    code = ("clipvip_lib.captioner_training",)
+    return Stage("captioner", STEPS + "train_captioner", config, inputs, code, cost)
 
 
 @functools.cache
@@ -373,11 +374,9 @@ def stages_for(notebook: str, profile: Profile, seeds: Sequence[int]) -> list[St
         raise unknown("notebook", notebook, NOTEBOOKS)
     require_runnable(profile)
     number = notebook[:2]
-    if number == "08":
-        every = [stage for other in NOTEBOOKS[:-1] for stage in stages_for(other, profile, seeds)]
-        return list({stage.name: stage for stage in every}.values())
-    if number == "07":
-        return [cost(profile), *_ablation(profile, attention_arms(profile), seeds)]
+    if number in ("07", "08"):  # the bill and the verdict are about everything
+        every = [stage for other in NOTEBOOKS[:7] for stage in stages_for(other, profile, seeds)]
+        return [cost(profile), *{stage.name: stage for stage in every}.values()]
     found: list[Stage] = []
     for seed in seeds:
         if number == "00":

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.data import benchmarks, corpora, language
-from clipvip_lib.data.frames import FrameStore, write_store
-from clipvip_lib.data.shards import Sample, read_shard
+from clipvip_lib.data.frames import FrameStore, still, write_store
+from clipvip_lib.data.shards import read_shard
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
 
@@ -82,11 +82,11 @@ def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progr
 
 def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """OFA trained on the world's caption pairs."""
-    from clipvip_lib import captioning
+    from clipvip_lib.captioner_training import train_captioner as train
 
     samples = list(read_shard(inputs["pairs"] / "shard.tar"))
-    captioner, history = captioning.train_captioner(
-        [_image(sample) for sample in samples],
+    captioner, history = train(
+        [still(sample.media) for sample in samples],
         [sample.text for sample in samples],
         CaptionerSize(**config["size"]),
         seed=config["seed"],
@@ -142,14 +142,6 @@ def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
         "all_right": float(np.mean([row["all_right"] for row in rows])),
         "examples": rows[: config["examples"]],
     }
-
-
-def _image(sample: Sample) -> np.ndarray:
-    import io
-
-    from PIL import Image
-
-    return np.asarray(Image.open(io.BytesIO(sample.media)).convert("RGB"))
 
 
 def _count(model) -> int:
