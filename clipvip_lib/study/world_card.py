@@ -20,12 +20,19 @@ PARTS = {"what is drawn": world, "what is written and said": language, "what mak
 CHOSEN = "chosen"
 BY_PROBE = "calibrated: still images"
 BY_ORDER = "calibrated: order"
+BY_CAPTIONER = "calibrated: captioner"
+BY_BASELINE = "calibrated: baseline"
 CALIBRATED = {
     "LANES": BY_PROBE,
     "SLIDE": BY_ORDER,
     "SMALL": BY_ORDER,
     "LARGE": BY_ORDER,
     "CLIPS_PER_VIDEO": BY_ORDER,
+    "STILL_PASSING": BY_CAPTIONER,
+    "STILL_FADING": BY_CAPTIONER,
+    "STILL_SIZES": BY_CAPTIONER,
+    "TELLS_BACKGROUND": BY_BASELINE,
+    "CLIPS_IN_SPLIT": BY_BASELINE,
 }
 
 REASONS = {
