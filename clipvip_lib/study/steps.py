@@ -157,25 +157,12 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
 
     from clipvip_lib import training
     from clipvip_lib.models.clip_tokenizer import ClipTokenizer
-    from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+    from clipvip_lib.models.clip_vip import ClipViP
 
     size, recipe = ModelSize(**config["model"]), Recipe(**config["recipe"])
     tokenizer = ClipTokenizer.for_texts(language.vocabulary(), size.context_length)
     torch.manual_seed(config["seed"])
-    model = ClipViP(
-        ClipViPConfig.small(
-            width=size.width,
-            layers=size.layers,
-            heads=size.heads,
-            image_size=size.image_size,
-            patch_size=size.patch_size,
-            vocab_size=tokenizer.vocab_size,
-            context_length=size.context_length,
-            embed_dim=size.embed_dim,
-            attention="mean_pool",
-            frames=size.frames,
-        )
-    )
+    model = ClipViP(_clip_config(size, tokenizer.vocab_size, "mean_pool", size.proxies, size.frames))
     texts = [row["text"] for name in sorted(inputs) for row in read_json(inputs[name] / "texts.json")]
     pairs = training.Pairs(
         FrameStore([inputs[name] / "frames.npy" for name in sorted(inputs)]),
@@ -189,6 +176,25 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
     model.eval().save_pretrained(folder / "clip")
     tokenizer.save(folder / "clip" / "clip_tokenizer.json")
     return {"history": outcome.history, "parameters": _count(model), "steps": recipe.steps}
+
+
+def _clip_config(size: ModelSize, vocab_size: int, attention: str, proxies: int, frames: int):
+    """The mini CLIP's configuration under an attention."""
+    from clipvip_lib.models.clip_vip import ClipViPConfig
+
+    return ClipViPConfig.small(
+        width=size.width,
+        layers=size.layers,
+        heads=size.heads,
+        image_size=size.image_size,
+        patch_size=size.patch_size,
+        vocab_size=vocab_size,
+        context_length=size.context_length,
+        embed_dim=size.embed_dim,
+        attention=attention,
+        proxies=proxies,
+        frames=frames,
+    )
 
 
 def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
@@ -398,7 +404,7 @@ def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: Progress)
     """Seconds of a training step of the video tower by attention and number of frames, forms interleaved."""
     import torch
 
-    from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+    from clipvip_lib.models.clip_vip import ClipViP
 
     size = ModelSize(**config["model"])
     arms = [(attention, proxies) for attention, proxies in config["arms"]]
@@ -407,12 +413,7 @@ def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: Progress)
         models = {}
         for attention, proxies in arms:
             torch.manual_seed(0)
-            small = ClipViPConfig.small(
-                width=size.width, layers=size.layers, heads=size.heads, image_size=size.image_size,
-                patch_size=size.patch_size, vocab_size=64, context_length=8, embed_dim=size.embed_dim,
-                attention=attention, proxies=proxies, frames=frames,
-            )  # fmt: skip
-            models[attention, proxies] = ClipViP(small)
+            models[attention, proxies] = ClipViP(_clip_config(size, 64, attention, proxies, frames))
         pixels = torch.randn(config["batch"], frames, 3, size.image_size, size.image_size)
         seconds: dict = {arm: [] for arm in arms}
         for _ in range(config["repeats"] + 1):  # the first round warms up and is dropped
