@@ -60,7 +60,7 @@ class CaptionerSize:
     dropout: float = 0.0  # a small model that sees each pair a few times does not over-fit
     drop_path: float = 0.0
     stem_steps: int = 900  # of the ResNet alone, in place of ImageNet
-    steps: int = 900
+    steps: int = 1_200
     batch: int = 48
     lr: float = 2e-3
     warmup: float = 0.1

@@ -48,10 +48,10 @@ SLIDE = 96.0
 SMALL, LARGE = 0.45, 1.8  # radius before and after growing, as a share of RADIUS: area changes by 16
 # Share of a still image's things that are half a lane aside, as a moving thing passes: with none the captioner named
 # 60 % of the things in videos rightly, and 100 % of those in stills.
-STILL_PASSING = 0.3
-STILL_FADING = 0.1  # share of a still image's things that are half visible, as in the middle of appearing
+STILL_PASSING = 0.15
+STILL_FADING = 0.05  # share of a still image's things that are half visible, as in the middle of appearing
 # Sizes of a still image's things, as a share of RADIUS: with any size at any place the captioner told 27 % of shapes.
-STILL_SIZES = (0.9, 1.25)
+STILL_SIZES = (0.95, 1.15)
 DRIFT = 6.0  # largest camera drift over a clip in pixels: less than a fifth of a patch, so it is no event
 LIGHT = 0.15  # largest change of brightness over a clip
 TWO_EVENTS = 0.3  # share of sentence clips with two events in order; paragraph clips always have two

@@ -204,7 +204,7 @@ def captions(profile: Profile) -> list[Stage]:
 def caption_check(profile: Profile) -> Stage:
     """Does the captioner name what is there, on scenes that it has never seen?"""
     inputs = {"captioner": captioner(profile), "benchmark": benchmark(profile, "msrvtt")}
-    config = {"clips": min(500, profile.world.test), "examples": 6}
+    config = {"clips": min(500, profile.world.test), "stills": min(500, profile.world.test), "examples": 6}
     return Stage(
         "caption-check", STEPS + "check_captioner", config, inputs, ("clipvip_lib.captioning",), cost=8.0
     )

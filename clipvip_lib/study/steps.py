@@ -110,8 +110,12 @@ def caption_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress
 
 
 def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
-    """How often captions of unseen scenes name things that are there. The truth is read for this check alone."""
+    """How often captions name things that are there, on scenes never seen: middle frames of clips, and stills.
+
+    The truth is read for this check alone.
+    """
     from clipvip_lib import captioning
+    from clipvip_lib.data import world
     from clipvip_lib.data.video import middle_index, read_frames
 
     captioner = captioning.Captioner.load(inputs["captioner"] / "captioner")
@@ -122,25 +126,28 @@ def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
     progress(len(items), len(items), "captioned")
     rows = []
     for item, frame, text in zip(items, frames, captions, strict=True):
-        there = set(truth[item.video_id]["scene"].split(" before ")[0].split(" + "))
-        named = language.named_things(text)
-        rows.append(
-            {
-                "video_id": item.video_id,
-                "caption": text,
-                "human": item.texts[0],
-                "there": sorted(there),
-                "first_right": bool(named) and named[0] in there,
-                "all_right": bool(named) and set(named) <= there,
-            }
-        )
+        about = {"video_id": item.video_id, "caption": text, "human": item.texts[0]}
+        rows.append(about | _named_rightly(text, truth[item.video_id]["scene"]))
         if len(rows) <= config["examples"]:
             np.save(folder / f"{item.video_id}.npy", frame)
+    stills = [world.sample_still(world.rng_for("caption-check", i), "test") for i in range(config["stills"])]
+    texts = captioner.caption([world.render(still, frames=1)[0] for still in stills])
+    checked = [_named_rightly(text, still.scene) for text, still in zip(texts, stills, strict=True)]
+    shares = {
+        kind: {key: float(np.mean([row[key] for row in judged])) for key in ("first_right", "all_right")}
+        | {"images": len(judged)}
+        for kind, judged in (("middle frames of clips", rows), ("still images", checked))
+    }
+    return {"shares": shares, "examples": rows[: config["examples"]]}
+
+
+def _named_rightly(text: str, scene: str) -> dict:
+    """What a scene holds, whether the first thing that a caption names is there, and whether all are."""
+    there, named = scene.split(" before ")[0].split(" + "), language.named_things(text)
     return {
-        "clips": len(rows),
-        "first_right": float(np.mean([row["first_right"] for row in rows])),
-        "all_right": float(np.mean([row["all_right"] for row in rows])),
-        "examples": rows[: config["examples"]],
+        "there": there,
+        "first_right": bool(named) and named[0] in there,
+        "all_right": bool(named) and set(named) <= set(there),
     }
 
 
