@@ -205,7 +205,7 @@ def from_interval(
         )
     normal = student(np.inf).ppf(0.5 + level / 2)
     below, above = (effect - low) / normal, (high - effect) / normal
-    basis = "an interval computed before"
+    basis = "texts only (one seed)" if seeds == 1 else "seeds and texts"
     return Difference(float(effect), float(below), float(above), np.inf, seeds, queries, basis)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipvip_lib.captioning import label_smoothed_loss
+from clipvip_lib.captioner_training import label_smoothed_loss
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import (
     OFA,

@@ -81,7 +81,7 @@ def test_headlines_tell_verdicts_with_units_and_that_they_are_provisional():
     assert not evidence.in_a_line([five]).endswith("seeds")
     frame = evidence.verdict_frame([six, claims.blank(claims.claim(7), "nothing ran")])
     assert list(frame["verdict"]) == ["reproduced", "not run"] and list(frame["effect"]) == ["+4.0 pt", "–"]
-    assert list(frame["hold"]) == ["2 of 2", "0 of 0"] and list(frame["seeds"]) == [1, 0]
+    assert list(frame["hold"]) == ["2/2", "0/0"] and list(frame["seeds"]) == [1, 0]
     assert "* Claim 7: nothing ran." in evidence.notes([six, claims.blank(claims.claim(7), "nothing ran")])
 
 

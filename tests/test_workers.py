@@ -114,6 +114,8 @@ def test_remaining_time_is_scaled_by_what_was_measured_and_never_under_the_longe
 
 def parent(home: Path) -> subprocess.Popen:
     code = (
+        # A shell that runs the tests in the background has them ignore Ctrl-C, which children inherit.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
         "import pathlib; import test_workers as t; from clipvip_lib.study.workers import run_stages;"
         "both = [t.stage('a', 600, pause=0.05), t.stage('b', 601, pause=0.05)];"
         f"run_stages(both, pathlib.Path({str(home)!r}), workers=2)"

@@ -24,7 +24,7 @@ def getattr_home(name):
 
 
 def test_what_was_calibrated_is_on_the_card_by_name():
-    rows = {row["constant"]: row for row in world_card.world_card()["what is drawn"]}
+    rows = {row["constant"]: row for part in world_card.world_card().values() for row in part}
     marked = {name for name, row in rows.items() if row["how set"].startswith("calibrated")}
     assert marked == set(world_card.CALIBRATED)
 

@@ -184,7 +184,12 @@ def where_from(rows: Sequence[Mapping[str, object]]) -> list[str]:
             continue
         word = "gain" if found["all"] > 0 else "loss"
         carriers = [name for name in ("tell the order", "do not") if found[name] == found["all"]]
-        if carriers == ["tell the order"]:
+        empty = [row["queries"] for row in same if row["low"] is None]
+        if empty:
+            text = (
+                f"a {word} is shown; too few queries are in the group {empty[0]!r} to set it apart"
+            )
+        elif carriers == ["tell the order"]:
             text = f"the {word} is shown only for the queries that tell the order"
         elif carriers == ["do not"]:
             text = f"the {word} is shown only for the queries that do not tell the order"
@@ -222,7 +227,7 @@ def verdict_frame(found: Sequence[Verdict]) -> pd.DataFrame:
         effect, interval = effect_text(v)
         row = {"#": v.id, "claim": v.claim, "verdict": v.verdict, "effect": effect, "interval": interval}
         row |= {"seeds": len(v.seeds), "queries": v.queries}
-        row["hold"] = f"{sum(c.verdict == 'reproduced' for c in v.contrasts)} of {len(v.contrasts)}"
+        row["hold"] = f"{sum(c.verdict == 'reproduced' for c in v.contrasts)}/{len(v.contrasts)}"
         rows.append(row)
     return pd.DataFrame(rows)
 
