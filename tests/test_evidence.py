@@ -32,7 +32,7 @@ def order_rows(all_: int, tells: int | None, rest: int | None) -> list[dict]:
     ("sides", "words"),
     [
         ((1, 1, 0), "the gain is shown only for the queries that tell the order."),
-        ((1, 1, None), "the gain is shown only for the queries that tell the order."),
+        ((1, 1, None), "a gain is shown; too few queries are in the group 'do not' to set it apart."),
         ((1, 0, 1), "the gain is shown only for the queries that do not tell the order."),
         ((1, 1, 1), "the gain is shown in both groups."),
         ((1, 0, 0), "the gain is shown in neither group on its own."),

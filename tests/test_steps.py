@@ -1,0 +1,91 @@
+"""What stages do, on a world of a few clips: files in, files out, numbers that can be checked by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from clipvip_lib.data import corpora
+from clipvip_lib.data.shards import read_shard
+from clipvip_lib.study import steps
+
+DECODING = {"frames": 4, "size": 16, "antialias": True}
+
+
+def quiet(done, total, note=""):
+    pass
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    for name in ("shard", "msrvtt", "pairs"):
+        (folder / name).mkdir()
+    steps.write_corpus(
+        {"corpus": "hdvila-100m", "seed": 0, "first": 0, "videos": 2}, {}, folder / "shard", quiet
+    )
+    sizes = {"train": 8, "val": 4, "test": 4}
+    steps.write_benchmark({"name": "msrvtt", "seed": 0, "clips": sizes}, {}, folder / "msrvtt", quiet)
+    steps.write_images(
+        {"name": "caption-pairs", "seed": 0, "first": 0, "count": 5}, {}, folder / "pairs", quiet
+    )
+    return folder
+
+
+def test_a_decoded_shard_keeps_order_keys_and_texts(world, tmp_path):
+    result = steps.decode_shard(DECODING, {"shard": world / "shard"}, tmp_path, quiet)
+    samples = list(read_shard(world / "shard/shard.tar"))
+    assert result == {"clips": 8, "frames": 8 * 5}
+    rows = json.loads((tmp_path / "texts.json").read_text())
+    assert rows == [{"key": s.key, "text": s.text} for s in samples]
+    assert np.load(tmp_path / "frames.npy").shape == (8, 5, 16, 16, 3)
+
+
+def test_a_decoded_benchmark_has_every_split(world, tmp_path):
+    config = {"name": "msrvtt", **DECODING}
+    assert steps.decode_benchmark(config, {"benchmark": world / "msrvtt"}, tmp_path, quiet)["clips"] == 16
+    for split, count in (("train", 8), ("val", 4), ("test", 4)):
+        assert len(np.load(tmp_path / f"{split}.npy")) == count
+        assert len(json.loads((tmp_path / f"{split}.json").read_text())) == count
+    assert steps._texts(tmp_path, 3) == [
+        row["texts"][0] for row in json.loads((tmp_path / "train.json").read_text())[:6:2]
+    ]
+
+
+def test_a_subset_comes_from_its_sources(world, tmp_path):
+    result = steps.write_subset({"share": 0.5, "seed": 0}, {"shard-00": world / "shard"}, tmp_path, quiet)
+    assert result == {"clips": corpora.CLIPS_PER_VIDEO}
+
+
+def test_texts_are_read_evenly_from_captions(tmp_path):
+    lines = [json.dumps({"key": str(i), "caption": f"c{i}" if i != 4 else ""}) for i in range(11)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines))
+    assert steps._texts(tmp_path, 5) == ["c0", "c2", "c5", "c7", "c9"]
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "every"),
+    (
+        ("a crimson disc next to a blue star", True, True),
+        ("a red circle and a green star", True, False),
+        ("a green circle and a red circle", False, False),
+        ("on a lawn", False, False),
+    ),
+)
+def test_captions_are_judged_by_the_things_that_they_name(text, first, every):
+    judged = steps._named_rightly(text, "blue star + red circle before grass")
+    assert judged == {"there": ["blue star", "red circle"], "first_right": first, "all_right": every}
+
+
+@pytest.mark.parametrize(
+    ("attention", "pairs"), (("proxy", 33_532), ("full", 350_464), ("mean_pool", 30_000))
+)
+def test_pairs_are_those_counted_in_a_mask(attention, pairs):
+    proxies, frames, patches = 4, 12, 49
+    frame = np.r_[np.zeros(proxies), np.repeat(np.arange(1, frames + 1), patches)]
+    masks = {
+        "proxy": (frame[:, None] == 0) | (frame == 0) | (frame[:, None] == frame),
+        "full": np.ones((len(frame), len(frame)), bool),
+    }
+    counted = masks[attention].sum() if attention in masks else frames * (1 + patches) ** 2
+    assert steps.attention_pairs(attention, proxies, frames, patches) == counted == pairs
