@@ -8,12 +8,17 @@ stage is 1.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
+import signal
 import sys
 from collections.abc import Sequence
 
 from clipvip_lib import __version__
 from clipvip_lib.errors import ClipVipError
+
+KEPT = "what was done is kept, run the same command to go on"
 
 
 class Parser(argparse.ArgumentParser):
@@ -26,14 +31,24 @@ class Parser(argparse.ArgumentParser):
 def numbers(text: str) -> list[int]:
     """``0,1,2`` as numbers."""
     try:
-        return [int(part) for part in text.split(",") if part.strip()]
-    except ValueError:
+        return [int(part) for part in names(text)]
+    except (ValueError, argparse.ArgumentTypeError):
         raise argparse.ArgumentTypeError(f"expected whole numbers like 0,1,2, got {text!r}") from None
 
 
 def names(text: str) -> list[str]:
-    """``04,05`` as names."""
-    return [part.strip() for part in text.split(",") if part.strip()]
+    """``04,05`` as names; at least one, for a variable that is empty by mistake must not mean everything."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected names like 04,05, got {text!r}")
+    return found
+
+
+def folder(text: str) -> str:
+    """A folder's name, which is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}")
+    return text
 
 
 def assignment(text: str) -> tuple[str, object]:
@@ -68,7 +83,9 @@ def add_reproduce(commands) -> None:
         help="run this stage again, with what rests on it; a name, its beginning (finetune) or a pattern "
         "(finetune/*/seed0); may be repeated",
     )
-    parser.add_argument("--out", metavar="DIR", help="folder of pages and results (default: reports/)")
+    parser.add_argument(
+        "--out", type=folder, metavar="DIR", help="folder of pages and results (default: reports/)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -112,6 +129,12 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
+    for stream in (
+        sys.stdout,
+        sys.stderr,
+    ):  # a verdict's minus sign must not stop a terminal of another encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         arguments = parser().parse_args(argv)
         return arguments.run(arguments)
@@ -119,8 +142,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"clipvip: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("clipvip: interrupted; what was done is kept, run the same command to go on", file=sys.stderr)
+        print(f"clipvip: interrupted; {KEPT}", file=sys.stderr)
         return 130
+    except SystemExit as stop:
+        if isinstance(stop.code, int) and stop.code > 128:  # SIGTERM, SIGHUP: workers.py
+            with contextlib.suppress(OSError):  # of a SIGHUP the terminal is gone
+                name = signal.Signals(stop.code - 128).name
+                print(f"clipvip: stopped by {name}; {KEPT}", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -6,19 +6,28 @@ A reader therefore never sees half a file, and a kill leaves at most a name that
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def home() -> Path:
     """The folder of working files: ``$CLIPVIP_HOME``, or ``.clipvip/`` beside the library's checkout."""
-    return Path(os.environ.get("CLIPVIP_HOME") or CHECKOUT / ".clipvip").expanduser().resolve()
+    named = Path(os.environ.get("CLIPVIP_HOME") or CHECKOUT / ".clipvip")
+    try:
+        return named.expanduser().resolve()
+    except RuntimeError as error:  # ~somebody who is not known here
+        raise ClipVipError(
+            f"CLIPVIP_HOME is {str(named)!r}: expected a folder, got no known user's; choose another one"
+        ) from error
 
 
 def make_folder(path: str | Path) -> Path:
@@ -39,7 +48,8 @@ def make_folder(path: str | Path) -> Path:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it becomes ``path``, on an error it is removed.
 
-    Raises ClipVipError, and leaves an older ``path`` as it was, when the disk is full or read-only.
+    Raises ClipVipError, and leaves an older ``path`` as it was, when the disk is full or read-only. Errors that
+    are not about writing this file (an input that cannot be read) pass through.
     """
     path = Path(path)
     make_folder(path.parent)
@@ -47,13 +57,27 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    except OSError as error:
+    except Exception as error:
+        reason = _why_not_written(error, partial)
+        if reason is None:
+            raise
         raise ClipVipError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder, "
-            "nothing was overwritten"
+            f"cannot write {path}: {reason}; free some space or choose another folder, nothing was overwritten"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def _why_not_written(error: Exception, partial: Path) -> str | None:
+    """What kept a file from being written, or None if the error is about something else."""
+    if isinstance(error, OSError) and error.errno is not None:
+        ours = error.errno in FULL or error.filename in (None, str(partial), partial)
+        return error.strerror if ours else None
+    # torch and safetensors have errors of their own for a disk that became full
+    if isinstance(error, ClipVipError) or shutil.disk_usage(partial.parent).free > 2**16:
+        return None
+    return os.strerror(errno.ENOSPC)
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
@@ -76,5 +100,7 @@ def read_json(path: str | Path) -> object:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ClipVipError(f"no file {path}: expected a JSON file there") from error
+    except OSError as error:
+        raise ClipVipError(f"cannot read {path}: expected a JSON file, got {error.strerror}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ClipVipError(f"{path} is not JSON ({error}); write it again or remove it") from error

@@ -27,8 +27,8 @@ def count(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict
         progress(i + 1, config["n"], "counting")
     if config.get("mood") == "raise":
         raise RuntimeError("the count\nwent wrong")
-    if config.get("mood") == "die":
-        os.kill(os.getpid(), signal.SIGKILL)
+    if config.get("mood") in ("die", "bus"):
+        os.kill(os.getpid(), signal.SIGKILL if config["mood"] == "die" else signal.SIGBUS)
     below = sum(json.loads((f / "result.json").read_text())["result"]["sum"] for f in inputs.values())
     with (folder.parent / "ran.txt").open("a") as log:
         log.write(f"{config.get('tag', '')}\n")

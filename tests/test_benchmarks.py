@@ -70,7 +70,18 @@ def test_missing_clips_are_counted_and_named(root):
             '[{"video": "test_00012.mp4", "description": " "}]',
             "has an empty or no text",
         ),
+        (
+            "didemo/test_data.json",
+            '[{"video": "test_00012.mp4", "description": null}]',
+            "entry 0: expected text in 'description', got null",
+        ),
         ("msrvtt/MSRVTT_JSFUSION_test.csv", "key,video_id\nret0,video16\n", "line 2: expected the columns"),
+        (
+            "msrvtt/MSRVTT_JSFUSION_test.csv",
+            "video_id,sentence\nvideo16,a ball, it falls\n",
+            "line 2: expected 2 columns, got 1 more; put texts with commas into quotes",
+        ),
+        ("msrvtt/MSRVTT_JSFUSION_test.csv", f"video_id,sentence\nvideo16,{'x' * 140_000}\n", "is not CSV"),
     ),
 )
 def test_a_damaged_annotation_is_named(root, path, content, message):
@@ -98,3 +109,26 @@ def test_a_training_video_without_sentences_is_named(root):
     path.write_text(json.dumps(data))
     with pytest.raises(ClipVipError, match="video3 has an empty or no text"):
         load_benchmark("msrvtt", root / "msrvtt", "train")
+
+
+@pytest.mark.parametrize("content", ('{"sentences": 5}', '{"sentences": null}'))
+def test_sentences_must_be_a_list(root, content):
+    (root / "msrvtt/MSRVTT_data.json").write_text(content)
+    with pytest.raises(ClipVipError, match=r"MSRVTT_data\.json: expected a list of sentences"):
+        load_benchmark("msrvtt", root / "msrvtt", "train")
+
+
+def test_a_null_caption_is_no_caption(root):
+    path = root / "msrvtt/MSRVTT_data.json"
+    data = json.loads(path.read_text())
+    data["sentences"][3]["caption"] = None
+    path.write_text(json.dumps(data))
+    with pytest.raises(ClipVipError, match="entry 3: expected text in 'caption', got null"):
+        load_benchmark("msrvtt", root / "msrvtt", "train")
+
+
+def test_a_spreadsheets_mark_in_front_is_no_part_of_a_name(root):
+    path = root / "msrvtt/MSRVTT_val.csv"
+    items = load_benchmark("msrvtt", root / "msrvtt", "val")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert load_benchmark("msrvtt", root / "msrvtt", "val") == items

@@ -1,5 +1,6 @@
 """The command line: one sentence for bad input, exit codes, the arguments that reach the pipeline."""
 
+import os
 import subprocess
 import sys
 
@@ -49,6 +50,11 @@ def test_arguments_reach_the_pipeline(called):
     ("line", "words"),
     [
         ("reproduce --seeds a", "expected whole numbers like 0,1,2, got 'a'"),
+        ("reproduce --seeds ,", "expected whole numbers like 0,1,2, got ','"),
+        ("reproduce --seeds=", "expected whole numbers like 0,1,2, got ''"),
+        ("reproduce --only=", "expected names like 04,05, got ''"),
+        ("reproduce --only ,", "expected names like 04,05, got ','"),
+        ("reproduce --out=", "expected a folder, got ''"),
         ("reproduce --set x", "expected NAME=VALUE"),
         ("reproduce --set 1x=2", "expected NAME=VALUE"),
         ("reproduce --workers two", "invalid int value: 'two'"),
@@ -79,6 +85,26 @@ def test_errors_and_interruptions_of_a_command(monkeypatch, capsys):
     monkeypatch.setattr(pipeline, "reproduce", raising(KeyboardInterrupt()))
     assert cli.main(["reproduce"]) == 130
     assert "run the same command to go on" in capsys.readouterr().err
+    monkeypatch.setattr(pipeline, "reproduce", raising(SystemExit(143)))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["reproduce"])
+    assert caught.value.code == 143
+    assert capsys.readouterr().err.startswith("clipvip: stopped by SIGTERM; what was done is kept")
+
+
+def test_a_terminal_of_another_encoding_stops_nothing():
+    code = (
+        "import sys; from clipvip_lib import cli; from clipvip_lib.study import pipeline;"
+        "pipeline.reproduce = lambda *_, **__: print('\u22120.3 points') or 0; sys.exit(cli.main(['reproduce']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=dict(os.environ, PYTHONIOENCODING="latin-1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "?0.3 points\n", "")
 
 
 def test_the_installed_command_answers_at_once():

@@ -2,6 +2,7 @@
 
 import errno
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -59,3 +60,31 @@ def test_unknown_names_get_the_list_and_the_nearest():
     text = str(unknown("loss", "V-S,c", ("V-S,C", "F-C")))
     assert text == "unknown loss 'V-S,c': expected one of V-S,C, F-C; did you mean 'V-S,C'?"
     assert "did you mean" not in str(unknown("loss", "zzz", ("V-S",)))
+
+
+def test_a_home_of_nobody_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("CLIPVIP_HOME", "~nobody-of-this-name/cache")
+    with pytest.raises(ClipVipError, match="CLIPVIP_HOME is '~nobody-of-this-name/cache': expected a folder"):
+        files.home()
+
+
+def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tmp_path):
+    with pytest.raises(FileNotFoundError), files.atomic_path(tmp_path / "x"):
+        (tmp_path / "absent").read_bytes()
+    with pytest.raises(OSError, match="not an image"), files.atomic_path(tmp_path / "x"):
+        raise OSError("not an image")  # as Pillow does, without a number
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_library_that_finds_the_disk_full_in_its_own_words_is_understood(tmp_path, monkeypatch):
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    full = pytest.raises(ClipVipError, match="cannot write .*x: No space left on device")
+    with full, files.atomic_path(tmp_path / "x"):
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+    with pytest.raises(ClipVipError, match="^a sentence$"), files.atomic_path(tmp_path / "x"):
+        raise ClipVipError("a sentence")
+
+
+def test_json_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(ClipVipError, match="cannot read .*: expected a JSON file, got Is a directory"):
+        files.read_json(tmp_path)

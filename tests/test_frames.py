@@ -1,5 +1,8 @@
 """A store holds the very frames that the reader reads, and draws from them as training needs."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 
@@ -82,3 +85,27 @@ def test_stores_of_other_shapes_and_too_few_frames_are_refused(tmp_path):
         FrameStore([tmp_path / "a.npy", tmp_path / "b.npy"])
     with pytest.raises(ClipVipError, match="at least 1 frame"):
         store(tmp_path / "c.npy", frames=0)
+
+
+@pytest.mark.parametrize("content", (b"\xff\xd8 no picture", None))
+def test_a_damaged_still_is_named_for_what_it_is(tmp_path, content):
+    if content is None:
+        image = render(sample_video(rng_for(5), "train")[0])[0]
+        content = encode_jpeg(image)[:600]
+    with pytest.raises(VideoError, match="clip-0 is damaged or cut: expected a whole JPEG"):
+        store(tmp_path / "a.npy", [content])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve a file's room")
+def test_a_full_disk_is_a_sentence_and_not_the_end_of_the_process(tmp_path, monkeypatch):
+    def full(handle, offset, length):
+        assert length > 8 * 9 * 32 * 32 * 3
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(
+        ClipVipError, match=r"cannot write .*a\.npy: No space left on device; free some space"
+    ):
+        store(tmp_path / "a.npy")
+    assert not list(tmp_path.iterdir())

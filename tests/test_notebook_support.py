@@ -57,6 +57,8 @@ def test_start_shows_where_numbers_come_from_and_seeds(study, shown):
         ("00_first", "quick", ["0"], "seeds are"),
         ("00_first", "quick", [-1], "seeds are"),
         ("00_first", "quick", [True], "seeds are"),
+        ("00_first", "quick", 1, "seeds are 1: expected a list"),  # a notebook goes through them
+        ("00_first", "quick", [2**32], "from 0 to 4294967295"),  # numpy takes no larger one
     ],
 )
 def test_bad_parameters_are_a_sentence(shown, tmp_path, name, profile, seeds, words):

@@ -1,5 +1,6 @@
 """The pipeline on a small study: real worker processes, real kernels, real pages."""
 
+import errno
 import io
 import json
 import os
@@ -16,7 +17,7 @@ import small_study
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.study.page_stage import bare, notebook_imports, page_stage
-from clipvip_lib.study.pipeline import reproduce
+from clipvip_lib.study.pipeline import _unknown_stage, only_run, reproduce
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -151,14 +152,48 @@ def test_executed_pages_pass_nbval_and_a_changed_number_fails(house, first, tmp_
         ({"set": {"nose": 1}}, "unknown notebook parameter 'nose'.*did you mean 'note'"),
         ({"set": {"seeds": 1}}, "use --seeds"),
         ({"workers": 0}, "workers is 0"),
+        ({"workers": 0, "force": ["*"]}, "workers is 0"),
+        ({"seeds": [2**32]}, "from 0 to 4294967295"),
         ({"out": "/dev/null/x"}, "cannot write to /dev/null/x"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(house, options, words):
     options = dict(options)
+    before = sorted((house.home / "stages").rglob("*"))
     with pytest.raises(ClipVipError, match=words) as caught:
         house.run(options.pop("profile", "quick"), **options)
     assert "\n" not in str(caught.value)
+    assert sorted((house.home / "stages").rglob("*")) == before
+
+
+def test_a_folder_without_room_is_refused_before_anything_runs(house, tmp_path, monkeypatch):
+    def full(path, content):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ClipVipError, match="expected a folder with room, got No space left on device"):
+        house.run(out=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with only_run(tmp_path), pytest.raises(ClipVipError, match=r"another .* \(unknown\)"), only_run(tmp_path):
+        pass
+    (tmp_path / "below" / "lock").mkdir(parents=True)
+    with (
+        pytest.raises(ClipVipError, match="cannot open .*lock: expected a file"),
+        only_run(tmp_path / "below"),
+    ):
+        pass
+
+
+def test_an_unknown_stage_is_told_in_a_short_sentence():
+    error = _unknown_stage("finetun", [f"finetune/{i}" for i in range(300)] + ["clip/seed0"])
+    assert "a beginning such as finetune, clip" in str(error) and len(str(error)) < 200
 
 
 def test_notebooks_that_papermill_would_run_wrongly_are_refused(tmp_path, house):
@@ -171,14 +206,20 @@ def test_notebooks_that_papermill_would_run_wrongly_are_refused(tmp_path, house)
     )
     with pytest.raises(ClipVipError, match="01_second does not declare 'seeds'"):
         house.run(notebooks=folder)
-    (folder / "01_second.ipynb").write_text("not json")
-    with pytest.raises(ClipVipError, match="no notebook"):
-        house.run(notebooks=folder)
+    whole = json.loads((house.notebooks / "01_second.ipynb").read_text())
+    for damaged in (
+        "not json",
+        '{"cells": [1]}',
+        json.dumps(whole | {"metadata": {}}),
+        json.dumps(whole | {"nbformat": 3}),
+    ):
+        (folder / "01_second.ipynb").write_text(damaged)
+        with pytest.raises(ClipVipError, match="no notebook .*01_second") as caught:
+            house.run(notebooks=folder)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_second_run_on_the_same_cache_is_told_who_has_it(house):
-    from clipvip_lib.study.pipeline import only_run
-
     with (
         only_run(house.home),
         pytest.raises(ClipVipError, match=f"process {os.getpid()} since 20.* is working"),

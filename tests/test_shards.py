@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from clipvip_lib.data.corpora import encode_h264, write_shard
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import count_samples, read_shard
 from clipvip_lib.data.world import render, rng_for, sample_video
 from clipvip_lib.errors import ClipVipError
 
@@ -87,3 +87,35 @@ def test_a_header_damaged_inside_is_named(tmp_path):
     path.write_bytes(content)
     with pytest.raises(ClipVipError, match=r"torn\.tar is damaged .*after 6 whole files"):
         list(read_shard(path))
+
+
+@pytest.mark.parametrize("content", (b"", b"no tar at all\n" * 99))
+def test_what_is_no_tar_is_said_in_one_line(tmp_path, content):
+    (tmp_path / "x.tar").write_bytes(content)
+    with pytest.raises(ClipVipError, match=r"x\.tar is damaged .*fetch or write it again") as caught:
+        list(read_shard(tmp_path / "x.tar"))
+    assert "\n" not in str(caught.value)
+
+
+def test_json_that_is_no_text_is_named(tmp_path):
+    with pytest.raises(ClipVipError, match=r"clip-2\.json of shard .* is not JSON"):
+        list(read_shard(write(tmp_path / "a.tar", json=b'{"n": "\xff"}')))
+
+
+def test_a_file_that_is_there_twice_is_named(tmp_path):
+    with tarfile.open(tmp_path / "twice.tar", "w") as tar:
+        for name in ("a.mp4", "a.txt", "a.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(ClipVipError, match=r"twice\.tar names a file twice \(a\.txt"):
+        list(read_shard(tmp_path / "twice.tar"))
+
+
+def test_samples_below_folders_are_counted(tmp_path):
+    path = tmp_path / "below.tar"
+    with tarfile.open(path, "w") as tar:
+        folder = tarfile.TarInfo("./part.1")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name in ("a.mp4", "a.txt", "b.mp4", "b.txt"):
+            tar.addfile(tarfile.TarInfo(f"./part.1/{name}"))
+    assert count_samples(path) == 2

@@ -1,5 +1,6 @@
 """Stages: keys, code versions, resuming, and what a kill leaves."""
 
+import ast
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.study import code_version as versions
-from clipvip_lib.study.stages import Stage, closure, discard, plain, run_stage
+from clipvip_lib.study.stages import Stage, closure, discard, empty_bin, plain, run_stage
 
 COUNT = "small_study:count"
 TESTS = Path(__file__).parent
@@ -211,3 +212,45 @@ def test_results_are_json_whatever_numpy_is_in_them():
     assert json.loads(json.dumps(value)) == {"a": 0.5, "b": [0, 1], "3": [1, True, None]}
     with pytest.raises(ClipVipError, match=r"result\['x'\]\[1\] is nan"):
         plain({"x": [1.0, np.nan]}, "result")
+
+
+def test_half_written_files_of_a_killed_attempt_do_not_reach_the_result(tmp_path):
+    partial = stage().partial_folder(tmp_path)
+    (partial / "videos").mkdir(parents=True)
+    for name in ("frames.npy.4711.partial", "videos/v.mp4.4711.partial"):
+        (partial / name).write_bytes(b"half")
+    (partial / "count.json").write_text("2")
+    (partial / "attempts.jsonl").write_text('{"started": 0.0, "spent_before": 0.0, "pid": 1}\n{"star')
+    assert run_stage(stage(), tmp_path)["resumed_at"] == 2
+    assert sorted(p.name for p in stage().folder(tmp_path).rglob("*")) == [
+        "count.json",
+        "result.json",
+        "videos",
+    ]
+    assert stage().facts(tmp_path)["attempts"] == 2
+
+
+def test_the_bin_is_emptied(tmp_path):
+    left = tmp_path / "discarded" / "1-2"
+    left.mkdir(parents=True)
+    empty_bin(tmp_path)
+    empty_bin(tmp_path)
+    assert not left.exists()
+
+
+def test_every_library_that_the_science_computes_with_is_part_of_a_key():
+    """What only moves bytes or text unchanged is listed here, with all others the key must change."""
+    carries = {"safetensors", "webdataset", "huggingface_hub", "open_clip", "regex", "ftfy", "psutil"}
+    package = Path(versions.__file__).parents[1]
+    found = set()
+    for file in package.rglob("*.py"):
+        if package / "study" not in file.parents or file.name == "steps.py":
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
+                if isinstance(node, ast.ImportFrom) and not node.level:
+                    names = [node.module]
+                found |= {name.split(".")[0] for name in names}
+    others = found - sys.stdlib_module_names - {"clipvip_lib"} - carries
+    named = {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in others}
+    assert named == set(versions.LIBRARIES)
+    assert "none" not in versions.library_versions().values()

@@ -16,6 +16,7 @@ from clipvip_lib.study.board import Board, Running
 from clipvip_lib.study.stages import Stage
 from clipvip_lib.study.workers import (
     _remaining_paths,
+    _temporary_folder,
     raise_failures,
     run_stages,
     sentence,
@@ -181,8 +182,26 @@ def test_workers_are_counted_from_cores_memory_and_gpus(monkeypatch):
 
 def test_errors_are_one_sentence():
     assert sentence(ClipVipError("a clear\nsentence")) == "a clear sentence"
-    assert sentence(OSError(28, "No space left on device", "/x")) == "No space left on device: /x"
+    assert sentence(OSError(2, "No such file or directory", "/x")) == "No such file or directory: /x"
+    full = sentence(OSError(28, "No space left on device", "/x"))
+    assert full == "No space left on device: /x; free some space or set CLIPVIP_HOME to another folder"
     assert sentence(KeyError()) == "KeyError"
     assert "memory" in sentence(MemoryError())
     with pytest.raises(ClipVipError, match="workers is 0"):
         run_stages([], workers=0)
+
+
+def test_temporary_files_stay_in_the_cache_and_go_with_the_run(tmp_path):
+    dead = tmp_path / "tmp" / "999999999"  # no process has this number
+    dead.mkdir(parents=True)
+    (dead / "connection.json").write_text("{}")
+    assert worker_environment(tmp_path, 0, 1)["TMPDIR"] == str(tmp_path / "tmp" / str(os.getpid()))
+    with _temporary_folder(tmp_path):
+        assert [folder.name for folder in (tmp_path / "tmp").iterdir()] == [str(os.getpid())]
+    run([stage("base")], tmp_path)
+    assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_worker_ended_by_a_full_disk_says_so(tmp_path):
+    outcomes = run([stage("full", 1, mood="bus")], tmp_path)
+    assert "SIGBUS, most often for lack of room on the disk of" in outcomes["full"].error

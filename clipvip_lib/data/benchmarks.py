@@ -76,7 +76,7 @@ def _json(path: Path) -> object:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
     except FileNotFoundError as error:
         raise ClipVipError(f"no annotation file {path}: expected it beside videos/") from error
     except UnicodeDecodeError as error:
@@ -86,8 +86,16 @@ def _text(path: Path) -> str:
 
 
 def _csv(path: Path, *fields: str) -> list[dict[str, str]]:
-    rows = list(csv.DictReader(_text(path).splitlines()))
+    try:
+        rows = list(csv.DictReader(_text(path).splitlines()))
+    except csv.Error as error:
+        raise ClipVipError(f"{path} is not CSV ({error}); mend or fetch it again") from error
     for number, row in enumerate(rows, start=2):
+        if None in row:  # the rest of a text that has a comma would be lost
+            raise ClipVipError(
+                f"{path} line {number}: expected {len(row) - 1} columns, got {len(row[None])} more; put texts with "
+                "commas into quotes"
+            )
         absent = [field for field in fields if not row.get(field)]
         if absent:
             raise ClipVipError(
@@ -102,6 +110,16 @@ def _field(entry: object, field: str, path: Path, number: int) -> object:
     return entry[field]
 
 
+def _word(entry: object, field: str, path: Path, number: int) -> str:
+    """A field that is text or a number; null is neither, and "None" would be a caption."""
+    value = _field(entry, field, path, number)
+    if not isinstance(value, str | int) or isinstance(value, bool):
+        raise ClipVipError(
+            f"{path} entry {number}: expected text in {field!r}, got {json.dumps(value)[:80]}; remove or mend it"
+        )
+    return str(value)
+
+
 def _load_msrvtt(root: Path, split: str) -> list[Item]:
     def item(video_id: str, texts: tuple[str, ...]) -> Item:
         return Item(video_id, root / "videos" / f"{video_id}.mp4", texts)
@@ -111,9 +129,12 @@ def _load_msrvtt(root: Path, split: str) -> list[Item]:
         return [item(row["video_id"], (row["sentence"],)) for row in _csv(path, "video_id", "sentence")]
     path = root / "MSRVTT_data.json"
     texts: dict[str, list[str]] = {}
-    for number, sentence in enumerate(_field(_json(path), "sentences", path, 0)):
-        video_id = str(_field(sentence, "video_id", path, number))
-        texts.setdefault(video_id, []).append(str(_field(sentence, "caption", path, number)))
+    sentences = _field(_json(path), "sentences", path, 0)
+    if not isinstance(sentences, list):
+        raise ClipVipError(f"{path}: expected a list of sentences, got {type(sentences).__name__}; mend it")
+    for number, sentence in enumerate(sentences):
+        video_id = _word(sentence, "video_id", path, number)
+        texts.setdefault(video_id, []).append(_word(sentence, "caption", path, number))
     rows = _csv(root / "MSRVTT_train.9k.csv", "video_id")
     return [item(row["video_id"], tuple(texts.get(row["video_id"], ()))) for row in rows]
 
@@ -125,8 +146,8 @@ def _load_didemo(root: Path, split: str) -> list[Item]:
         raise ClipVipError(f"{path}: expected a list of descriptions, got {type(entries).__name__}")
     sentences: dict[str, list[str]] = {}
     for number, entry in enumerate(entries):
-        video = str(_field(entry, "video", path, number))
-        sentences.setdefault(video, []).append(str(_field(entry, "description", path, number)))
+        video = _word(entry, "video", path, number)
+        sentences.setdefault(video, []).append(_word(entry, "description", path, number))
     return [
         Item(video.rsplit(".", 1)[0], root / "videos" / video, (" ".join(parts),))
         for video, parts in sentences.items()

@@ -7,7 +7,9 @@ of uniform frames and its middle frame; training draws its frames from the unifo
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from clipvip_lib.data import transform
-from clipvip_lib.data.video import middle_index, read_frames, uniform_indices
+from clipvip_lib.data.video import VideoError, middle_index, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
 
@@ -23,9 +25,12 @@ Source = bytes | str | Path
 JPEG = b"\xff\xd8"  # how a still image begins
 
 
-def still(jpeg: bytes) -> np.ndarray:
-    """A JPEG as uint8 [H, W, 3] RGB."""
-    return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+def still(jpeg: bytes, name: str = "a still image") -> np.ndarray:
+    """A JPEG as uint8 [H, W, 3] RGB. Raises VideoError with its name if it is damaged or cut."""
+    try:
+        return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise VideoError(f"{name} is damaged or cut: expected a whole JPEG; fetch it again") from error
 
 
 def write_store(
@@ -58,11 +63,12 @@ def write_store(
     with atomic_path(path) as partial:
         shape = (count, frames + 1, size, size, 3)
         store = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+        _reserve(partial)
         for name, source in sources:
             if done == count:
                 raise ClipVipError(f"expected {count} videos, got more, first {name}; count them again")
             if isinstance(source, bytes) and source.startswith(JPEG):
-                shown = still(source)[None].repeat(frames + 1, 0)
+                shown = still(source, name)[None].repeat(frames + 1, 0)
             else:
                 shown = read_frames(source, wanted, name=name)
             store[done] = transform.resize(shown, size, antialias)
@@ -73,6 +79,17 @@ def write_store(
         store.flush()
         del store
     return count * (frames + 1)
+
+
+def _reserve(path: Path) -> None:
+    """Take a file's room on the disk now: writing to a map of it that finds none would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a disk that cannot promise
+                    raise
 
 
 class FrameStore:

@@ -49,6 +49,13 @@ def read_shard(path: str | Path) -> Iterator[Sample]:
                 yield _sample(path, raw)
     except (tarfile.TarError, EOFError, OSError) as error:
         raise _damaged(path, error) from error
+    except ValueError as error:
+        if isinstance(error, ClipVipError):
+            raise
+        # webdataset's word for one member's name standing twice in a sample
+        raise ClipVipError(
+            f"shard {path} names a file twice ({error.args[0]}): expected each once; write the shard again"
+        ) from error
 
 
 def count_samples(path: str | Path) -> int:
@@ -62,13 +69,14 @@ def count_samples(path: str | Path) -> int:
         raise ClipVipError(f"no shard {path}: expected a tar file; check the shard list")
     try:
         with tarfile.open(path) as tar:
-            names = tar.getnames()
+            names = [member.name for member in tar if member.isfile()]
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no header and no end mark after {len(names)} whole files")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise _damaged(path, error) from error
-    keys = {name.split(".", 1)[0] for name in names}
+    parts = (name.rpartition("/") for name in names)
+    keys = {(folder, last.split(".", 1)[0]) for folder, _, last in parts}
     if not keys:
         raise ClipVipError(
             f"shard {path} holds no sample: expected key.mp4, key.txt and key.json; fetch it again"
@@ -77,8 +85,9 @@ def count_samples(path: str | Path) -> int:
 
 
 def _damaged(path: Path, error: Exception) -> ClipVipError:
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
     return ClipVipError(
-        f"shard {path} is damaged ({error}): expected a whole tar file; fetch or write it again"
+        f"shard {path} is damaged ({reason}): expected a whole tar file; fetch or write it again"
     )
 
 
@@ -99,7 +108,7 @@ def _sample(path: Path, raw: dict) -> Sample:
         )
     try:
         about = json.loads(raw.get("json", b"{}"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text at all
         raise ClipVipError(
             f"{key}.json of shard {path} is not JSON ({error}); write the shard again"
         ) from error

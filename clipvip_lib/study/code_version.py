@@ -18,7 +18,17 @@ from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 
-LIBRARIES = ("torch", "transformers", "numpy", "av", "decord")
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+    "av",
+    "decord",
+)
 PACKAGE = "clipvip_lib"
 ATTIC = "clipvip_lib.study"
 

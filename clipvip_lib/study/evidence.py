@@ -186,9 +186,7 @@ def where_from(rows: Sequence[Mapping[str, object]]) -> list[str]:
         carriers = [name for name in ("tell the order", "do not") if found[name] == found["all"]]
         empty = [row["queries"] for row in same if row["low"] is None]
         if empty:
-            text = (
-                f"a {word} is shown; too few queries are in the group {empty[0]!r} to set it apart"
-            )
+            text = f"a {word} is shown; too few queries are in the group {empty[0]!r} to set it apart"
         elif carriers == ["tell the order"]:
             text = f"the {word} is shown only for the queries that tell the order"
         elif carriers == ["do not"]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import difflib
 import fcntl
 import fnmatch
 import json
@@ -23,11 +24,13 @@ from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.progress import duration
 from clipvip_lib.study.board import Board
-from clipvip_lib.study.page_stage import page_stage
+from clipvip_lib.study.page_stage import bare, page_stage
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.publish import publish
-from clipvip_lib.study.stages import Stage, closure, discard, plain
-from clipvip_lib.study.workers import Outcome, run_stages
+from clipvip_lib.study.stages import Stage, closure, discard, empty_bin, plain
+from clipvip_lib.study.workers import Outcome, check_workers, run_stages
+
+ROOM_BYTES = 2**16
 
 
 def reproduce(
@@ -58,8 +61,9 @@ def reproduce(
     plan, notebooks = plan or study_plan(), notebooks or files.CHECKOUT / "notebooks"
     sized, seeds = plan.profile(profile), check_seeds(list(seeds))
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
-    home = files.make_folder(home or files.home())
-    out = files.make_folder(out or files.CHECKOUT / "reports")
+    check_workers(workers)
+    home = require_room(home or files.home())
+    out = require_room(out or files.CHECKOUT / "reports")
     parameters = check_notebooks(notebooks, names, {"profile": profile, "seeds": seeds}, dict(set or {}))
     with only_run(home):
         record = _log(home)
@@ -97,6 +101,23 @@ def reproduce(
 # --- checks before anything runs --------------------------------------------------------------------------
 
 
+def require_room(folder: str | Path) -> Path:
+    """Make a folder. Raises ClipVipError if no file can be written there: now, not when all is computed."""
+    folder = files.make_folder(folder)
+    probe = folder / f".room.{os.getpid()}.partial"
+    try:
+        probe.write_bytes(bytes(ROOM_BYTES))
+    except OSError as error:
+        raise ClipVipError(
+            f"cannot write to {folder}: expected a folder with room, got {error.strerror}; free some space or "
+            "choose another one"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+    return folder
+
+
 def check_notebooks(folder: Path, names: Iterable[str], always: dict, extra: dict) -> dict[str, dict]:
     """The parameters of each notebook: ``always``, and of ``extra`` those that it declares.
 
@@ -127,22 +148,35 @@ def declared_parameters(path: Path) -> set[str]:
     import papermill
 
     try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = path.read_text(encoding="utf-8")
+        cells = json.loads(text)["cells"]
+        tagged = any("parameters" in cell.get("metadata", {}).get("tags", []) for cell in cells)
+        bare(text)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         why = getattr(error, "strerror", None) or "it is not JSON with cells"
         raise ClipVipError(f"no notebook {path} ({why}): expected Jupyter's format; restore it") from error
-    if not any("parameters" in cell.get("metadata", {}).get("tags", []) for cell in cells):
+    if not tagged:
         raise ClipVipError(
             f"notebook {path.stem} has no cell tagged 'parameters': expected one, as its second cell; tag it"
         )
-    return frozenset(papermill.inspect_notebook(path))
+    try:
+        return frozenset(papermill.inspect_notebook(path))
+    except Exception as error:  # whatever nbformat and papermill raise for a notebook that is not quite one
+        why = " ".join(str(error).split())[:120]
+        raise ClipVipError(f"no notebook {path} ({why}): expected Jupyter's format; restore it") from error
 
 
 @contextlib.contextmanager
 def only_run(home: Path) -> Iterator[None]:
     """Hold the cache for one run. Raises ClipVipError naming the run that has it."""
     path = home / "lock"
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise ClipVipError(
+            f"cannot open {path}: expected a file of this cache, got {error.strerror}; mend it or set CLIPVIP_HOME "
+            "to another folder"
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,8 +186,9 @@ def only_run(home: Path) -> Iterator[None]:
                 f"another `clipvip reproduce` ({who}) is working in {home}: expected one run a cache; wait "
                 "for it or stop it, or set CLIPVIP_HOME to another folder"
             ) from None
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} since {_now()}".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} since {_now()}".encode(), 0)
         yield
     finally:
         os.close(handle)
@@ -164,18 +199,30 @@ def forget(pages: list[Stage], patterns: Iterable[str], home: Path, record) -> N
 
     Raises ClipVipError for a pattern that fits no stage.
     """
+    empty_bin(home)
     stages = closure(pages)
     forced: set[str] = set()
     for pattern in patterns:
         fits = {s.name for s in stages if _fits(s.name, pattern)}
         if not fits:
-            raise unknown("stage", pattern, [s.name for s in stages])
+            raise _unknown_stage(pattern, [s.name for s in stages])
         forced |= fits
     for stage in stages:  # inputs come before dependents
         if stage.name in forced or any(up.name in forced for up in stage.inputs.values()):
             forced.add(stage.name)
             if discard(stage, home):
                 record(f"{stage.name} discarded (--force)")
+
+
+def _unknown_stage(pattern: str, names: list[str]) -> ClipVipError:
+    """There are hundreds of stages: an error says their beginnings and the nearest of them."""
+    near = difflib.get_close_matches(pattern, names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    kinds = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
+    return ClipVipError(
+        f"unknown stage {pattern!r}: expected a stage of these notebooks, a pattern, or a beginning such as "
+        f"{kinds}{hint}"
+    )
 
 
 def _fits(name: str, pattern: str) -> bool:

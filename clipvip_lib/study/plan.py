@@ -48,11 +48,13 @@ def _runnable_profile(name: str) -> object:
 
 
 def check_seeds(seeds: object) -> list[int]:
-    """The seeds as a list of ints. Raises ClipVipError unless they are distinct whole numbers from 0 on."""
-    given = list(seeds) if isinstance(seeds, list | tuple | range) else [seeds]
-    good = all(isinstance(s, int) and not isinstance(s, bool) and s >= 0 for s in given)
+    """The seeds as a list of ints. Raises ClipVipError unless they are a list of distinct whole numbers from 0 to
+    2**32 - 1, which is what numpy and scikit-learn take."""
+    given = list(seeds) if isinstance(seeds, list | tuple | range) else []
+    good = all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**32 for s in given)
     if not given or not good or len(set(given)) != len(given):
         raise ClipVipError(
-            f"seeds are {seeds!r}: expected distinct whole numbers from 0 on, such as [0, 1, 2]"
+            f"seeds are {seeds!r}: expected a list of distinct whole numbers from 0 to {2**32 - 1}, such as "
+            "[0, 1, 2]; choose others"
         )
     return given

@@ -22,7 +22,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -169,6 +169,10 @@ def _run_locked(stage: Stage, home: Path, partial: Path, progress: Progress) -> 
     if (partial / "result.json").is_file():  # killed between its last file and the rename
         partial.rename(stage.folder(home))
         return stage.result(home)
+    for half in partial.rglob(
+        "*.partial"
+    ):  # half-written when an earlier attempt was killed; the lock is ours
+        half.unlink()
     spent_before, attempts = _note_attempt(partial)
     inputs = {name: upstream.folder(home) for name, upstream in stage.inputs.items()}
     function = load_function(stage.function)
@@ -217,10 +221,15 @@ def discard(stage: Stage, home: Path | None = None) -> bool:
     return found
 
 
+def empty_bin(home: Path) -> None:
+    """Remove what ``discard`` left when it was killed. Only for who holds the cache."""
+    shutil.rmtree(home / "discarded", ignore_errors=True)
+
+
 def _note_attempt(partial: Path) -> tuple[float, int]:
     """Seconds spent by earlier attempts (to their last sign of life) and the number of this one."""
     log = partial / "attempts.jsonl"
-    earlier = [json.loads(line) for line in log.read_text().splitlines() if line] if log.exists() else []
+    earlier = _attempts(log.read_text(errors="replace")) if log.exists() else []
     spent = 0.0
     if earlier:
         alive = max((f.stat().st_mtime for f in partial.rglob("*") if f.is_file()), default=0.0)
@@ -228,6 +237,15 @@ def _note_attempt(partial: Path) -> tuple[float, int]:
     with log.open("a") as stream:
         stream.write(json.dumps({"started": time.time(), "spent_before": spent, "pid": os.getpid()}) + "\n")
     return spent, len(earlier) + 1
+
+
+def _attempts(text: str) -> list[dict]:
+    """The attempts noted; a line that a kill or a full disk cut counts for nothing."""
+    found = []
+    for line in text.splitlines():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import shutil
 import signal
 import socket
 import subprocess
@@ -60,8 +61,7 @@ def run_stages(
     Raises ClipVipError for a number of workers below one or two different stages of one name.
     """
     home = files.make_folder(home or files.home())
-    if workers is not None and workers < 1:
-        raise ClipVipError(f"workers is {workers}: expected 1 or more; leave it out for one a core")
+    check_workers(workers)
     targets = list(stages)
     stages = closure(targets)
     outcomes = {stage.name: Outcome(stage, "cached") for stage in stages if stage.done(home)}
@@ -73,12 +73,18 @@ def run_stages(
     if not todo:
         return outcomes
     run = _Run(home, todo, outcomes, count, display)
-    with _signals_raise():
+    with _signals_raise(), _temporary_folder(home):
         try:
             run.loop()
         finally:
             run.stop()
     return {stage.name: outcomes[stage.name] for stage in stages if stage.name in outcomes}
+
+
+def check_workers(workers: int | None) -> None:
+    """Raises ClipVipError for a number of workers below one."""
+    if workers is not None and workers < 1:
+        raise ClipVipError(f"workers is {workers}: expected 1 or more; leave it out for one a core")
 
 
 def raise_failures(outcomes: dict[str, Outcome]) -> None:
@@ -238,6 +244,33 @@ def _signals_raise() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def _temporary_files(home: Path) -> Path:
+    return home / "tmp" / str(os.getpid())
+
+
+@contextlib.contextmanager
+def _temporary_folder(home: Path) -> Iterator[None]:
+    """Where this run's workers and kernels put temporary files; what killed runs left there is removed."""
+    own = files.make_folder(_temporary_files(home))
+    for folder in own.parent.iterdir():
+        if not _runs(folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _runs(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 # --- the parent's side of a worker ------------------------------------------------------------------------
 
 
@@ -279,6 +312,11 @@ class _Worker:
             return f"its worker closed the connection and was stopped; look into {self.log}"
         if code == -signal.SIGKILL:
             return "its worker was killed (signal 9), most often for lack of memory; use fewer --workers"
+        if code == -signal.SIGBUS:  # a file that is mapped into memory cannot grow
+            return (
+                f"its worker was ended by SIGBUS, most often for lack of room on the disk of {self.log.parent.parent}; "
+                "free some space or set CLIPVIP_HOME to another folder"
+            )
         if code < 0:
             return f"its worker was ended by {signal.Signals(-code).name}; look into {self.log}"
         return f"its worker ended with exit code {code}; look into {self.log}"
@@ -306,6 +344,7 @@ def worker_environment(home: Path, slot: int, count: int) -> dict[str, str]:
     # Kernels of notebooks: this environment's python3, without a user's own kernels and start-up files.
     environment["JUPYTER_PREFER_ENV_PATH"] = "1"
     environment["IPYTHONDIR"] = str(home / "ipython")
+    environment["TMPDIR"] = str(_temporary_files(home))  # a killed kernel leaves its connection file
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = cards[slot % len(cards)]
     return environment
@@ -384,7 +423,10 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, ClipVipError):
         return words
     if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}"
+        advice = (
+            "; free some space or set CLIPVIP_HOME to another folder" if error.errno in files.FULL else ""
+        )
+        return f"{error.strerror}{f': {error.filename}' if error.filename else ''}{advice}"
     if isinstance(error, MemoryError):
         return "it ran out of memory; use fewer --workers"
     return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
