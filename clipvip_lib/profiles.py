@@ -164,6 +164,8 @@ def _change(part: object, path: str, names: list[str], value: object) -> object:
         raise ClipVipError(
             f"profile field {path!r}: expected {type(old).__name__} like {old!r}, got {value!r}"
         )
+    if isinstance(old, int) and value < 1 <= old:
+        raise ClipVipError(f"profile field {path!r}: expected 1 or more, got {value!r}; raise it")
     return dataclasses.replace(part, **{names[0]: value})
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,18 @@ from clipvip_lib.profiles import Recipe
 
 MAX_LOGIT_SCALE = math.log(200.0)  # the authors' clamp: logit_scale stays in [0, ln 200]
 CHECKPOINT_SECONDS = 20.0  # a kill loses at most about this much
+
+# What torch raises for a file that is cut, empty, of another kind, or of another model.
+UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+    OSError,
+    pickle.UnpicklingError,
+)
 
 Progress = Callable[[int, int, str], None]
 
@@ -262,14 +275,11 @@ def _step(
     with autocast(model, recipe.bfloat16):
         found = features(model, batch)
     value = ocl_loss(loss, found, model.logit_scale, caption_mask=batch.caption_mask)
-    if not torch.isfinite(value):
-        raise ClipVipError(
-            f"the loss became {value.item()} at step {step + 1}: expected a finite number; lower the learning rate "
-            f"({recipe.lr:g}) or switch bfloat16 off; the last checkpoint is kept"
-        )
+    _require_finite("loss", value, step, recipe)
     optimizer.zero_grad(set_to_none=True)
     value.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    _require_finite("gradient", norm, step, recipe)
     optimizer.step()
     with torch.no_grad():
         model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
@@ -279,6 +289,14 @@ def _step(
         "lr": optimizer.param_groups[0]["lr"],
         "logit_scale": round(model.logit_scale.item(), 6),
     }
+
+
+def _require_finite(what: str, value: Tensor, step: int, recipe: Recipe) -> None:
+    if not torch.isfinite(value):
+        raise ClipVipError(
+            f"the {what} became {value.item()} at step {step + 1}: expected a finite number; lower the learning rate "
+            f"({recipe.lr:g}) or switch bfloat16 off; the last checkpoint is kept"
+        )
 
 
 def _score(model: ClipViP, evaluate: Callable[[ClipViP], float]) -> float:
@@ -324,10 +342,10 @@ class _Run:
             state = torch.load(self.path, weights_only=True)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError, KeyError, EOFError, OSError) as error:
-            first = str(error).strip().splitlines()[-1].strip()
+        except UNREADABLE as error:
             raise ClipVipError(
-                f"cannot resume from {self.path}: it does not fit this model ({first}); remove it to start anew"
+                f"cannot resume from {self.path}: it does not fit this model ({_reason(error)}); "
+                "remove it to start anew"
             ) from error
         torch.set_rng_state(state["rng"])
         self.history, self.evaluations, self.best = state["history"], state["evaluations"], state["best"]
@@ -347,11 +365,18 @@ def load_state(model: ClipViP, path: Path) -> None:
     """Load weights that ``save_state`` wrote. Raises ClipVipError if they are missing or do not fit the model."""
     try:
         model.load_state_dict(torch.load(path, weights_only=True))
-    except (RuntimeError, OSError, EOFError) as error:
-        first = str(error).strip().splitlines()[-1].strip()
+    except UNREADABLE as error:
         raise ClipVipError(
-            f"the weights {path} do not fit this model ({first}); train that stage again"
+            f"the weights {path} do not fit this model ({_reason(error)}); train that stage again"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    """What torch says of a file that it cannot load, without its advice to load it unsafely."""
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is no file of weights"
+    lines = str(error).strip().splitlines()
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def encode_clips(

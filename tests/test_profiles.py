@@ -27,6 +27,8 @@ def test_unknown_profile_and_fields_are_refused_with_the_nearest_name():
         get_profile("mini", **{"finetune.steps": "many"})
     with pytest.raises(ClipVipError, match="expected int like"):
         get_profile("mini", **{"finetune.steps": True})
+    with pytest.raises(ClipVipError, match="expected 1 or more, got 0"):
+        get_profile("mini", **{"model.frames": 0})
 
 
 def test_one_field_changes_and_nothing_else():

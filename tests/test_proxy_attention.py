@@ -102,3 +102,10 @@ def test_the_interface_refuses_a_mask_that_it_would_ignore():
 def test_the_idea_fits_its_budget():
     lines = Path(module.__file__).read_text(encoding="utf-8").splitlines()
     assert len(lines) < 150
+
+
+@pytest.mark.parametrize(("frames", "patches", "proxies"), [(2, 3, 0), (0, 3, 4), (-1, 3, 4), (2, 0, 4)])
+def test_fewer_than_one_proxy_frame_or_patch_is_refused(frames, patches, proxies):
+    q = torch.zeros(1, 1, max(1, proxies + frames * patches), 4)
+    with pytest.raises(ClipVipError, match="at least one proxy, frame and patch"):
+        proxy_attention(q, q, q, frames, patches, proxies)

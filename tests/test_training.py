@@ -260,3 +260,31 @@ def test_features_of_a_set_equal_those_of_single_clips(pairs):
     texts = training.encode_texts(net, pairs.texts, batch=7, bfloat16=False)
     one = training.encode_texts(net, pairs.texts.take([4]), bfloat16=False)
     np.testing.assert_allclose(texts[4], one[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("content", (b"", b"garbage of no kind", b"<html>not found</html>", b"PK\x03\x04cut"))
+def test_what_is_no_file_of_weights_is_one_sentence(pairs, tmp_path, content):
+    (tmp_path / "checkpoint.pt").write_bytes(content)
+    with pytest.raises(ClipVipError, match="cannot resume from") as resumed:
+        run(pairs, tmp_path)
+    (tmp_path / "step-000001.pt").write_bytes(content)
+    with pytest.raises(ClipVipError, match="do not fit this model") as loaded:
+        training.load_state(model(), tmp_path / "step-000001.pt")
+    for error in (resumed, loaded):
+        assert "weights_only" not in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_weights_that_are_a_list_are_one_sentence(tmp_path):
+    torch.save([1, 2], tmp_path / "list.pt")
+    with pytest.raises(ClipVipError, match="do not fit this model"):
+        training.load_state(model(), tmp_path / "list.pt")
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(pairs, tmp_path):
+    net = model()
+    net.visual_projection.weight.register_hook(lambda gradient: gradient * float("nan"))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(ClipVipError, match="the gradient became nan at step 1"):
+        run(pairs, tmp_path, net=net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())

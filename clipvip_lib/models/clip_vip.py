@@ -64,10 +64,9 @@ class ClipViPConfig(CLIPConfig):
         if self.attention not in ATTENTIONS:
             raise unknown("attention", self.attention, ATTENTIONS)
         for name in ("proxies", "temporal_size", "sequence_layers"):
-            if getattr(self, name) < 1:
-                raise ClipVipError(
-                    f"{name} expected a whole number from 1, got {getattr(self, name)}; raise it"
-                )
+            number = getattr(self, name)
+            if not isinstance(number, int) or number < 1:
+                raise ClipVipError(f"{name} expected a whole number from 1, got {number!r}; change it")
         super().__post_init__(**kwargs)
 
     @classmethod

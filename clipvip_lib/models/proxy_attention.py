@@ -44,6 +44,11 @@ def proxy_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, patches: int, 
     Returns [B, H, S, K]. Raises ClipVipError if S is not ``proxies + frames * patches``.
     """
     B, H, S, K = q.shape
+    if min(proxies, frames, patches) < 1:
+        raise ClipVipError(
+            f"proxy attention expected at least one proxy, frame and patch, got {proxies}, {frames} and {patches}; "
+            "a still image is a video of one frame"
+        )
     if proxies + frames * patches != S:
         raise ClipVipError(
             f"proxy attention expected {proxies} proxies + {frames} frames x {patches} patches = "
@@ -97,7 +102,7 @@ def attention_interface(module, query, key, value, attention_mask=None, **kwargs
         raise ClipVipError(
             "CLIP-ViP's attention expected no mask, got one; leave it out, padding stands to a text's right"
         )
-    if kwargs.get("proxies"):
+    if kwargs.get("proxies") is not None:
         shape = {name: kwargs[name] for name in ("frames", "patches", "proxies")}
         out = proxy_attention(query, key, value, **shape)
     else:
