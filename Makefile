@@ -3,6 +3,8 @@
 VENV   := .venv
 PY     := $(VENV)/bin/python
 STAMP  := $(VENV)/.clipvip-setup
+# Beside .venv, so that it also outlives a making of .venv that was cut short
+RUNNING := .venv-setup-running
 PROFILE ?= mini
 SEEDS   ?= 0
 # A Python >= 3.11 of your choice: make setup PYTHON=/path/to/python
@@ -20,9 +22,10 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	@sum=$$(cat requirements.lock pyproject.toml | cksum); \
 	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
 	set -e; \
-	if [ -e $(STAMP).running ]; then \
+	if [ -e $(RUNNING) ]; then \
 	  echo "setup: the last one was interrupted, starting afresh"; rm -rf $(VENV); \
 	fi; \
+	touch $(RUNNING); \
 	if ! $(PY) -c "import sys" 2>/dev/null; then \
 	  python=""; \
 	  for each in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
@@ -31,6 +34,7 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	    fi; \
 	  done; \
 	  if [ -z "$$python" ]; then \
+	    rm -f $(RUNNING); \
 	    echo "setup: no Python 3.11 or newer found; install one, or name it: make setup PYTHON=/path/to/python" >&2; \
 	    exit 1; \
 	  fi; \
@@ -38,12 +42,12 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	  echo "setup: making $(VENV) with $$($$python --version)"; \
 	  if command -v uv >/dev/null 2>&1; then uv venv --quiet --python "$$(command -v $$python)" $(VENV); \
 	  else \
-	    $$python -m venv $(VENV) || { rm -rf $(VENV); \
+	    $$python -m venv $(VENV) || { rm -rf $(VENV) $(RUNNING); \
 	      echo "setup: $$python cannot make environments; install its venv package (python3-venv) or uv" >&2; \
 	      exit 1; }; \
 	  fi; \
 	fi; \
-	rm -f $(STAMP); touch $(STAMP).running; \
+	rm -f $(STAMP); \
 	uv=$$(command -v uv || true); \
 	if [ -z "$$uv" ] && [ ! -x $(VENV)/bin/uv ]; then \
 	  echo "setup: installing uv into $(VENV)"; \
@@ -58,8 +62,8 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	  && echo "setup: installing this project, editable" \
 	  && $$install --quiet --no-deps --no-build-isolation -e . \
 	  && $(PY) -c "import clipvip_lib"; } \
-	  || { rm -f $(STAMP).running; echo "setup: failed; mend what it says and run make setup again" >&2; exit 1; }; \
-	rm -f $(STAMP).running; echo "$$sum" > $(STAMP); \
+	  || { rm -f $(RUNNING); echo "setup: failed; mend what it says and run make setup again" >&2; exit 1; }; \
+	rm -f $(RUNNING); echo "$$sum" > $(STAMP); \
 	echo "setup: done"
 
 reproduce: setup ## the whole study at mini size: pages in reports/ (PROFILE=smoke, SEEDS=0,1,2)
@@ -71,8 +75,8 @@ smoke: setup ## every notebook in seconds: pages in reports/smoke/
 test: setup ## all tests, the nine notebooks at smoke size included
 	@$(PY) -m pytest
 
-lab: setup ## open the notebooks in JupyterLab
-	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks
+lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
+	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)
 
 lint: setup ## check format and style of code and notebooks
 	@$(PY) -m ruff format --check .
@@ -87,7 +91,8 @@ clean: ## remove pages and tools' leftovers; keeps .clipvip/ (results of trainin
 	@find clipvip_lib tests notebooks -name __pycache__ -prune -exec rm -rf {} +
 	@find notebooks -name .ipynb_checkpoints -prune -exec rm -rf {} +
 	@find reports -mindepth 1 -maxdepth 1 ! -name README.md ! -name reference -exec rm -rf {} +
-	@echo "clean: kept .clipvip/ and .venv/; 'make distclean' removes them too"
+	@echo "clean: removed the pages in reports/ and the tools' caches; kept .clipvip/ and .venv/"
 
 distclean: clean ## remove also .clipvip/ (every result of training) and .venv/
-	@rm -rf .clipvip $(VENV)
+	@rm -rf .clipvip $(VENV) $(RUNNING)
+	@echo "distclean: removed .clipvip/ (every result of training) and .venv/ too"

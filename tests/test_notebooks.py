@@ -219,10 +219,22 @@ def test_what_cells_say_in_words_is_on_the_page(run, name):
         for output in cell.outputs:
             said = output.get("data", {}).get("text/markdown")
             if said:
-                words = re.findall(r"[A-Za-z]{4,}", said)
-                assert " ".join(words[:1]) in page and words[-1] in page, said
+                missing = set(re.findall(r"\w+", said)) - set(re.findall(r"\w+", page))
+                assert not missing, (said, missing)
                 assert output.output_type == "execute_result"
     assert results(run, name)["headline"] in re.sub("&#x27;", "'", page).replace("&quot;", '"')
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_every_number_in_a_sentence_is_in_the_results(run, name):
+    kept = "\n".join(results(run, name)["said"])
+    for cell in code_cells(executed(run, name)):
+        for output in cell.outputs:
+            shown = output.get("text") or output.get("data", {}).get("text/markdown") or ""
+            missing = set(re.findall(r"\d[\d.,]*", shown)) - set(re.findall(r"\d[\d.,]*", kept))
+            assert not missing, (shown, missing)
 
 
 @pytest.mark.slow

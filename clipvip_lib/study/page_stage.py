@@ -97,6 +97,7 @@ def render(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dic
     name = config["notebook"]
     executed = _execute(name, config["source"], config["parameters"], folder, progress)
     results = recorded_results(executed, name)
+    results["said"] = said(executed)
     results["run"] = provenance(config["parameters"]["profile"], config["parameters"]["seeds"])
     files.write_json(folder / "results.json", results)
     files.write_bytes(folder / "page.html", page_html(executed, name).encode())
@@ -148,6 +149,22 @@ def _why(error: Exception) -> str:
     if type(error).__name__ == "DeadKernelError":
         return "the notebook's kernel died, most often for lack of memory; use fewer --workers"
     return f"a cell of the notebook ran longer than {CELL_TIMEOUT_SECONDS} s"
+
+
+def said(notebook: NotebookNode) -> list[str]:
+    """What cells say in words, line by line: sentences built from results, and what is printed.
+
+    Tables and figures are in the results already; with these every number that a page shows is.
+    """
+    lines: list[str] = []
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            if output.output_type == "stream":
+                lines += output.text.splitlines()
+            elif "text/html" not in data:
+                lines += data.get("text/markdown", data.get("text/plain", "")).splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def recorded_results(notebook: NotebookNode, name: str) -> dict:

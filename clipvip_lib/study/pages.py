@@ -93,7 +93,7 @@ def with_navigation(page: str, names: Iterable[str], available: Iterable[str], c
     return NAVIGATION.sub(lambda _: f"<!--pages-->{navigation}<!--/pages-->", page, count=1)
 
 
-def index_html(cards: list[dict], facts: list[tuple[str, str]], small: bool) -> str:
+def index_html(cards: list[dict], facts: list[tuple[str, str]], profile: str) -> str:
     """The index: a card a notebook (number, question, headline, facts, page, status) and the run's facts."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -101,7 +101,7 @@ def index_html(cards: list[dict], facts: list[tuple[str, str]], small: bool) -> 
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.globals["style"] = _safe(style())
-    return environment.get_template("index.html.j2").render(cards=cards, facts=facts, small=small)
+    return environment.get_template("index.html.j2").render(cards=cards, facts=facts, profile=profile)
 
 
 def _safe(text: str):

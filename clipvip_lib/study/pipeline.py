@@ -277,6 +277,10 @@ def report(
         cut = row[1] if len(row[1]) <= widths[1] else row[1][: widths[1] - 1] + "…"
         cells = (row[0].ljust(widths[0]), cut.ljust(widths[1]), row[2].ljust(widths[2]), row[3])
         print("  ".join(cells).rstrip(), file=stream)
+    if any(page.config["parameters"].get("profile") == "smoke" for page in pages.values()):
+        print(
+            "the smoke profile only tests the machinery: its numbers and verdicts mean nothing", file=stream
+        )
     counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("done", "cached")}
     counted = f"{counts['done']} stages run, {counts['cached']} found done, {len(failed)} failed"
     print(f"{counted}, in {duration(seconds)}", file=stream)

@@ -51,7 +51,7 @@ def publish(
             f"{duration(seconds)}; all stages together {duration(_computed(outcomes, home))} of computing",
         )
     )
-    _write(out / "index.html", html_pages.index_html(cards, facts, small=first["profile"] != "paper"))
+    _write(out / "index.html", html_pages.index_html(cards, facts, first["profile"]))
     return out / "index.html"
 
 
