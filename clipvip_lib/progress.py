@@ -14,8 +14,6 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
-MODES = ("terminal", "jupyter", "plain")
-
 
 def quiet(done: int, total: int, note: str = "") -> None:
     """The progress of those who want none."""

@@ -77,7 +77,7 @@ class Pairs:
         text_rows: for each clip the rows of ``texts`` that belong to it; one is drawn at every visit.
         captions: OFA caption (C) of each clip, or None.
         group: clips that stand together (cut from one long video) and go into a batch together.
-        clips: which clips of the store take part (all by default).
+        caption_mask: bool [clips], False where OFA gave no caption, or None.
     """
 
     store: FrameStore

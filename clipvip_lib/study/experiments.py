@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from clipvip_lib.claims import CORPORA, LOSS_ARMS, checkpoint
+from clipvip_lib.data import corpora
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import unknown
@@ -36,7 +37,7 @@ NOTEBOOKS = (
     "08_verdict",
 )
 LARGEST = "hdvila-100m"
-SHARES = {"webvid-2.5m": 1 / 40, "hdvila-10m": 1 / 10, LARGEST: 1.0}
+SHARES = {name: size / corpora.CORPORA[LARGEST] for name, size in corpora.CORPORA.items()}
 BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
 STEPS = "clipvip_lib.study.steps:"
 TRAINING = ("clipvip_lib.training", "clipvip_lib.models.checkpoints", "clipvip_lib.captioning")
@@ -329,7 +330,7 @@ def caption_pair_texts(profile: Profile) -> Stage:
 
 @functools.cache
 def cost(profile: Profile) -> Stage:
-    """Seconds a step by attention and number of frames. Timed on this machine: never shared between machines."""
+    """Seconds a step by attention and number of frames. Timed on the machine that ran it: read the ratios."""
     arms = [["mean_pool", 1], ["full", 4], ["proxy", 4]]
     config = {
         "model": dataclasses.asdict(profile.model),
