@@ -17,8 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from clipvip_lib.data.frames import JPEG, still
 from clipvip_lib.data.shards import count_samples, read_shard
@@ -28,12 +27,9 @@ from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, 
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import OFA, PROMPT, OFAConfig, ofa_preprocess
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
+from clipvip_lib.models.ofa_weights import TIED, load_ofa
 
 Progress = Callable[[int, int, str], None]
-TIED = (
-    "decoder.embed_tokens.weight",
-    "decoder.output_projection.weight",
-)  # stored once by ``Captioner.save``
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -100,16 +96,13 @@ class Captioner:
         folder = Path(folder)
         config = read_json(folder / "config.json")
         try:
-            model, beam = OFA(OFAConfig.from_dict(config["ofa"])), BeamSettings(**config["beam"])
+            sizes, beam = OFAConfig.from_dict(config["ofa"]), BeamSettings(**config["beam"])
             image_size, bfloat16 = config["image_size"], config["bfloat16"]
-            weights = load_file(folder / "model.safetensors")
-            weights |= dict.fromkeys(TIED, weights["encoder.embed_tokens.weight"])
-            model.load_state_dict(weights)
-        except (KeyError, TypeError, OSError, SafetensorError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
+        except (KeyError, TypeError) as error:
             raise ClipVipError(
-                f"{folder} is no whole captioner ({reason}); train or save it again"
+                f"{folder} is no whole captioner (config.json: {error}); train or save it again"
             ) from error
+        model, _ = load_ofa(folder, config=sizes)
         return cls(model, OFATokenizer.load(folder / "tokenizer.json"), image_size, beam, bfloat16)
 
 

@@ -95,6 +95,7 @@ class Profile:
     finetune: Recipe = Recipe(steps=160)
     curve_points: int = 3  # checkpoints along post-pretraining that notebook 01 fine-tunes
     proxy_counts: tuple[int, ...] = (1, 2, 4, 8)
+    probe_epochs: int = 8  # of the two probes of the world's card
     bootstrap: int = 2_000  # resamples of an interval
     nmi_texts: int = 600  # texts of each set
     nmi_resamples: int = 100
@@ -115,6 +116,7 @@ PROFILES: dict[str, Profile] = {
         postpretrain=Recipe(steps=6, batch=16),
         finetune=Recipe(steps=4, batch=16, evaluations=1),
         curve_points=2,
+        probe_epochs=1,
         proxy_counts=(1, 4),
         bootstrap=200,
         nmi_texts=48,

@@ -1,6 +1,30 @@
-"""One thread a process, as the study's workers have: two test processes then share two cores without waiting."""
+"""What all tests share: one thread a process, and the fixture ``equals`` (equality.py)."""
 
 import os
 
-for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(name, "1")
+import equality
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write-equality",
+        metavar="PATH",
+        help="if all tests pass, write what they found equal, with the largest differences, as JSON to PATH",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # As the study's workers: two test processes then share two cores without waiting. Before torch is imported.
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ.setdefault(name, "1")
+    if config.getoption("write_equality"):
+        equality.deterministic_examples()
+    if not hasattr(config, "workerinput"):  # a worker of xdist sends its rows to the process that reports
+        config.pluginmanager.register(equality.EqualityReport(config), "equality-report")
+
+
+@pytest.fixture
+def equals(request: pytest.FixtureRequest) -> equality.Equals:
+    """``equals(quantity, against, difference, tolerance)`` asserts and records a row of the table."""
+    return equality.Equals(request.node.user_properties)

@@ -60,28 +60,46 @@ def plain_beam(
     return sorted(done, key=lambda d: -d[1])
 
 
-@settings(max_examples=25, deadline=None)
-@given(
-    seed=st.integers(0, 10_000),
-    beam=st.integers(1, 5),
-    length=st.integers(2, 9),
-    min_len=st.integers(0, 2),
-    lenpen=st.sampled_from([0.0, 0.6, 1.0]),
-    ngram=st.integers(0, 3),
-    temperature=st.sampled_from([0.7, 1.0, 1.3]),
-)
-def test_equals_the_plain_rule(seed, beam, length, min_len, lenpen, ngram, temperature):
-    net = model(seed)
-    rule = BeamSettings(beam, length, 0.0, min_len, lenpen, ngram, temperature)
-    ids, images = torch.tensor([[0, 5, 2], [0, 2, 1], [0, 7, 2]]), torch.randn(3, 3, 32, 32)
-    found = beam_search(net, ids, images, rule)
-    with torch.no_grad():
-        for row in range(3):
-            expected = plain_beam(net, ids[row : row + 1], images[row : row + 1], rule)
-            assert [one.tokens for one in found[row]] == [tokens for tokens, _ in expected]
-            assert [one.score for one in found[row]] == pytest.approx(
-                [score for _, score in expected], abs=1e-4
-            )
+def test_equals_the_plain_rule(equals):
+    @settings(max_examples=30, deadline=None)
+    @given(
+        seed=st.integers(0, 10_000),
+        beam=st.integers(1, 5),
+        length=st.integers(2, 9),
+        per_token=st.sampled_from([0.0, 0.5, 1.0]),
+        min_len=st.integers(0, 4),
+        lenpen=st.sampled_from([0.0, 0.6, 1.0, 1.7]),
+        ngram=st.integers(0, 3),
+        temperature=st.sampled_from([0.7, 1.0, 1.3]),
+    )
+    def check(seed, beam, length, per_token, min_len, lenpen, ngram, temperature):
+        net = model(seed)
+        rule = BeamSettings(beam, length, per_token, min(min_len, length), lenpen, ngram, temperature)
+        ids, images = torch.tensor([[0, 5, 2], [0, 2, 1], [0, 7, 2]]), torch.randn(3, 3, 32, 32)
+        found = beam_search(net, ids, images, rule)
+        with torch.no_grad():
+            plain = [plain_beam(net, ids[row : row + 1], images[row : row + 1], rule) for row in range(3)]
+        against = "fairseq's rule with lists, without a cache, one image at a time"
+        wrong = [
+            row
+            for row in range(3)
+            if [one.tokens for one in found[row]] != [tokens for tokens, _ in plain[row]]
+        ]
+        equals("beam search, images with other tokens", against, len(wrong), 0)
+        scores = [score for one in plain for _, score in one]
+        ours = [one.score for hypotheses in found for one in hypotheses]
+        worst = max(abs(a - b) for a, b in zip(ours, scores, strict=True))
+        equals("beam search, scores", against, worst, 1e-4)
+
+    check()
+
+
+def test_min_len_is_compared_with_the_length_that_the_prompt_allows():
+    rule, image = BeamSettings(beam_size=2, max_len_a=1.0, max_len_b=0, min_len=3), torch.randn(1, 3, 16, 16)
+    found = beam_search(model(0), torch.tensor([[0, 5, 6, 2]]), image, rule)[0]
+    assert all(3 <= len(one.tokens) - 1 <= 4 for one in found)
+    with pytest.raises(ClipVipError, match="got 3 and 2 for prompts of 2 tokens"):
+        beam_search(model(0), torch.tensor([[0, 2]]), image, rule)
 
 
 def test_hypotheses_end_and_obey_their_limits():
@@ -126,6 +144,8 @@ def test_length_may_grow_with_the_prompt():
         {"temperature": 0.0},
         {"min_len": 9, "max_len_b": 4},
         {"max_len_a": -1.0},
+        {"min_len": -1},
+        {"max_len_a": 1.0, "max_len_b": -1},
     ],
 )
 def test_settings_that_make_no_search_are_refused(raw):

@@ -54,11 +54,15 @@ def test_a_folder_that_is_no_captioner_is_refused(tiny, tmp_path):
     folder = tiny.save(tmp_path / "ofa")
     whole = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ClipVipError, match="no whole captioner"):
+    with pytest.raises(ClipVipError, match="damaged or cut short"):
         Captioner.load(folder)
     (folder / "model.safetensors").write_bytes(whole)
     config = json.loads((folder / "config.json").read_text())
     config["ofa"]["d_model"] = 32
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ClipVipError, match="of another shape"):
+        Captioner.load(folder)
+    del config["ofa"]
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ClipVipError, match="no whole captioner"):
         Captioner.load(folder)

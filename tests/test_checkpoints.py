@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
+from equality import largest
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
@@ -71,6 +72,14 @@ def test_the_authors_file_needs_no_configuration(suffix, tmp_path):
     same(loaded, model)
 
 
+def test_one_proxy_may_be_stored_as_no_added_ones(tmp_path):
+    model = make(proxies=1, frames=5, hidden_act="quick_gelu")
+    torch.save(released(model) | {f"clipmodel.{ADDED[0]}": torch.empty(0, 64)}, tmp_path / "one.pt")
+    loaded, report = load_clip_vip(tmp_path / "one.pt")
+    assert loaded.config.proxies == 1 and "empty" in report.dropped[ADDED[0]] and not report.added
+    same(loaded, model)
+
+
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_our_own_folder(attention, tmp_path):
     model = make(attention=attention)
@@ -131,17 +140,21 @@ def test_open_clip_by_name_and_file(open_clip, tmp_path, caplog):
         load_clip_vip("ViT-S-32", pretrained_tag=tmp_path / "weights.pt")
 
 
-def test_open_clips_b32_at_full_size(open_clip, caplog):
+def test_open_clips_b32_at_full_size(open_clip, caplog, equals):
     torch.manual_seed(3)
     theirs = open_clip.create_model("ViT-B-32").eval()
     config, state = from_open_clip(theirs)
     ours = build(config)
     assert list(load_weights(ours, state, allow_added=True, own=True).added) == ADDED
     ours = adapt(ours, attention="mean_pool")
-    x, ids = torch.randn(1, 1, 3, 224, 224), open_clip.tokenize(["a red circle grows"])
+    x, ids = torch.randn(2, 1, 3, 224, 224), open_clip.tokenize(["a red circle grows", "a star slides left"])
+    against = "open_clip's ViT-B-32, random weights, float32"
     with torch.no_grad():
-        torch.testing.assert_close(ours.encode_video(x), F.normalize(theirs.encode_image(x[:, 0]), dim=-1))
-        torch.testing.assert_close(ours.encode_text(ids), F.normalize(theirs.encode_text(ids), dim=-1))
+        image, text = (
+            F.normalize(y, dim=-1) for y in (theirs.encode_image(x[:, 0]), theirs.encode_text(ids))
+        )
+        equals("feature of one frame", against, largest(ours.encode_video(x), image), 1e-6)
+        equals("text feature", against, largest(ours.encode_text(ids), text), 1e-6)
 
 
 # ---- another attention ----
@@ -377,3 +390,134 @@ def test_the_report_reads_well():
         "  dropped c: a constant",
         "  changed d: float16 to float32",
     ]
+
+
+# ---- what transformers' users call ----
+
+
+def test_save_and_load_as_transformers_users_do(tmp_path):
+    model = make(attention="full", proxies=3, frames=5)
+    model.save_pretrained(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"config.json", "model.safetensors", "README.md"}
+    loaded = ClipViP.from_pretrained(tmp_path)
+    assert loaded.config.to_dict()["attention"] == "full" and not loaded.training
+    same(loaded, model)
+    ours, report = load_clip_vip(tmp_path)  # the folder's own attention, unless another is asked for
+    assert ours.config.attention == "full" and not report.added
+    same(ours, model)
+
+
+def test_the_model_card_says_what_the_model_is_and_is_not_overwritten(tmp_path):
+    model = make(proxies=3, frames=5)
+    model.save_pretrained(tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert (
+        "library_name: transformers" in card and "| Proxies | 3 |" in card and "pixels, patches of 8" in card
+    )
+    assert f"| Parameters | {sum(p.numel() for p in model.parameters()):,} |" in card
+    (tmp_path / "README.md").write_text("mine")
+    model.save_pretrained(tmp_path)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def break_weights(edit):
+    def broken(folder):
+        state = make().state_dict()
+        edit(state)
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return broken
+
+
+SCALE_NAME, PATCH = "logit_scale", "vision_model.embeddings.patch_embedding.weight"
+BROKEN = {
+    "missing": (break_weights(lambda s: s.pop(SCALE_NAME)), r"does not fit .*missing_keys.*logit_scale"),
+    "left over": (
+        break_weights(lambda s: s.update(head=torch.ones(1))),
+        r"does not fit .*unexpected_keys.*head",
+    ),
+    "shape": (
+        break_weights(lambda s: s.update({PATCH: torch.ones(64, 3, 4, 4)})),
+        r"does not fit .*patch_emb",
+    ),
+    "NaN": (
+        break_weights(lambda s: s[SCALE_NAME].fill_(float("nan"))),
+        r"not finite in 1 weights \(logit_scale",
+    ),
+    "pointer": (lambda f: (f / "model.safetensors").write_bytes(LFS), "git-LFS pointer"),
+    "page": (lambda f: (f / "model.safetensors").write_bytes(b"<!DOCTYPE html><html>"), "web page"),
+    "cut short": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:9000]),
+        "damaged or cut short",
+    ),
+}
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize("load", [ClipViP.from_pretrained, load_clip_vip], ids=["transformers", "ours"])
+def test_a_broken_folder_is_one_sentence(load, fault, tmp_path, caplog):
+    make().save_pretrained(tmp_path)
+    edit, message = BROKEN[fault]
+    edit(tmp_path)
+    if load is load_clip_vip:
+        message = r"does not fit the model|" + message
+    with pytest.raises(ClipVipError, match=message) as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+# ---- sizes and tags ----
+
+
+def test_another_image_size_by_interpolation(tmp_path):
+    make(image_size=32).save_pretrained(tmp_path)
+    loaded, report = load_clip_vip(tmp_path, image_size=16, interpolate=True)
+    assert loaded.encode_video(X).shape == (2, 64)
+    assert (
+        "from 4 x 4 to 2 x 2 patches" in report.changed["vision_model.embeddings.position_embedding.weight"]
+    )
+    with pytest.raises(ClipVipError, match=r"1 of another shape: .*position_embedding.*interpolate=True"):
+        load_clip_vip(tmp_path, image_size=16)
+
+
+def test_torchscript_is_named(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that TorchScript is deprecated
+        torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "ViT-B-32.pt"))
+    with pytest.raises(ClipVipError, match=r"TorchScript program, as OpenAI released CLIP.*tag \"openai\""):
+        load_clip_vip(tmp_path / "ViT-B-32.pt")
+
+
+def cached_tag(open_clip, cache, name, tag, state):
+    """The weights of a tag where the hub's cache keeps what was downloaded once."""
+    repository = open_clip.get_pretrained_cfg(name, tag)["hf_hub"].rstrip("/")
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("0" * 40)
+    (folder / "snapshots" / ("0" * 40)).mkdir(parents=True)
+    save_file(state, folder / "snapshots" / ("0" * 40) / "open_clip_model.safetensors")
+
+
+@pytest.mark.slow
+def test_a_tag_of_open_clip_brings_its_own_activation(open_clip, tmp_path, monkeypatch):
+    """OpenAI's weights want QuickGELU and the name ViT-B-32 has GELU: open_clip warns and computes another model."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    torch.manual_seed(4)
+    theirs = open_clip.create_model("ViT-B-32-quickgelu").eval()
+    cached_tag(open_clip, tmp_path, "ViT-B-32", "openai", theirs.state_dict())
+    ours, report = load_clip_vip("ViT-B-32", pretrained_tag="openai", attention="mean_pool")
+    assert ours.config.vision_config.hidden_act == "quick_gelu" and not report.added
+    x = torch.randn(1, 1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode_video(x), F.normalize(theirs.encode_image(x[:, 0]), dim=-1))
+    with pytest.raises(ClipVipError, match=r"has no weights 'opanai'.*tags: .*laion2b"):
+        load_clip_vip("ViT-B-32", pretrained_tag="opanai")
+    with pytest.raises(ClipVipError, match=r"could not be downloaded"):
+        load_clip_vip("ViT-B-32", pretrained_tag="laion2b_s34b_b79k")
+
+
+def test_large_finite_weights_are_not_taken_for_infinite():
+    state = make().state_dict()
+    state[ADDED[0]] = torch.full_like(state[ADDED[0]], 3e38)  # whose sum is infinite
+    load_weights(make(), state)

@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from equality import largest, where_large
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
@@ -64,37 +65,102 @@ def normalised(output):
     return F.normalize(output.pooler_output, dim=-1)
 
 
-def test_text_equals_huggingface():
-    model = make()
-    torch.testing.assert_close(
-        model.encode_text(IDS, MASK), normalised(huggingface_clip(model).get_text_features(IDS, MASK))
-    )
+HUGGING_FACE, EXACT = "Hugging Face's CLIP, float64", 1e-12
+examples = settings(max_examples=8, deadline=None)
 
 
-def test_one_proxy_and_one_frame_equals_huggingface():
-    model = make(proxies=1)
-    with torch.no_grad():
-        model.vision_model.embeddings.temporal_embedding.zero_()
-    x = clips(N=1)
-    torch.testing.assert_close(
-        model.encode_video(x), normalised(huggingface_clip(model).get_image_features(x[:, 0]))
-    )
+@st.composite
+def shapes(draw, rectangular=False):
+    """Sizes of a small CLIP, the towers' drawn apart; Hugging Face's has square frames only."""
+    towers = {}
+    for prefix in ("", "text_"):
+        heads = draw(st.integers(1, 4))
+        towers |= {f"{prefix}heads": heads, f"{prefix}width": heads * draw(st.sampled_from([4, 6, 8]))}
+        towers[f"{prefix}layers"] = draw(st.integers(1, 3))
+    patch, grid = draw(st.integers(2, 5)), draw(st.integers(1, 3))
+    frame = patch * grid
+    if rectangular:
+        patch = [patch, draw(st.integers(2, 5))]
+        frame = [frame, patch[1] * draw(st.integers(1, 3))]
+    return towers | {
+        "patch_size": patch,
+        "image_size": frame,
+        "embed_dim": draw(st.sampled_from([8, 12, 16])),
+        "context_length": draw(st.integers(6, 14)),
+        "hidden_act": draw(st.sampled_from(["gelu", "quick_gelu"])),
+        "seed": draw(st.integers(0, 99)),
+    }
 
 
-def test_mean_pool_is_huggingface_frame_by_frame_then_averaged():
-    model = make(attention="mean_pool")
-    x = clips(B=3, N=5)
-    clip = huggingface_clip(model)
-    frames = torch.stack([normalised(clip.get_image_features(x[:, n])) for n in range(5)])
-    torch.testing.assert_close(model.encode_video(x), F.normalize(frames.mean(0), dim=-1))
+def some_frames(shape, B, N):
+    """Frames for a model of the shape."""
+    size = shape["image_size"]
+    pixels = torch.Generator().manual_seed(shape["seed"])
+    height, width = (size, size) if isinstance(size, int) else size
+    return torch.randn(B, N, 3, height, width, generator=pixels, dtype=torch.float64)
 
 
-def test_sequential_is_clip4clips():
-    model = make(attention="sequential")
-    x = clips(B=2, N=3)
-    clip = huggingface_clip(model)
-    frames = torch.stack([clip.get_image_features(x[:, n]).pooler_output for n in range(3)], dim=1)
-    hidden = frames + model.frame_transformer.positions[:3]
+def test_text_equals_huggingface(equals):
+    @examples
+    @given(shape=shapes())
+    def check(shape):
+        model = make(**shape)
+        theirs = normalised(huggingface_clip(model).get_text_features(IDS, MASK))
+        equals("text feature", HUGGING_FACE, largest(model.encode_text(IDS, MASK), theirs), EXACT)
+
+    check()
+
+
+def test_one_proxy_and_one_frame_equals_huggingface(equals):
+    @examples
+    @given(shape=shapes(), B=st.integers(1, 3), T=st.integers(1, 4))
+    def check(shape, B, T):
+        model, x = make(proxies=1, frames=T, **shape), some_frames(shape, B, 1)
+        with torch.no_grad():
+            model.vision_model.embeddings.temporal_embedding.zero_()
+        theirs = normalised(huggingface_clip(model).get_image_features(x[:, 0]))
+        quantity = "video feature of one proxy and one frame"
+        equals(quantity, HUGGING_FACE, largest(model.encode_video(x), theirs), EXACT)
+
+    check()
+
+
+@pytest.mark.parametrize("attention", ["proxy", "full"])
+def test_all_tokens_equal_huggingfaces_encoder_under_the_dense_mask(attention, equals):
+    @examples
+    @given(shape=shapes(), B=st.integers(1, 2), N=st.integers(1, 4), M=st.integers(1, 4), T=st.integers(1, 4))
+    def check(shape, B, N, M, T):
+        model, x = make(attention=attention, proxies=M, frames=T, **shape), some_frames(shape, B, N)
+        vision = huggingface_clip(model).vision_model
+        tokens = vision.pre_layrnorm(model.vision_model.embeddings(x))
+        frame = torch.tensor([-1] * M + [n for n in range(N) for _ in range((tokens.shape[1] - M) // N)])
+        seen = (frame[:, None] == frame) | (frame[:, None] == -1) | (frame == -1) | (attention == "full")
+        mask = torch.zeros(seen.shape, dtype=x.dtype).masked_fill(~seen, float("-inf"))
+        theirs = vision.encoder(tokens, attention_mask=mask.expand(B, 1, -1, -1)).last_hidden_state
+        against = "Hugging Face's CLIP encoder under the dense mask, float64"
+        difference = where_large(model.video_states(x), theirs)
+        equals(f"last hidden state of {attention}", against, difference, EXACT)
+
+    check()
+
+
+def test_mean_pool_is_huggingface_frame_by_frame_then_averaged(equals):
+    @examples
+    @given(shape=shapes(), B=st.integers(1, 3), N=st.integers(1, 5))
+    def check(shape, B, N):
+        model, x = make(attention="mean_pool", **shape), some_frames(shape, B, N)
+        clip = huggingface_clip(model)
+        frames = torch.stack([normalised(clip.get_image_features(x[:, n])) for n in range(N)])
+        theirs = F.normalize(frames.mean(0), dim=-1)
+        against = f"{HUGGING_FACE}, frame by frame, then averaged"
+        equals("video feature of mean_pool", against, largest(model.encode_video(x), theirs), EXACT)
+
+    check()
+
+
+def by_hand(model, frames):
+    """CLIP4Clip's seqTransf and the mean over frames, step by step: projected frames [B, N, E] -> [B, E]."""
+    hidden = frames + model.frame_transformer.positions[: frames.shape[1]]
     for layer in model.frame_transformer.encoder.layers:
         normed, attention = layer.layer_norm1(hidden), layer.self_attn
         q, k, v = (
@@ -104,27 +170,43 @@ def test_sequential_is_clip4clips():
         seen = (q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v
         hidden = hidden + attention.out_proj(seen.transpose(1, 2).flatten(2))
         hidden = hidden + layer.mlp(layer.layer_norm2(hidden))
-    expected = F.normalize(F.normalize(frames + hidden, dim=-1).mean(1), dim=-1)
-    torch.testing.assert_close(model.encode_video(x), expected)
+    return F.normalize(F.normalize(frames + hidden, dim=-1).mean(1), dim=-1)
+
+
+def test_sequential_is_clip4clips(equals):
+    @examples
+    @given(shape=shapes(), B=st.integers(1, 3), N=st.integers(1, 5))
+    def check(shape, B, N):
+        model, x = make(attention="sequential", frames=5, **shape), some_frames(shape, B, N)
+        clip = huggingface_clip(model)
+        frames = torch.stack([clip.get_image_features(x[:, n]).pooler_output for n in range(N)], dim=1)
+        difference = largest(model.encode_video(x), by_hand(model, frames))
+        equals(
+            "video feature of sequential", f"{HUGGING_FACE}, then CLIP4Clip's seqTransf", difference, EXACT
+        )
+
+    check()
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_the_last_layers_shortcut_is_exact(attention):
-    model, x = make(attention=attention), clips()
-    states = model.vision_model.post_layernorm(model.video_states(x)[:, 0])
-    features = model.visual_projection(states)
-    joint = attention in ("proxy", "full")
-    slow = F.normalize(features, dim=-1) if joint else model._mean_of_frames(features.unflatten(0, (2, 4)))
-    fast = model.encode_video(x)
-    torch.testing.assert_close(fast, slow)
-    vision = list(model.vision_model.parameters())
-    weight = torch.randn_like(fast)
-    for a, b in zip(
-        torch.autograd.grad((fast * weight).sum(), vision),
-        torch.autograd.grad((slow * weight).sum(), vision),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
+def test_the_last_layers_shortcut_is_exact(attention, equals):
+    @examples
+    @given(shape=shapes(rectangular=True), B=st.integers(1, 3), N=st.integers(1, 4), M=st.integers(1, 3))
+    def check(shape, B, N, M):
+        model, x = make(attention=attention, proxies=M, **shape), some_frames(shape, B, N)
+        states = model.vision_model.post_layernorm(model.video_states(x)[:, 0])
+        slow = model.visual_projection(states)
+        joint = attention in ("proxy", "full")
+        slow = F.normalize(slow, dim=-1) if joint else model._mean_of_frames(slow.unflatten(0, (B, N)))
+        fast, against = model.encode_video(x), "the full last layer, float64"
+        equals(f"video feature of {attention}", against, largest(fast, slow), EXACT)
+        parameters = list(model.vision_model.parameters())
+        weight = torch.arange(fast.numel(), dtype=fast.dtype).view_as(fast).cos()
+        gradients = [torch.autograd.grad((out * weight).sum(), parameters) for out in (fast, slow)]
+        worst = max(where_large(a, b) for a, b in zip(*gradients, strict=True))
+        equals(f"gradients of the vision tower, {attention}", against, worst, 1e-10)
+
+    check()
 
 
 def test_the_last_layer_is_a_layer():
@@ -134,41 +216,69 @@ def test_the_last_layer_is_a_layer():
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-@settings(max_examples=6, deadline=None)
-@given(B=st.integers(1, 4), N=st.integers(1, 4), M=st.integers(1, 3))
-def test_a_clip_does_not_depend_on_its_batch(attention, B, N, M):
-    model, x = make(attention=attention, proxies=M), clips(B, N)
-    alone = torch.cat([model.encode_video(clip[None]) for clip in x])
-    torch.testing.assert_close(model.encode_video(x), alone)
-    torch.testing.assert_close(alone.norm(dim=-1), torch.ones(B, dtype=torch.float64))
+def test_a_clip_does_not_depend_on_its_batch(attention, equals):
+    @examples
+    @given(shape=shapes(rectangular=True), B=st.integers(1, 4), N=st.integers(1, 4), M=st.integers(1, 3))
+    def check(shape, B, N, M):
+        model, x = make(attention=attention, proxies=M, **shape), some_frames(shape, B, N)
+        alone = torch.cat([model.encode_video(clip[None]) for clip in x])
+        difference = largest(model.encode_video(x), alone)
+        equals(f"video features of a batch, {attention}", "each clip alone, float64", difference, EXACT)
+        torch.testing.assert_close(alone.norm(dim=-1), torch.ones(B, dtype=torch.float64))
+
+    check()
 
 
-def test_a_text_does_not_depend_on_its_padding():
-    model = make()
-    short = model.encode_text(IDS[1:, :3])
-    torch.testing.assert_close(model.encode_text(IDS, MASK)[1:], short)
-    other = IDS.masked_fill(MASK == 0, 39)  # Hugging Face pads with the end of text
-    torch.testing.assert_close(model.encode_text(other)[1:], short)
-    torch.testing.assert_close(model.encode_text(other, MASK)[1:], short)
+def test_a_text_does_not_depend_on_its_padding(equals):
+    @examples
+    @given(shape=shapes(), length=st.integers(0, 4), padding=st.integers(1, 40), filled=st.integers(0, 39))
+    def check(shape, length, padding, filled):
+        model, room = make(**shape), shape["context_length"]
+        words = torch.randint(1, 38, (1, length), generator=torch.Generator().manual_seed(shape["seed"]))
+        ids = torch.cat([torch.tensor([[38]]), words, torch.tensor([[39]])], dim=1)
+        alone = model.encode_text(ids)
+        longer = F.pad(ids, (0, min(padding, room - ids.shape[1])), value=filled)
+        mask = (torch.arange(longer.shape[1]) < ids.shape[1]).long()[None]
+        against = "the text without padding, float64"
+        equals(
+            "text feature, padding masked", against, largest(model.encode_text(longer, mask), alone), EXACT
+        )
+        # Without a mask too: the end of the text is the first largest id. Hugging Face pads with it.
+        equals("text feature, padding not masked", against, largest(model.encode_text(longer), alone), EXACT)
+
+    check()
+
+
+def temporal_table(model):
+    """What tells a frame's place, [1, T, width]."""
+    if model.config.attention == "sequential":
+        return model.frame_transformer.positions[None]
+    return model.vision_model.embeddings.temporal_embedding
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_the_order_of_frames_enters_through_the_temporal_embedding_only(attention):
-    model, x = make(attention=attention), clips()
-    order = [2, 0, 3, 1]
-    if attention == "mean_pool":
-        torch.testing.assert_close(model.encode_video(x[:, order]), model.encode_video(x))
-        return
-    assert (model.encode_video(x[:, order]) - model.encode_video(x)).abs().max() > 1e-4
-    table = (
-        model.frame_transformer.positions[:, None].transpose(0, 1)
-        if attention == "sequential"
-        else model.vision_model.embeddings.temporal_embedding
+def test_the_order_of_frames_enters_through_the_temporal_embedding_only(attention, equals):
+    if attention != "mean_pool":  # so the property below is not one of a model that is blind to order
+        model, x = make(attention=attention), clips()
+        assert (model.encode_video(x[:, [2, 0, 3, 1]]) - model.encode_video(x)).abs().max() > 1e-4
+
+    @examples
+    @given(
+        shape=shapes(rectangular=True), order=st.integers(1, 5).flatmap(lambda n: st.permutations(range(n)))
     )
-    before = model.encode_video(x)
-    with torch.no_grad():
-        table.copy_(table[:, order].clone())
-    torch.testing.assert_close(model.encode_video(x[:, order]), before)
+    def check(shape, order):
+        model = make(attention=attention, frames=len(order), **shape)
+        x = some_frames(shape, 2, len(order))
+        before = model.encode_video(x)
+        if attention != "mean_pool":
+            table = temporal_table(model)
+            with torch.no_grad():
+                table.copy_(table[:, order].clone())
+        quantity = f"video feature of turned frames with their temporal embeddings, {attention}"
+        against = "the frames in their order, float64"
+        equals(quantity, against, largest(model.encode_video(x[:, order]), before), EXACT)
+
+    check()
 
 
 def test_the_temporal_embedding_is_interpolated_to_other_numbers_of_frames():
@@ -200,13 +310,15 @@ def test_rectangular_frames():
     model = ClipViP(config).double()
     assert model.encode_video(torch.randn(1, 2, 3, 16, 24, dtype=torch.float64)).shape == (1, 16)
     assert model.vision_model.embeddings.position_embedding.weight.shape == (7, 32)
+    with pytest.raises(ClipVipError, match=r"16 pixels high and 24 wide, got \[24, 16\]"):
+        model.encode_video(torch.zeros(1, 2, 3, 24, 16, dtype=torch.float64))  # as many patches, turned
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_save_and_load_whole(attention, tmp_path):
     model = make(attention=attention, dtype=torch.float32)
     model.save_pretrained(tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert {p.name for p in tmp_path.iterdir()} == {"README.md", "config.json", "model.safetensors"}
     assert (tmp_path / "config.json").stat().st_size < 2000
     assert json.loads((tmp_path / "config.json").read_text())["attention"] == attention
     x = clips().float()
@@ -305,7 +417,10 @@ def test_a_bad_configuration_is_one_sentence(changes, message):
     [
         (lambda m: m.encode_video(torch.zeros(2, 3, 16, 16)), r"expected frames \[batch, frames, 3"),
         (lambda m: m.encode_video(torch.zeros(2, 0, 3, 16, 16)), "one frame or more"),
-        (lambda m: m.encode_video(torch.zeros(2, 1, 3, 32, 32)), "expected frames of 16 pixels"),
+        (
+            lambda m: m.encode_video(torch.zeros(2, 1, 3, 32, 32)),
+            "expected frames 16 pixels high and 16 wide",
+        ),
         (lambda m: m.encode_text(torch.zeros(2, 13, dtype=torch.long)), r"expected ids \[batch, 1 to 12\]"),
         (lambda m: m.encode_text(torch.tensor([[1, 40]])), "expected ids from 0 to 39, got 1 to 40"),
         (lambda m: m.set_attn_implementation("sdpa"), "attention is part of the model"),
@@ -319,3 +434,12 @@ def test_bad_input_is_one_sentence(act, message):
     with pytest.raises(ClipVipError, match=message) as caught:
         act(make(dtype=torch.float32))
     assert "\n" not in str(caught.value)
+
+
+def test_a_text_ends_at_its_first_largest_id():
+    """Also where that is not the vocabulary's last: the authors' rule looks for no token in particular."""
+    model = make()
+    ids = torch.tensor([[3, 7, 30, 9, 30, 2]])
+    states = model.text_model(input_ids=ids).last_hidden_state
+    expected = torch.nn.functional.normalize(model.text_projection(states[:, 2]), dim=-1)
+    torch.testing.assert_close(model.encode_text(ids), expected)

@@ -110,6 +110,23 @@ def test_the_code_version_follows_code_not_words(tmp_path):
     assert fresh_version(tmp_path) != before
 
 
+def test_the_version_of_modules_follows_their_code_and_what_they_import(monkeypatch):
+    modules = ["clipvip_lib.losses", "clipvip_lib.models.proxy_attention"]
+    before = versions.modules_version(modules)
+    assert versions.modules_version(reversed(modules)) == before
+    assert versions.modules_version(modules[:1]) != before
+    own = versions._module
+
+    def edited(name):
+        module = own(name)
+        return replace(module, text=module.text + "\nX = 1") if name == "clipvip_lib.errors" else module
+
+    monkeypatch.setattr(versions, "_module", edited)  # which both import
+    assert versions.modules_version(modules) != before
+    with pytest.raises(ClipVipError, match="no module 'clipvip_lib.nothing'"):
+        versions.modules_version(["clipvip_lib.nothing"])
+
+
 def test_the_closure_follows_imports_inside_functions_and_leaves_the_attic_out():
     found = versions.module_closure({"clipvip_lib.files", "clipvip_lib.cli"})
     assert {"clipvip_lib.files", "clipvip_lib.errors"} <= found

@@ -37,13 +37,16 @@ class BeamSettings:
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.beam_size < 1 or self.max_len_b < 1 or self.max_len_a < 0 or self.no_repeat_ngram_size < 0:
+        # With max_len_a the limit depends on the prompt: beam_search compares it with min_len.
+        shortest = 0 if self.max_len_a else 1
+        numbers = (self.max_len_a, self.min_len, self.no_repeat_ngram_size)
+        if self.beam_size < 1 or self.max_len_b < shortest or min(numbers) < 0:
             raise ClipVipError(
                 f"expected a beam and a length of at least 1 and no negative value, got {self}"
             )
         if not self.temperature > 0:
             raise ClipVipError(f"the temperature must be above 0, got {self.temperature}")
-        if self.min_len > self.max_len_b:
+        if self.min_len > self.max_len_b and not self.max_len_a:
             raise ClipVipError(
                 f"min_len must be at most max_len_b, got {self.min_len} and {self.max_len_b}; lower it"
             )
@@ -68,7 +71,6 @@ class _Beams:
         self.image = torch.arange(images, device=device)  # number of the image in the batch
         self.tokens = torch.full((images, beam, 1), BOS, dtype=torch.long, device=device)
         self.scores = torch.zeros(images, beam, 1, device=device)
-        self.ignored = torch.zeros(images, beam, dtype=torch.bool, device=device)
 
 
 def _ban_repeats(logp: Tensor, tokens: Tensor, size: int) -> Tensor:
@@ -128,21 +130,22 @@ def _collect(
 
 
 def _continue(beams: _Beams, ended: Tensor, candidates: tuple[Tensor, ...], keep: Tensor) -> Tensor:
-    """Go on with the first K candidates that do not end; returns the flat rows that they continue."""
+    """Go on with the first K candidates that do not end; returns the flat rows that they continue.
+
+    There are always as many: each of K hypotheses ends in at most one of 2 K candidates, at the first step only
+    one does. So fairseq's flags for slots that it could not fill are not needed.
+    """
     scores, parents, tokens = candidates
-    images, beam = beams.ignored.shape
-    ended = ended.clone()
-    ended[:, :beam] |= beams.ignored
-    width = 2 * beam
-    order = ended * width + torch.arange(ended.shape[1], device=ended.device)
-    rank, chosen = order.topk(beam, 1, largest=False)
+    images, beam = beams.tokens.shape[:2]
+    order = ended * 2 * beam + torch.arange(ended.shape[1], device=ended.device)
+    chosen = order.topk(beam, 1, largest=False).indices
     parents = parents.gather(1, chosen)
     rows = (parents + torch.arange(images, device=parents.device)[:, None] * beam)[keep].flatten()
     shape = (int(keep.sum()), beam, -1)
     new_tokens, new_scores = tokens.gather(1, chosen)[keep], scores.gather(1, chosen)[keep]
     beams.tokens = torch.cat([beams.tokens.flatten(0, 1)[rows].view(shape), new_tokens[..., None]], 2)
     beams.scores = torch.cat([beams.scores.flatten(0, 1)[rows].view(shape), new_scores[..., None]], 2)
-    beams.ignored, beams.image = (rank >= width)[keep], beams.image[keep]
+    beams.image = beams.image[keep]
     return rows
 
 
@@ -152,8 +155,8 @@ def beam_search(
 ) -> list[list[Hypothesis]]:
     """Captions of prompt ids [B, T] and images [B, 3, h, w]: up to K hypotheses an image, best first.
 
-    The model should be in ``eval()``. Raises ClipVipError when the vocabulary is smaller than the beam needs
-    or the captions may be longer than the model's positions.
+    The model should be in ``eval()``. Captions are never longer than the model's positions. Raises ClipVipError
+    when the vocabulary is smaller than the beam needs or min_len is more than the longest caption.
     """
     settings = settings or BeamSettings()
     beam, vocab = settings.beam_size, model.config.vocab_size
@@ -163,6 +166,11 @@ def beam_search(
         )
     limit = model.config.max_position_embeddings - 1
     last = min(int(settings.max_len_a * ids.shape[1] + settings.max_len_b), limit)
+    if last < settings.min_len:
+        raise ClipVipError(
+            f"min_len must be at most the longest caption, got {settings.min_len} and {last} for prompts of "
+            f"{ids.shape[1]} tokens; lower it"
+        )
     state = model.start_decoding(model.encode(ids, images), beam, last + 1)
     beams = _Beams(len(ids), beam, ids.device)
     finished: list[list[Hypothesis]] = [[] for _ in range(len(ids))]
@@ -170,7 +178,6 @@ def beam_search(
         logits = state.step(beams.tokens[:, :, -1])
         candidates = _candidates(_log_probabilities(logits, beams, settings, t, last), beams, t)
         ended = (candidates[2] == EOS) & (candidates[0] > -math.inf)
-        ended[:, :beam] &= ~beams.ignored
         _collect(finished, beams, ended[:, :beam], candidates, settings.lenpen)
         open_ = [len(finished[image]) < beam and t < last for image in beams.image.tolist()]
         if not any(open_):

@@ -1,16 +1,18 @@
-"""Weights into a CLIP-ViP, whole or not at all.
+"""Weights into a CLIP-ViP or an OFA, whole or not at all.
 
-Four kinds of source, one function, ``load_clip_vip``:
+One function for every source, ``load_checkpoint``; ``load_clip_vip`` and ``load_ofa`` for those who know which
+model they want:
 
-    a folder            written by save_pretrained, ours or Hugging Face's CLIP
-    a file              the authors' pretrain_clipvip_base_{32,16}.pt, or .safetensors with the same names
-    an open_clip name   "ViT-B-32" with a tag ("laion2b_s34b_b79k") or a weights file; names and qkv are
-    converted a model in memory   ``adapt``: an image-text trained CLIP-ViP gets another attention
+    a folder            written by save_pretrained, ours or Hugging Face's CLIP; a Hugging Face OFA
+    a file              the authors' pretrain_clipvip_base_{32,16}.pt, fairseq's caption_large_best_clean.pt, or
+                        .safetensors with the same names
+    an open_clip name   "ViT-B-32" with a tag ("laion2b_s34b_b79k") or a weights file; names and qkv are converted
+    a model in memory   ``adapt``: an image-text trained CLIP-ViP gets another attention
 
 Every weight of the model must come from the source or be one that CLIP-ViP adds to CLIP, every weight of the
 source must go somewhere or be dropped by name with a reason, shapes must agree, values must be finite. If
-not: one sentence, and no model. What happened is in the ``LoadReport``. The authors' loader logged a line and
-went on (R@1 = 0). Temporal embedding and patch positions are interpolated only when asked for.
+not: one sentence, and no model. What happened is in the ``LoadReport``. Temporal embedding and patch positions
+are interpolated only when asked for.
 """
 
 from __future__ import annotations
@@ -18,10 +20,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,10 +30,12 @@ from transformers.initialization import no_init_weights
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, is_added
+from clipvip_lib.models.load_report import LoadReport, State, refuse_unequal, to_dtype_of
+from clipvip_lib.models.ofa import OFA
+from clipvip_lib.models.ofa_weights import SIGN_OF_OFA, config_of_folder, ofa_from_state
 from clipvip_lib.models.open_clip_weights import from_open_clip
 from clipvip_lib.models.weight_files import read_folder, read_weights
 
-State = Mapping[str, Tensor]
 TEMPORAL = "vision_model.embeddings.temporal_embedding"
 PROXIES = "vision_model.embeddings.added_cls"
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
@@ -43,29 +45,39 @@ PATCHES = "vision_model.embeddings.patch_embedding.weight"
 HEAD_WIDTH = 64
 
 
-@dataclass
-class LoadReport:
-    """What became of every weight: names loaded; names added, dropped or changed, each with how or why."""
+class Source(NamedTuple):
+    """Weights that were read: where from, the configuration beside them (None: a bare file), and the weights."""
 
-    source: str
-    loaded: list[str] = field(default_factory=list)
-    added: dict[str, str] = field(default_factory=dict)
-    dropped: dict[str, str] = field(default_factory=dict)
-    changed: dict[str, str] = field(default_factory=dict)
+    name: str
+    config: dict | ClipViPConfig | None
+    state: State
 
-    def __str__(self) -> str:
-        lines = [f"{self.source}: {len(self.loaded)} weights loaded"]
-        for title in ("added", "dropped", "changed"):
-            lines += [f"  {title} {name}: {why}" for name, why in getattr(self, title).items()]
-        return "\n".join(lines)
+
+def load_checkpoint(
+    source: str | Path, *, pretrained_tag: str | Path | None = None, **options
+) -> tuple[ClipViP | OFA, LoadReport]:
+    """The model whose weights ``source`` holds, a ClipViP or an OFA, and the report.
+
+    source, pretrained_tag, options: as for ``load_clip_vip``; an OFA takes ``config`` alone. Which model it is
+    is read off the names of the weights. Raises ClipVipError as ``load_clip_vip`` and ``load_ofa``.
+    """
+    found = _read(source, pretrained_tag)
+    if SIGN_OF_OFA not in found.state:
+        return _clip_vip(found, **options)
+    if others := sorted(set(options) - {"config"}):
+        raise ClipVipError(
+            f"{source} holds an OFA, which takes config= alone, got {', '.join(others)}; leave it out"
+        )
+    return ofa_from_state(found.state, found.name, options.get("config") or config_of_folder(found.config))
 
 
 def load_clip_vip(
     source: str | Path,
     *,
-    attention: str = "proxy",
+    attention: str | None = None,
     proxies: int | None = None,
     frames: int | None = None,
+    image_size: int | None = None,
     pretrained_tag: str | Path | None = None,
     config: ClipViPConfig | None = None,
     interpolate: bool = False,
@@ -73,7 +85,8 @@ def load_clip_vip(
 ) -> tuple[ClipViP, LoadReport]:
     """A CLIP-ViP with the weights of a folder, a file, or an open_clip model, and the report.
 
-    attention, proxies, frames: of the model to build; the last two default to the source's, else 4 and 12.
+    attention, proxies, frames, image_size: of the model to build; each defaults to the source's, where the
+    source has none to "proxy", 4 and 12.
     pretrained_tag: for an open_clip name, the tag or a file.
     config: for a bare file, when its shapes do not tell all (heads of another width than 64, not QuickGELU).
     interpolate: resize the temporal embedding and the patch positions where the model has others.
@@ -82,28 +95,60 @@ def load_clip_vip(
     Returns the model in evaluation mode, float32. Raises ClipVipError, in one sentence, for a source that is
     none of these, a file that is damaged or is something else, or weights that do not fit.
     """
+    return _clip_vip(
+        _read(source, pretrained_tag),
+        attention=attention,
+        proxies=proxies,
+        frames=frames,
+        image_size=image_size,
+        config=config,
+        interpolate=interpolate,
+        seed=seed,
+    )
+
+
+def _read(source: str | Path, pretrained_tag: str | Path | None) -> Source:
     path = Path(source)
-    if path.is_dir():
-        base, state = _folder(path)
-    elif path.is_file():
-        state = read_weights(path)
-        base = copy.deepcopy(config) or infer_config(tidy(state, str(path))[0], str(path))
-    else:
-        base, state = _read_open_clip(str(source), pretrained_tag)
-    if config is not None and not path.is_file():
+    if not path.exists():
+        return Source(str(source), *_read_open_clip(str(source), pretrained_tag))
+    if pretrained_tag is not None:
         raise ClipVipError(
-            f"{source} brings its own configuration, leave config= out or give a file of weights"
+            f"{source} is a file or folder, pretrained_tag= belongs to an open_clip name; leave it out"
         )
-    base.attention = attention
-    if proxies is not None:
-        base.proxies = proxies
-    if frames is not None:
-        base.temporal_size = frames
+    config, state = read_folder(path) if path.is_dir() else (None, read_weights(path))
+    return Source(str(source), config, state)
+
+
+def _clip_vip(
+    source: Source,
+    *,
+    attention: str | None = None,
+    proxies: int | None = None,
+    frames: int | None = None,
+    image_size: int | None = None,
+    config: ClipViPConfig | None = None,
+    interpolate: bool = False,
+    seed: int = 0,
+) -> tuple[ClipViP, LoadReport]:
+    if config is not None and source.config is not None:
+        raise ClipVipError(
+            f"{source.name} brings its own configuration, leave config= out or give a file of weights"
+        )
+    if isinstance(source.config, dict):
+        base = _config_of_folder(source)
+    else:
+        base = copy.deepcopy(config or source.config) or infer_config(*_without_report(source))
+    changes = {"attention": attention, "proxies": proxies, "temporal_size": frames}
+    for name, value in changes.items():
+        if value is not None:
+            setattr(base, name, value)
+    if image_size is not None:
+        base.vision_config.image_size = image_size
     model = build(base, seed)
     report = load_weights(
         model,
-        state,
-        source=str(source),
+        source.state,
+        source=source.name,
         allow_added=True,
         allow_dropped=True,
         interpolate=interpolate,
@@ -174,11 +219,12 @@ def load_weights(
     # All or none: a source that has some of them is a CLIP-ViP that lost the others.
     plain = allow_added and not any(is_added(n) for n in state if n in wanted)
     missing = [n for n in wanted if n not in state and not (plain and is_added(n))]
-    _refuse_unequal(source, state, wanted, missing)
-    for name, value in state.items():
-        if value.dtype != wanted[name].dtype:
-            report.changed[name] = f"{value.dtype} to {wanted[name].dtype}".replace("torch.", "")
-            state[name] = value.to(wanted[name].dtype)
+    advice = (
+        "choose the configuration that the weights were made with, or interpolate=True where only frames or "
+        "image size differ"
+    )
+    refuse_unequal(source, state, wanted, missing, advice)
+    to_dtype_of(state, wanted, report)
     report.added = {n: _how_added(n) for n in wanted if n not in state}
     report.loaded = sorted(state)
     model.load_state_dict(state, strict=False, assign=own)
@@ -196,6 +242,7 @@ def tidy(state: State, source: str) -> tuple[dict[str, Tensor], LoadReport]:
         "module.": "saved from inside DistributedDataParallel; save model.module.state_dict(), or strip "
         "the prefix",
         "clip.": "a CLIP4Clip checkpoint, another model; start from the CLIP that it was made from",
+        "encoder.": "an OFA checkpoint; load it with load_ofa",
         "visual.": "an open_clip or OpenAI state dict; give the open_clip name as source and the file as "
         "pretrained_tag",
     }
@@ -209,6 +256,8 @@ def tidy(state: State, source: str) -> tuple[dict[str, Tensor], LoadReport]:
         name = name.removeprefix("clipmodel.")
         if name.endswith("embeddings.position_ids"):
             report.dropped[name] = "a constant 0, 1, 2, .. that old versions of transformers stored"
+        elif value.numel() == 0:
+            report.dropped[name] = "empty, as the added proxies are where there is one"
         else:
             tidied[name] = value
     return tidied, report
@@ -285,37 +334,6 @@ def _interpolate(state: dict[str, Tensor], wanted: State, report: LoadReport) ->
         )
 
 
-def _refuse_unequal(source: str, state: State, wanted: State, missing: list[str]) -> None:
-    """Raise one sentence if names, shapes or values are not as they must be."""
-    extra = [name for name in state if name not in wanted]
-    shapes = [
-        f"{name} {list(state[name].shape)} instead of {list(wanted[name].shape)}"
-        for name in wanted
-        if name in state and state[name].shape != wanted[name].shape
-    ]
-    if missing or extra or shapes:
-        near = [
-            f"{n} (nearest: {c[0]})" if (c := difflib.get_close_matches(n, missing, 1)) else n for n in extra
-        ]
-        faults = [
-            f"{len(found)} {what}: {', '.join(found[:3])}{', ..' if len(found) > 3 else ''}"
-            for what, found in (("missing", missing), ("left over", near), ("of another shape", shapes))
-            if found
-        ]
-        raise ClipVipError(
-            f"{source} does not fit the model ({'; '.join(faults)}), nothing was loaded; choose the "
-            "configuration "
-            "that the weights were made with, or interpolate=True where only frames or image size differ"
-        )
-    bad = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise ClipVipError(
-            f"{source} holds values that are not finite in {len(bad)} weights ({', '.join(bad[:3])}), "
-            "nothing was "
-            "loaded; take an earlier checkpoint"
-        )
-
-
 def _how_added(name: str) -> str:
     if name == TEMPORAL:
         return "zero, so that it starts as CLIP"
@@ -338,17 +356,29 @@ def _start_frame_transformer(model: ClipViP, report: LoadReport) -> None:
             report.added[name] = "copied from the text tower, as in CLIP4Clip"
 
 
-def _folder(path: Path) -> tuple[ClipViPConfig, State]:
-    """Configuration and weights of a folder written by save_pretrained, ours or Hugging Face's CLIP."""
-    fields, state = read_folder(path)
+def _without_report(source: Source) -> tuple[State, str]:
+    return tidy(source.state, source.name)[0], source.name
+
+
+def _config_of_folder(source: Source) -> ClipViPConfig:
+    """The configuration of a folder written by save_pretrained, ours or Hugging Face's CLIP."""
+    fields = dict(source.config)
     kind = fields.pop("model_type", None)
     if kind not in ("clip", "clip_vip"):
-        raise ClipVipError(f"{path} expected a model of type clip or clip_vip, its config.json says {kind!r}")
+        raise ClipVipError(
+            f"{source.name} expected a model of type clip or clip_vip, its config.json says {kind!r}; load an OFA "
+            "with load_ofa"
+        )
     fields.pop("architectures", None)
-    return ClipViPConfig(**fields), state
+    return ClipViPConfig(**fields)
 
 
 def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, State]:
+    """An open_clip model by name, with the weights of one of its tags (downloaded once by open_clip) or of a file.
+
+    The file is read and loaded here: open_clip's own loader resizes positions and takes the other GELU with no
+    more than a warning.
+    """
     import open_clip  # here and not above: it costs seconds, and few need it
 
     if name not in open_clip.list_models():
@@ -357,26 +387,42 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
             f"no folder, file or open_clip model {name!r}: expected one of these"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
+    tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is None:
-        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none, give a file"
-        raise ClipVipError(f"open_clip model {name} expected pretrained_tag, its weights; tags: {tags}")
-    if Path(tag).is_file():
-        # Read here: open_clip would resize the positions of another image size without a word.
-        state, model = read_weights(tag), open_clip.create_model(name, load_weights=False)
-        try:
-            model.load_state_dict({k.removeprefix("module."): v for k, v in state.items()}, strict=True)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
+        known = ", ".join(tags) or "none, give a file"
+        raise ClipVipError(f"open_clip model {name} expected pretrained_tag, its weights; tags: {known}")
+    file, options = Path(tag), {}
+    if not file.is_file():
+        about = open_clip.get_pretrained_cfg(name, str(tag))
+        if not about:
             raise ClipVipError(
-                f"{tag} does not fit open_clip model {name} ({reason:.300}); give the name it has"
-            ) from error
-        return from_open_clip(model)
+                f"open_clip model {name} has no weights {str(tag)!r}, and no such file is there; tags: "
+                f"{', '.join(tags)}"
+            )
+        options["force_quick_gelu"] = bool(about.get("quick_gelu"))
+        file = _download(open_clip, about, name, str(tag))
+    with torch.device("meta"):
+        model = open_clip.create_model(name, load_weights=False, device="meta", **options)
+    state = {key.removeprefix("module."): value for key, value in read_weights(file).items()}
     try:
-        model = open_clip.create_model(name, pretrained=str(tag), precision="fp32", weights_only=True)
-    except (OSError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        model.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
         raise ClipVipError(
-            f"open_clip could not make {name} with the weights {tag!s}: {str(error).splitlines()[0]:.200}; "
-            "give one "
-            "of its tags or a file of that model"
+            f"{file} does not fit open_clip model {name} ({reason:.300}); give the name it has"
         ) from error
     return from_open_clip(model)
+
+
+def _download(open_clip, about: dict, name: str, tag: str) -> Path:
+    try:
+        return Path(open_clip.pretrained.download_pretrained(about))
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClipVipError(
+            f"the weights {tag} of open_clip model {name} could not be downloaded ({_first_line(error):.200}); give "
+            "their file as pretrained_tag"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

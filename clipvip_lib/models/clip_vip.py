@@ -21,9 +21,13 @@ Source: CLIP-ViP (arXiv 2209.06430) section 3.4; CLIP4Clip (arXiv 2104.08860) se
 
 from __future__ import annotations
 
+import pickle
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, CLIPConfig, CLIPModel
 from transformers import initialization as init
@@ -32,8 +36,12 @@ from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.files import atomic_path
 from clipvip_lib.models import proxy_attention
+from clipvip_lib.models.load_report import not_finite
+from clipvip_lib.models.model_card import model_card
 from clipvip_lib.models.proxy_attention import attend, attention_interface
+from clipvip_lib.models.weight_files import read_folder
 
 ATTENTIONS = ("proxy", "full", "mean_pool", "sequential")
 
@@ -154,12 +162,13 @@ class ViPEmbeddings(CLIPVisionEmbeddings):
     def forward(self, pixel_values: Tensor, interpolate_pos_encoding: bool = False) -> Tensor:
         B, N = pixel_values.shape[:2]
         position = self.position_embedding.weight
-        patches = self.patches(pixel_values)
-        if patches.shape[2] != self.num_patches:
+        size = _pair(self.config.image_size)
+        if pixel_values.shape[-2:] != size:  # by pixels: turned or longer frames may have as many patches
             raise ClipVipError(
-                f"the model expected frames of {self.config.image_size} pixels ({self.num_patches} patches), "
-                f"got {list(pixel_values.shape[-2:])}; resize the frames"
+                f"the model expected frames {size[0]} pixels high and {size[1]} wide, got "
+                f"{list(pixel_values.shape[-2:])}; resize the frames"
             )
+        patches = self.patches(pixel_values)
         where = position[None, 1:] if self.temporal_embedding is None else position[1:] + self.temporal(N)
         proxies = self.class_embedding[None]
         if self.added_cls is not None:
@@ -349,7 +358,14 @@ class ClipViP(CLIPModel):
 
         A plain CLIP lacks the weights that CLIP-ViP adds: load it with ``checkpoints.load_clip_vip``.
         """
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        folder = Path(str(args[0])) if args else None
+        kwargs["ignore_mismatched_sizes"] = True  # transformers lists them, and they are refused below
+        try:
+            model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except (SafetensorError, pickle.UnpicklingError, RuntimeError):
+            if folder and folder.is_dir():
+                read_folder(folder)  # names a file that is cut short, a pointer or a page for what it is
+            raise
         faults = {
             k: info.get(k) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)
         }
@@ -358,7 +374,20 @@ class ClipViP(CLIPModel):
                 f"the checkpoint does not fit the model ({faults!s:.300}), nothing was loaded; other "
                 "sources are read by load_clip_vip in clipvip_lib.models.checkpoints"
             )
+        if bad := not_finite(model.state_dict()):
+            raise ClipVipError(
+                f"the checkpoint holds values that are not finite in {len(bad)} weights ({', '.join(bad[:3])}), "
+                "nothing was loaded; take an earlier one"
+            )
         return (model, info) if output_loading_info else model
+
+    def save_pretrained(self, save_directory, is_main_process: bool = True, **kwargs) -> None:
+        """transformers' own (model.safetensors, config.json) and a model card, README.md, unless one is there."""
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        card = Path(save_directory) / "README.md"
+        if is_main_process and not card.exists():
+            with atomic_path(card) as partial:
+                partial.write_text(model_card(self), encoding="utf-8")
 
     def get_image_features(self, pixel_values: Tensor, **_) -> BaseModelOutputWithPooling:
         """``encode_video`` under transformers' name, so that CLIPModel's forward and contrastive loss

@@ -714,8 +714,8 @@ _FAIRSEQ = (  # whole path components, so that attn_ln is never taken for a part
 def ofa_state_dict(raw: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights in either released layout (fairseq's ``["model"]`` or Hugging Face's) -> (ours, dropped).
 
-    Ours loads strictly into ``OFA``; half precision becomes float32. ``dropped`` says of each key left out
-    why. Unknown keys are kept, so that strict loading names them.
+    Values are as they were. ``dropped`` says of each key left out why. Unknown keys are kept, so that strict
+    loading names them.
     """
     kept: dict[str, Tensor] = {}
     dropped: dict[str, str] = {}
@@ -726,5 +726,5 @@ def ofa_state_dict(raw: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
             continue
         for pattern, name in _FAIRSEQ:
             key = re.sub(rf"^{pattern}", name, key)
-        kept[key] = value.float() if torch.is_floating_point(value) else value
+        kept[key] = value
     return kept, dropped

@@ -7,10 +7,13 @@ can run any code. So: ``.pt`` with weights_only, and one clear sentence for ever
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -18,6 +21,16 @@ from torch import Tensor
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
+
+#: Plain data that fairseq stores beside its weights: a configuration, and scores as numpy numbers. None runs code.
+PLAIN_DATA = [
+    argparse.Namespace,
+    np.dtype,
+    (np.ndarray, "numpy.ndarray"),
+    (np._core.multiarray.scalar, "numpy.core.multiarray.scalar"),
+    (np._core.multiarray.scalar, "numpy._core.multiarray.scalar"),
+    *(type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)),
+]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -65,6 +78,13 @@ def read_folder(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
 
 
 def _refuse_non_weights(path: Path, head: bytes) -> None:
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                raise ClipVipError(
+                    f"{path} is a TorchScript program, as OpenAI released CLIP, not a file of weights; give the "
+                    'open_clip name ("ViT-B-32") with the tag "openai" instead'
+                )
     start = head.lstrip().lower()
     if not head:
         raise ClipVipError(f"{path} is empty: expected weights; download it again")
@@ -95,7 +115,8 @@ def _read_torch(path: Path) -> object:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of an unusual pickle protocol: it is read or refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(PLAIN_DATA):
+                return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message advises to load it all the same, with weights_only=False: not repeated here.
         raise ClipVipError(

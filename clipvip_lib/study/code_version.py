@@ -57,9 +57,22 @@ def code_version(function: str, code: tuple[str, ...] = ()) -> str:
     """
     module, _, name = function.partition(":")
     own, imported = _function_source(module, name)
-    parts = [own]
-    for each in sorted(module_closure({*code, *imported})):
-        parts.append(f"# {each}\n{_module(each).text}")
+    return _hash([own, *_sources({*code, *imported})])
+
+
+def modules_version(modules: Iterable[str]) -> str:
+    """Hash (16 hex digits) of the modules and all they import inside clipvip_lib.
+
+    Raises ClipVipError for a module that does not exist.
+    """
+    return _hash(_sources(modules))
+
+
+def _sources(modules: Iterable[str]) -> list[str]:
+    return [f"# {each}\n{_module(each).text}" for each in sorted(module_closure(modules))]
+
+
+def _hash(parts: list[str]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 

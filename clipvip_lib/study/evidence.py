@@ -204,14 +204,16 @@ def _side(row: Mapping[str, object]) -> int:
     return int(row["low"] > 0) - int(row["high"] < 0)
 
 
-def effect_text(verdict: Verdict) -> tuple[str, str]:
-    """A verdict's effect and interval for people: ("+3.1 pt", "−0.2 to +6.4"); dashes if not run."""
-    if verdict.effect is None:
+def effect_text(verdict: Verdict | Mapping[str, object]) -> tuple[str, str]:
+    """Effect and interval of a verdict, or of its row in claims.json, for people: ("+3.1 pt", "−0.2 to +6.4").
+
+    Dashes if not run.
+    """
+    row = verdict if isinstance(verdict, Mapping) else verdict.row()
+    if row["effect"] is None:
         return "–", "–"
-    digits, unit = (3, "") if verdict.metric == "NMI" else (1, " pt")
-    effect, low, high = (
-        f"{x:+.{digits}f}".replace("-", "−") for x in (verdict.effect, verdict.low, verdict.high)
-    )
+    digits, unit = (3, "") if row["metric"] == "NMI" else (1, " pt")
+    effect, low, high = (f"{row[key]:+.{digits}f}".replace("-", "−") for key in ("effect", "low", "high"))
     return f"{effect}{unit}", f"{low} to {high}"
 
 

@@ -299,6 +299,25 @@ def _start(profile: Profile, arm: Arm, name: str, seed: int) -> dict[str, Stage]
     return inputs if arm.corpus is None else inputs | {"start": postpretrained(profile, arm, seed)}
 
 
+@functools.cache
+def order_probes(profile: Profile, seed: int) -> Stage:
+    """Two probes that are no arms: order can be learned from all frames, and not from one."""
+    config = {
+        "model": dataclasses.asdict(profile.model),
+        "benchmarks": list(BENCHMARKS),
+        "epochs": profile.probe_epochs,
+        "seed": seed,
+    }
+    inputs = {"clip": clip(profile, seed)}
+    for name in BENCHMARKS:
+        inputs |= {
+            f"frames-{name}": benchmark_frames(profile, name),
+            f"truth-{name}": benchmark(profile, name),
+        }
+    code = ("clipvip_lib.probes", "clipvip_lib.models.checkpoints")
+    return Stage(f"order-probes/seed{seed}", STEPS + "probe_order", config, inputs, code, cost=20.0)
+
+
 # -------------------------------------------------------------------------------------------- gap and cost
 
 
@@ -382,6 +401,7 @@ def stages_for(notebook: str, profile: Profile, seeds: Sequence[int]) -> list[St
     for seed in seeds:
         if number == "00":
             found += [finetuned(profile, BASELINE, "msrvtt", seed), benchmark(profile, "msrvtt")]
+            found.append(order_probes(profile, seed))
         elif number == "01":
             found += [*curve(profile, seed).values(), finetuned(profile, BASELINE, "msrvtt", seed)]
         elif number in ("02", "03"):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 TEMPLATES = Path(__file__).parent / "templates"
 NAVIGATION = re.compile(r"<!--pages-->.*?<!--/pages-->", re.DOTALL)
+REFERENCE = re.compile(r"<!--reference-->.*?<!--/reference-->", re.DOTALL)
 
 
 def page_html(notebook: NotebookNode, name: str) -> str:
@@ -91,6 +92,11 @@ def with_navigation(page: str, names: Iterable[str], available: Iterable[str], c
             items.append(f"<li><span>{text}</span></li>")
     navigation = f'<nav class="pages" aria-label="Pages"><ol>{"".join(items)}</ol></nav>'
     return NAVIGATION.sub(lambda _: f"<!--pages-->{navigation}<!--/pages-->", page, count=1)
+
+
+def with_reference(page: str, section: str) -> str:
+    """The page with a section on the reference run, "" for none, as its last."""
+    return REFERENCE.sub(lambda _: f"<!--reference-->{section}<!--/reference-->", page, count=1)
 
 
 def index_html(cards: list[dict], facts: list[tuple[str, str]], profile: str) -> str:

@@ -23,6 +23,7 @@ from typing import TextIO
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.progress import duration
+from clipvip_lib.study import reference
 from clipvip_lib.study.board import Board
 from clipvip_lib.study.page_stage import bare, page_stage
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
@@ -91,7 +92,7 @@ def reproduce(
             record(f"stopped by {type(error).__name__} after {duration(time.monotonic() - start)}")
             raise
         seconds = time.monotonic() - start
-        index = publish(plan, notebooks, pages, outcomes, home, out, seconds)
+        index = publish(plan, notebooks, pages, outcomes, home, out, seconds, reference.FOLDER)
         code = report(pages, outcomes, home, out, seconds, stream)
         record(f"ended with code {code} after {duration(seconds)}")
         print(index, file=stream, flush=True)

@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 from clipvip_lib import files
+from clipvip_lib.claims import CLAIMS
 from clipvip_lib.progress import duration
 from clipvip_lib.study import pages as html_pages
+from clipvip_lib.study import reference as reference_run
 from clipvip_lib.study.plan import Plan
 from clipvip_lib.study.provenance import provenance, provenance_lines
 from clipvip_lib.study.stages import Stage
@@ -22,23 +24,34 @@ def publish(
     home: Path,
     out: Path,
     seconds: float,
+    reference: Path,
 ) -> Path:
     """Write this run's pages and results into ``out`` beside those of earlier runs, and the index of all.
 
-    Returns the path of index.html.
+    reference: the folder of the reference run, whose verdicts are shown beside this run's, unless it is ``out``.
+    Verdicts are also written apart, as results/claims.json. Returns the path of index.html.
     """
+    compared = None if out.resolve() == reference.resolve() else reference_run.read(reference)
+    compared_rows = {}
     made = {name for name, page in pages.items() if page.done(home)}
     for name in made:
         results = files.read_json(pages[name].folder(home) / "results.json")
         results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
+        claims = results["numbers"].get("claims", [])
+        results["reference"] = compared_rows[name] = reference_run.beside(
+            claims, results["profile"], compared
+        )
+        if len(claims) == len(CLAIMS):
+            _write(out / "results" / "claims.json", json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
         _write(out / "results" / f"{name}.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     available = made | {name for name in plan.notebooks if (out / f"{name}.html").is_file()}
     for name in available:
         where = pages[name].folder(home) / "page.html" if name in made else out / f"{name}.html"
         page = where.read_text(encoding="utf-8")
-        _write(
-            out / f"{name}.html", html_pages.with_navigation(page, plan.notebooks, available, current=name)
-        )
+        if name in made:
+            page = html_pages.with_reference(page, reference_run.section(compared_rows[name]))
+        page = html_pages.with_navigation(page, plan.notebooks, available, current=name)
+        _write(out / f"{name}.html", page)
     first = next(iter(pages.values())).config["parameters"]
     _write(
         out / "results" / "run.json", json.dumps(run_record(outcomes, home, first, seconds), indent=2) + "\n"

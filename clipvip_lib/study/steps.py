@@ -341,6 +341,39 @@ def _score_test(model, splits: dict, size: ModelSize, recipe: Recipe, folder: Pa
     return found
 
 
+def probe_order(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+    """Do all frames tell the motion, and does one? Trained on the training splits, asked on the validation ones."""
+    import torch
+    from scipy import stats
+
+    from clipvip_lib import probes
+
+    size = ModelSize(**config["model"])
+    model, _ = _adapted(inputs["clip"], {"attention": "mean_pool", "proxies": 1}, size, config["seed"])
+    sets = {}
+    for split in ("train", "val"):
+        parts = []
+        for name in config["benchmarks"]:
+            frames, truth = inputs[f"frames-{name}"], read_json(inputs[f"truth-{name}"] / "truth.json")
+            videos = [truth[row["video_id"]]["events"] for row in read_json(frames / f"{split}.json")]
+            states = probes.patch_states(model, FrameStore([frames / f"{split}.npy"]), size.frames)
+            parts.append((states, probes.motion_table([[e["motion"] for e in events] for events in videos])))
+        sets[split] = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    rows = []
+    for what, one_frame in (("all frames", False), ("one frame", True)):
+        found = probes.probe(
+            sets["train"], sets["val"], one_frame=one_frame, seed=config["seed"], epochs=config["epochs"]
+        )
+        counts = [*zip([" / ".join(pair) for pair in found.pairs], found.right, found.asked, strict=True)]
+        for pair, right, asked in [*counts, ("together", sum(found.right), sum(found.asked))]:
+            if asked:  # a small world may lack a motion
+                low, high = stats.binomtest(right, asked).proportion_ci(method="wilson")
+                share = {"share": right / asked, "low": low, "high": high}
+                rows.append({"sees": what, "motions": pair, "asked": asked} | share)
+        progress(1 + one_frame, 2, what)
+    return {"rows": rows, "clips": {name: len(states) for name, (states, _) in sets.items()}}
+
+
 # ------------------------------------------------------------------------------------------------ text and cost
 
 

@@ -1,0 +1,56 @@
+"""What equals what, within which tolerance: the table of notebook 00, as the tests measured it.
+
+``make equality`` runs the tests that compare our models with the authors' and our fast paths with slow ones, and
+writes what they found; nothing of it is typed. A test holds that it was measured on the models' present code.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from clipvip_lib import files
+from clipvip_lib.study.code_version import modules_version
+
+FILE = files.CHECKOUT / "reports" / "reference" / "equality.json"
+
+
+def read(path: Path = FILE) -> dict | None:
+    """The document that the tests wrote, None if there is none (outside a checkout)."""
+    return files.read_json(path) if path.is_file() else None
+
+
+def rows(document: dict) -> list[dict[str, object]]:
+    """A row a reference, test and tolerance: the quantity that comes nearest to it, and how many there are."""
+    groups: dict[tuple[str, str, float], list[dict]] = {}
+    for row in document["rows"]:
+        test = row["test"].partition("::")[2].split("[")[0].removeprefix("test_").replace("_", " ")
+        groups.setdefault((row["against"], test, row["tolerance"]), []).append(row)
+    found = []
+    for (against, test, tolerance), group in groups.items():
+        nearest = max(group, key=lambda row: row["difference"])
+        found.append(
+            {
+                "equal to": against,
+                "test": test,
+                "quantities": len(group),
+                "the farthest": nearest["quantity"],
+                "difference": _number(nearest["difference"]),
+                "tolerance": _number(tolerance),
+            }
+        )
+    found.sort(key=lambda row: (not str(row["equal to"]).startswith("the authors'"), row["equal to"]))
+    return found
+
+
+def basis(document: dict) -> str:
+    """Where and on which code the table was measured, and whether the code has changed since."""
+    libraries = ", ".join(f"{name} {document['libraries'][name]}" for name in ("torch", "transformers"))
+    measured = f"Measured by the tests (`make equality`) on {document['machine']}; {libraries}."
+    if document["code"] == modules_version(document["modules"]):
+        return f"{measured} The models' code is the same today."
+    return f"{measured} The models' code has changed since: run `make equality` again."
+
+
+def _number(value: float) -> str:
+    """Two figures, for numbers over twelve orders of magnitude."""
+    return f"{value:.1e}" if value else "0"
