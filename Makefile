@@ -11,7 +11,7 @@ SEEDS   ?= 0
 PYTHON  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality rates lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ test: setup ## all tests, the nine notebooks at smoke size included
 EQUALITY := goldens proxy_attention clip_vip checkpoints ofa beam
 equality: setup ## measure what equals what (the table of notebook 00): reports/reference/equality.json
 	@$(PY) -m pytest -v $(EQUALITY:%=tests/test_%.py) --write-equality reports/reference/equality.json
+
+rates: setup ## choose each arm's learning rate on validation, anew (before a new reference run)
+	@$(PY) -m clipvip_lib.study.rates $(PROFILE)
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)

@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipvip_lib.data.frames import FrameStore
-from clipvip_lib.data.transform import normalize
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
+from clipvip_lib.flat_weights import FlatWeights
 from clipvip_lib.losses import needs, ocl_loss
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
@@ -155,13 +156,16 @@ class Batches:
 def features(model: ClipViP, batch: Batch) -> dict[str, Tensor]:
     """The L2-normalised features [B, E] of a batch's sources: V, S and, where the batch has them, F and C."""
     device = model.device
-    out = {"V": model.encode_video(normalize(batch.video.to(device)))}
+    out = {"V": model.encode_video(batch.video.to(device))}
     if batch.frame is not None:
-        out["F"] = model.encode_video(normalize(batch.frame.to(device)))
-    out["S"] = model.encode_text(batch.texts.ids.to(device), batch.texts.mask.to(device))
-    if batch.captions is not None:
-        out["C"] = model.encode_text(batch.captions.ids.to(device), batch.captions.mask.to(device))
-    return out
+        out["F"] = model.encode_video(batch.frame.to(device))
+    sources = [batch.texts] if batch.captions is None else [batch.texts, batch.captions]
+    length = max(tokens.ids.shape[1] for tokens in sources)  # all texts in one pass
+    ids, mask = (
+        torch.cat([F.pad(part, (0, length - part.shape[1])) for part in parts]).to(device)
+        for parts in ([t.ids for t in sources], [t.mask for t in sources])
+    )
+    return out | dict(zip("SC", model.encode_text(ids, mask).chunk(len(sources)), strict=False))
 
 
 def parameter_groups(model: ClipViP, recipe: Recipe) -> list[dict]:
@@ -234,18 +238,22 @@ def train(
             ``folder`` does not fit the model.
     """
     torch.manual_seed(seed)
-    groups = parameter_groups(model, recipe)
+    weights = FlatWeights(model, parameter_groups(model, recipe), recipe.bfloat16)
+    groups = weights.groups
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
     state = _Run(model, optimizer, folder / "checkpoint.pt")
     start = state.resume()
+    weights.copy_to_twin()
     evaluated = _even_steps(recipe.steps, recipe.evaluations) if evaluate else []
     saved_at = time.monotonic()
-    model.train()
+    weights.twin.train()
     for step in range(start, recipe.steps):
         share = schedule(step, recipe)
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * share
-        state.history.append({"step": step + 1, **_step(model, optimizer, batches(step), loss, recipe, step)})
+        state.history.append(
+            {"step": step + 1, **_step(weights, optimizer, batches(step), loss, recipe, step)}
+        )
         done = step + 1
         if done in evaluated:
             state.evaluated(done, _score(model, evaluate))
@@ -257,6 +265,7 @@ def train(
         progress(done, recipe.steps, f"loss {state.history[-1]['loss']:.3f}")
     if state.best is not None:
         model.load_state_dict(state.best)
+    weights.release()
     state.path.unlink(missing_ok=True)
     best_step = max(
         state.evaluations, key=lambda row: (row["score"], row["step"]), default={"step": recipe.steps}
@@ -270,24 +279,25 @@ def _even_steps(steps: int, count: int) -> list[int]:
 
 
 def _step(
-    model: ClipViP, optimizer: torch.optim.Optimizer, batch: Batch, loss: str, recipe: Recipe, step: int
+    weights: FlatWeights, optimizer: torch.optim.Optimizer, batch: Batch, loss: str, recipe: Recipe, step: int
 ) -> dict:
-    with autocast(model, recipe.bfloat16):
-        found = features(model, batch)
-    value = ocl_loss(loss, found, model.logit_scale, caption_mask=batch.caption_mask)
+    logit_scale = weights.model.logit_scale
+    found = features(weights.twin, batch)
+    value = ocl_loss(loss, found, weights.twin.logit_scale, caption_mask=batch.caption_mask)
     _require_finite("loss", value, step, recipe)
-    optimizer.zero_grad(set_to_none=True)
+    weights.zero_gradients()
     value.backward()
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+    norm = weights.gradients(recipe.clip_norm)
     _require_finite("gradient", norm, step, recipe)
     optimizer.step()
     with torch.no_grad():
-        model.logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+        logit_scale.clamp_(0.0, MAX_LOGIT_SCALE)
+    weights.copy_to_twin()
     return {
         "loss": round(value.item(), 6),
         "grad_norm": round(norm.item(), 6),
         "lr": optimizer.param_groups[0]["lr"],
-        "logit_scale": round(model.logit_scale.item(), 6),
+        "logit_scale": round(logit_scale.item(), 6),
     }
 
 
@@ -386,7 +396,7 @@ def encode_clips(
     out = []
     with torch.no_grad():
         for rows in _spans(len(store), batch):
-            video = normalize(torch.from_numpy(store.take(rows, frames)).to(model.device))
+            video = torch.from_numpy(store.take(rows, frames)).to(model.device)
             with autocast(model, bfloat16):
                 out.append(model.encode_video(video).float().cpu().numpy())
     return np.concatenate(out)

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
 
+from clipvip_lib.data.transform import normalize
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.checkpoints import adapt
-from clipvip_lib.models.clip_vip import ATTENTIONS, ClipViP, ClipViPConfig, last_layer_of_token_0
+from clipvip_lib.models.clip_vip import ATTENTIONS, ClipViP, ClipViPConfig, last_layer_of_one_token
 
 SMALL = {
     "width": 32,
@@ -212,7 +213,7 @@ def test_the_last_layers_shortcut_is_exact(attention, equals):
 def test_the_last_layer_is_a_layer():
     model = make()
     layer, hidden = model.vision_model.encoder.layers[0], torch.randn(2, 9, 32, dtype=torch.float64)
-    torch.testing.assert_close(last_layer_of_token_0(layer, hidden), layer(hidden, None)[:, 0])
+    torch.testing.assert_close(last_layer_of_one_token(layer, hidden), layer(hidden, None)[:, 0])
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
@@ -378,7 +379,7 @@ def test_every_parameter_learns_and_the_added_ones_are_listed(attention):
             "proxy": {"added_cls", "temporal_embedding"},
             "full": {"added_cls", "temporal_embedding"},
             "mean_pool": set(),
-            "sequential": {"frame_transformer"},
+            "sequential": set(),  # starts from the text tower
         }[attention]
     )
 
@@ -443,3 +444,16 @@ def test_a_text_ends_at_its_first_largest_id():
     states = model.text_model(input_ids=ids).last_hidden_state
     expected = torch.nn.functional.normalize(model.text_projection(states[:, 2]), dim=-1)
     torch.testing.assert_close(model.encode_text(ids), expected)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_bytes_are_normalised_on_the_way(attention):
+    model = make(attention=attention)
+    frames = torch.randint(0, 256, (2, 3, 16, 16, 3), dtype=torch.uint8)
+    expected = model.encode_video(normalize(frames).double())
+    # ``normalize`` works in float32
+    torch.testing.assert_close(model.encode_video(frames), expected, atol=1e-6, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (model.float().encode_video(frames) - expected).abs().max() < 0.05
+    with pytest.raises(ClipVipError, match="frames 16 pixels high and 16 wide, got .12, 16."):
+        model.encode_video(frames[:, :, :12])

@@ -20,7 +20,13 @@ LAYERS = (
         "clipvip_lib.profiles",
         "clipvip_lib.registration",
     ),
-    ("clipvip_lib.data", "clipvip_lib.models", "clipvip_lib.losses", "clipvip_lib.intervals"),
+    (
+        "clipvip_lib.data",
+        "clipvip_lib.models",
+        "clipvip_lib.losses",
+        "clipvip_lib.intervals",
+        "clipvip_lib.flat_weights",
+    ),
     (
         "clipvip_lib.captioning",
         "clipvip_lib.training",

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipvip_lib.data import world
+from clipvip_lib.data.video import middle_index, uniform_indices
 from clipvip_lib.data.world import (
     BACKGROUNDS,
     COLOURS,
@@ -23,6 +24,7 @@ from clipvip_lib.data.world import (
     Thing,
     rng_for,
 )
+from clipvip_lib.profiles import get_profile
 
 seeds = st.integers(0, 2**31 - 1)
 
@@ -35,6 +37,7 @@ def still(clip: Clip) -> Clip:
 HASHING = """
 import hashlib
 from clipvip_lib.data import world
+from clipvip_lib.data.video import middle_index, uniform_indices
 from clipvip_lib.data.world import rng_for
 digest = hashlib.sha256()
 for index in range(3):
@@ -151,3 +154,12 @@ def test_rendered_frames_have_the_stated_form():
     assert frames.shape == (world.FRAMES, world.PIXELS, world.PIXELS, 3)
     assert frames.dtype == np.uint8
     assert hashlib.sha256(frames[0]).digest() != hashlib.sha256(frames[-1]).digest()
+
+
+def test_evaluation_sees_the_same_times_forwards_and_backwards():
+    """Else the set of frames tells the direction: of 16 frames 0, 4, 8 and 15 were taken, and one frame told it."""
+    size = get_profile("mini").model
+    stored = uniform_indices(world.FRAMES, size.cached_frames)
+    taken = stored[uniform_indices(size.cached_frames, size.frames)]
+    assert (taken == world.FRAMES - 1 - taken[::-1]).all()
+    assert middle_index(world.FRAMES) == (world.FRAMES - 1) / 2

@@ -14,7 +14,10 @@ import numpy as np
 
 from clipvip_lib.data.world import Clip, Thing, pick
 
-TELLS_ORDER = 0.6  # share of people's captions that tell the event; MSR-VTT's captions mostly name an action
+# Share of people's captions that tell the event (MSR-VTT's captions mostly name an action), and one phrase a motion:
+# set by when order is learned. With 0.6 and two or three phrases a model that can learn order had not begun to after
+# 400 steps of fine-tuning, with 0.8 and two it learned it after 200 to 300, with these after 100 to 200.
+TELLS_ORDER = 0.85
 # Share of captions that name the background: with 0.3 the baseline (mean pooling, not post-pretrained, fine-tuned)
 # had R@1 22.8 on msrvtt; this brought it to about 25, still short of the 30 aimed at.
 TELLS_BACKGROUND = 0.7
@@ -45,14 +48,14 @@ COLOUR = {
     "white": ("white",),
 }
 MOTION = {
-    "grows": ("grows", "gets bigger", "expands"),
-    "shrinks": ("shrinks", "gets smaller", "contracts"),
-    "appears": ("appears", "fades in", "shows up"),
-    "vanishes": ("vanishes", "fades away", "disappears"),
-    "slides left": ("slides left", "moves to the left"),
-    "slides right": ("slides right", "moves to the right"),
-    "rises": ("rises", "moves up"),
-    "falls": ("falls", "moves down"),
+    "grows": ("grows",),
+    "shrinks": ("shrinks",),
+    "appears": ("appears",),
+    "vanishes": ("vanishes",),
+    "slides left": ("slides left",),
+    "slides right": ("slides right",),
+    "rises": ("rises",),
+    "falls": ("falls",),
 }
 BACKGROUND = {
     "wood": ("on a wooden table", "on wood"),

@@ -35,6 +35,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
 
+from clipvip_lib.data.transform import CLIP_MEAN, CLIP_STD
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models import proxy_attention
@@ -163,12 +164,14 @@ class ViPEmbeddings(CLIPVisionEmbeddings):
         B, N = pixel_values.shape[:2]
         position = self.position_embedding.weight
         size = _pair(self.config.image_size)
-        if pixel_values.shape[-2:] != size:  # by pixels: turned or longer frames may have as many patches
+        as_shown = pixel_values.dtype == torch.uint8
+        given = pixel_values.shape[2:4] if as_shown else pixel_values.shape[-2:]
+        if given != size:  # by pixels: turned or longer frames may have as many patches
             raise ClipVipError(
                 f"the model expected frames {size[0]} pixels high and {size[1]} wide, got "
-                f"{list(pixel_values.shape[-2:])}; resize the frames"
+                f"{list(given)}; resize the frames"
             )
-        patches = self.patches(pixel_values)
+        patches = self.patches_of_bytes(pixel_values) if as_shown else self.patches(pixel_values)
         where = position[None, 1:] if self.temporal_embedding is None else position[1:] + self.temporal(N)
         proxies = self.class_embedding[None]
         if self.added_cls is not None:
@@ -188,6 +191,28 @@ class ViPEmbeddings(CLIPVisionEmbeddings):
         cut = cut.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(2, 3)
         weight = self.patch_embedding.weight
         return F.linear(cut.to(weight.dtype), weight.flatten(1))
+
+    def patches_of_bytes(self, frames: Tensor) -> Tensor:
+        """``patches`` of frames as they are shown, uint8 [B, N, H, W, 3] -> [B, N, L, D], normalised on the way.
+
+        CLIP's mean and deviation go into the weights, so bytes are cut, not floats: an eighth of a mini model's
+        training step. 128 is taken off first, for -128 to 127 are exact in bfloat16.
+        """
+        p, q = self.patch_embedding.kernel_size
+        B, N, H, W, _ = frames.shape
+        rows, columns = H // p, W // q
+        cut = frames[:, :, : rows * p, : columns * q].reshape(B, N, rows, p, columns, q * 3)
+        cut = cut.permute(0, 1, 2, 4, 3, 5).flatten(4).flatten(2, 3)
+        weight = self.patch_embedding.weight
+        mean, deviation = (255 * weight.new_tensor(x, dtype=torch.float32) for x in (CLIP_MEAN, CLIP_STD))
+        with torch.autocast(weight.device.type, enabled=False):
+            scaled = (
+                weight.to(torch.promote_types(weight.dtype, torch.float32)).permute(0, 2, 3, 1) / deviation
+            )
+            bias = (scaled * (128 - mean)).sum((1, 2, 3))
+        device = weight.device.type
+        kind = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        return F.linear(cut.to(kind).sub_(128), scaled.flatten(1).to(kind), bias.to(kind))
 
     def temporal(self, frames: int) -> Tensor:
         """The temporal embedding of N frames, [N, 1, D], linearly interpolated if N != temporal_size."""
@@ -226,7 +251,8 @@ class FrameTransformer(nn.Module):
                 f"sequential attention expected at most {len(self.positions)} frames, got {N}; sample fewer "
                 "frames or build the model with a larger temporal_size"
             )
-        return frames + wide(self.encoder(inputs_embeds=frames + self.positions[:N]).last_hidden_state)
+        placed = (frames + self.positions[:N]).to(self.positions.dtype)
+        return frames + wide(self.encoder(inputs_embeds=placed).last_hidden_state)
 
 
 class ClipViP(CLIPModel):
@@ -277,6 +303,8 @@ class ClipViP(CLIPModel):
     def encode_video(self, pixels: Tensor) -> Tensor:
         """Frames [B, N, 3, H, W] (N = 1: a still image) -> features [B, E], L2-normalised, float32 or wider.
 
+        Frames as they are shown, uint8 [B, N, H, W, 3], are normalised with CLIP's mean and deviation here.
+
         Raises ClipVipError for another shape or image size, and for N above the temporal size with
         "sequential".
         """
@@ -285,7 +313,7 @@ class ClipViP(CLIPModel):
         *layers, last = self.vision_model.encoder.layers
         for layer in layers:
             hidden = layer(hidden, None, **layout)
-        first = self.vision_model.post_layernorm(last_layer_of_token_0(last, hidden))
+        first = self.vision_model.post_layernorm(last_layer_of_one_token(last, hidden))
         features = wide(self.visual_projection(first))
         if self.config.attention in JOINT:
             return F.normalize(features, dim=-1)
@@ -348,7 +376,13 @@ class ClipViP(CLIPModel):
             )
         if mask is not None:
             ids = ids.masked_fill(mask == 0, 0)
-        return F.normalize(wide(self.text_projection(self.text_model(input_ids=ids).pooler_output)), dim=-1)
+        text = self.text_model
+        hidden = text.embeddings(input_ids=ids)
+        *layers, last = text.encoder.layers
+        for layer in layers:
+            hidden = layer(hidden, None, is_causal=True)
+        end = text.final_layer_norm(last_layer_of_one_token(last, hidden, ids.argmax(1)))
+        return F.normalize(wide(self.text_projection(end)), dim=-1)
 
     # ---- what transformers' users call ----
 
@@ -406,9 +440,13 @@ class ClipViP(CLIPModel):
         )
 
     def added_parameters(self) -> list[nn.Parameter]:
-        """Parameters that CLIP does not have: they start untrained and may take a learning rate of their
-        own."""
-        return [p for name, p in self.named_parameters() if is_added(name)]
+        """Proxies and temporal embedding: they start from nothing and may take a learning rate of their own.
+
+        The transformer of "sequential" starts from the text tower, and is not among them.
+        """
+        embeddings = self.vision_model.embeddings
+        added = (embeddings.added_cls, embeddings.temporal_embedding)
+        return [parameter for parameter in added if parameter is not None]
 
 
 def is_added(name: str) -> bool:
@@ -418,24 +456,31 @@ def is_added(name: str) -> bool:
     )
 
 
-def last_layer_of_token_0(layer: nn.Module, hidden: Tensor) -> Tensor:
-    """What a transformers CLIPEncoderLayer makes of token 0, [B, S, D] -> [B, D].
+def last_layer_of_one_token(layer: nn.Module, hidden: Tensor, last: Tensor | None = None) -> Tensor:
+    """What a transformers CLIPEncoderLayer makes of one token, [B, S, D] -> [B, D].
 
-    The feature needs only token 0 of the last layer, and token 0 attends to all tokens under every attention
-    of this file. So all but keys and values is computed for one token: exact, 7 % of the work at 12 layers
-    and more than a quarter at 3.
+    Without ``last`` token 0, which attends to all (a video); with ``last``, int64 [B], that token, which attends to
+    itself and all before it (a text's end).
+
+    The feature needs only that token of the last layer. So all but keys and values is computed for one token:
+    exact, 7 % of the work at 12 layers and more than a quarter at 3.
     """
+    if last is None:
+        at, seen = (slice(None), 0), None
+    else:
+        at = torch.arange(len(hidden), device=hidden.device), last
+        seen = (torch.arange(hidden.shape[1], device=hidden.device) <= last[:, None])[:, None, None]
     normed, attention = layer.layer_norm1(hidden), layer.self_attn
     q, k, v = (
         projection(x).unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2)
         for projection, x in (
-            (attention.q_proj, normed[:, :1]),
+            (attention.q_proj, normed[at][:, None]),
             (attention.k_proj, normed),
             (attention.v_proj, normed),
         )
     )
-    first = hidden[:, 0] + attention.out_proj(attend(q, k, v).transpose(1, 2).flatten(1))
-    return first + layer.mlp(layer.layer_norm2(first))
+    one = hidden[at] + attention.out_proj(attend(q, k, v, seen=seen).transpose(1, 2).flatten(1))
+    return one + layer.mlp(layer.layer_norm2(one))
 
 
 def wide(x: Tensor) -> Tensor:

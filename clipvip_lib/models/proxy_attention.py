@@ -72,8 +72,9 @@ def by_frame(x: Tensor, frames: int, patches: int, proxies: int) -> Tensor:
     return torch.cat([shared, own], dim=3).flatten(1, 2)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v for q [B, H, Q, K] and k, v [B, H, T, K]; causal: token t sees 1..t only.
+def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, seen: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v for q [B, H, Q, K] and k, v [B, H, T, K]; causal: token t sees 1..t only;
+    seen: bool [B, 1, 1, T], the tokens that are seen.
 
     The one place where the kernel is chosen: the fused one, except for training on short sequences on a CPU.
     Its backward pass is slow there, above all in bfloat16 (forward + backward of 256 x 68 tokens of width 24
@@ -81,11 +82,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
     """
     training = torch.is_grad_enabled() and q.requires_grad
     if q.device.type != "cpu" or not training or q.shape[-2] * k.shape[-2] > EXPLICIT_SCORES:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=causal)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
     scores = (q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
     # The softmax in float32 at least: it is exact enough for bfloat16, and the faster one too.
     return scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(v.dtype) @ v
 

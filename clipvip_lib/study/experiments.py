@@ -23,6 +23,7 @@ from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import unknown
 from clipvip_lib.profiles import Profile, require_runnable
+from clipvip_lib.study import rates
 from clipvip_lib.study.stages import Stage
 
 NOTEBOOKS = (
@@ -258,22 +259,29 @@ def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
 
 
 @functools.cache
-def finetuned(profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | None = None) -> Stage:
-    """An arm fine-tuned on a benchmark and scored on its test split; ``snapshot``: not from the end of
-    post-pretraining but from that step."""
+def finetuned(
+    profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | None = None, rate: float | None = None
+) -> Stage:
+    """An arm fine-tuned on a benchmark and scored on its test split.
+
+    snapshot: not from the end of post-pretraining but from that step. rate: another learning rate than the one
+    chosen for the arm.
+    """
     last = snapshots(profile)[-1]
+    recipe = dataclasses.replace(profile.finetune, lr=rate or rates.chosen(profile, arm.slug))
     step = None if arm.corpus is None else snapshot or last
     config = {
         "model": dataclasses.asdict(profile.model),
-        "recipe": dataclasses.asdict(profile.finetune),
+        "recipe": dataclasses.asdict(recipe),
         "attention": arm.attention,
         "proxies": arm.proxies,
         "group": CLIPS_PER_VIDEO,
         "snapshot": step,
-        "keep_weights": arm in (METHOD, BASELINE),
+        "keep_weights": True,
         "seed": seed,
     }
     where = f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
+    where += f"/rate{recipe.lr:g}"
     cost = profile.finetune.steps * 0.12 + 4.0
     return Stage(
         f"finetune/{name}/{where}/seed{seed}",
@@ -328,6 +336,7 @@ def language_gap(profile: Profile, seed: int) -> Stage:
     inputs = {
         "clip": clip(profile, seed),
         "text-subtitles": shard_frames(profile, LARGEST)[0],
+        "text-subtitles of hdvila-10m": shard_frames(profile, "hdvila-10m")[0],
         "text-ofa captions": captions(profile)[0],
         "text-alt-text": shard_frames(profile, "webvid-2.5m")[0],
         "text-caption pairs": caption_pair_texts(profile),
@@ -363,6 +372,18 @@ def cost(profile: Profile) -> Stage:
 
 
 # ------------------------------------------------------------------------------------------------- notebooks
+
+
+def candidates(profile: Profile, seed: int) -> dict[str, dict[float, Stage]]:
+    """Every arm at every learning rate of the short list, on msrvtt: {arm's slug: {rate: stage}}."""
+    arms = [BASELINE, *(Arm(corpus=name) for name in CORPORA), *attention_arms(profile).values()]
+    arms += loss_arms().values()
+    return {
+        arm.slug: {
+            rate: finetuned(profile, arm, "msrvtt", seed, rate=rate) for rate in profile.finetune_rates
+        }
+        for arm in arms
+    }
 
 
 def curve(profile: Profile, seed: int) -> dict[tuple[str, int], Stage]:

@@ -1,0 +1,69 @@
+"""The learning rate of each arm's fine-tuning, chosen on the validation split from one short list for all.
+
+``make rates`` fine-tunes every arm on msrvtt with every rate of the list (the first seed, all steps), takes the one
+with the best score on the VALIDATION split and writes rates.json, which every run reads: both benchmarks, all seeds.
+The test split is not looked at. An arm that is not in the file has the profile's own rate.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from clipvip_lib import files
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import Profile, get_profile
+
+FILE = Path(__file__).with_name("rates.json")
+SEED = 0
+
+
+def table(profile: str) -> dict[str, dict]:
+    """{arm's slug: {"chosen": rate, "validation": {rate as text: R@1}}} of a profile; empty if none was chosen."""
+    return files.read_json(FILE).get(profile, {}) if FILE.is_file() else {}
+
+
+def chosen(profile: Profile, slug: str) -> float:
+    """The learning rate of an arm's fine-tuning."""
+    return table(profile.name).get(slug, {}).get("chosen", profile.finetune.lr)
+
+
+def choose(scores: dict[float, float], default: float) -> float:
+    """The rate with the best validation score; of equal ones the default, else the smallest."""
+    best = max(scores.values())
+    equal = sorted(rate for rate, score in scores.items() if score == best)
+    return default if default in equal else equal[0]
+
+
+def main(name: str = "mini") -> int:
+    """Run all candidates of a profile and write rates.json. Returns the exit code."""
+    from clipvip_lib.study import experiments
+    from clipvip_lib.study.board import Board
+    from clipvip_lib.study.pipeline import only_run
+    from clipvip_lib.study.workers import raise_failures, run_stages
+
+    profile, home = get_profile(name), files.home()
+    candidates = experiments.candidates(profile, SEED)
+    stages = [stage for by_rate in candidates.values() for stage in by_rate.values()]
+    with only_run(files.make_folder(home)):
+        raise_failures(run_stages(stages, home, board=lambda total, count: Board(total, count)))
+    found = {}
+    for slug, by_rate in candidates.items():
+        scores = {
+            rate: max(row["score"] for row in stage.result(home)["evaluations"])
+            for rate, stage in by_rate.items()
+        }
+        validation = {f"{rate:g}": score for rate, score in scores.items()}
+        found[slug] = {"chosen": choose(scores, profile.finetune.lr), "validation": validation}
+    known = files.read_json(FILE) if FILE.is_file() else {}
+    files.write_json(FILE, known | {name: found})
+    for slug, row in found.items():
+        print(f"{slug}: {row['chosen']:g} of {row['validation']}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except ClipVipError as error:
+        sys.exit(f"rates: {error}")

@@ -1,0 +1,70 @@
+"""Learning rates are chosen on validation, from one list for every arm, and never by a test score."""
+
+import pytest
+
+from clipvip_lib.files import write_json
+from clipvip_lib.profiles import get_profile
+from clipvip_lib.study import experiments, rates
+
+SMOKE = get_profile("smoke")
+
+
+@pytest.mark.parametrize(
+    ("scores", "chosen"),
+    [
+        ({1e-4: 30.0, 5e-4: 31.0}, 5e-4),
+        ({1e-4: 31.5, 5e-4: 31.0}, 1e-4),
+        ({1e-4: 30.0, 5e-4: 30.0}, 5e-4),  # the default, of equal ones
+        ({1e-4: 30.0, 2e-4: 30.0, 5e-4: 29.0}, 1e-4),
+    ],
+)
+def test_the_best_on_validation(scores, chosen):
+    assert rates.choose(scores, default=5e-4) == chosen
+
+
+def test_an_arm_trains_with_the_chosen_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "FILE", tmp_path / "rates.json")
+    mini = get_profile("mini", bootstrap=1999)  # another value, so that no stage is found in memory
+    arm = experiments.Arm("full")
+    assert rates.chosen(mini, arm.slug) == mini.finetune.lr
+    write_json(tmp_path / "rates.json", {"mini": {arm.slug: {"chosen": 1e-5, "validation": {}}}})
+    stage = experiments.finetuned(mini, arm, "didemo", 3)
+    assert stage.config["recipe"]["lr"] == 1e-5 and "/rate1e-05/" in stage.name
+    assert (
+        experiments.finetuned(mini, experiments.Arm(), "didemo", 3).config["recipe"]["lr"] == mini.finetune.lr
+    )
+
+
+def test_candidates_are_every_arm_at_every_rate_and_differ_in_nothing_else():
+    found = experiments.candidates(SMOKE, 0)
+    arms = {arm.slug for arm, _ in experiments.scored_arms(SMOKE).values()}
+    assert set(found) == arms
+    for by_rate in found.values():
+        assert set(by_rate) == set(SMOKE.finetune_rates)
+        recipes = [dict(stage.config["recipe"]) for stage in by_rate.values()]
+        assert len({recipe.pop("lr") for recipe in recipes}) == len(recipes)
+        assert all(recipe == recipes[0] for recipe in recipes)
+
+
+def test_a_validation_score_decides_and_no_test_score(tmp_path, monkeypatch, capsys):
+    """A real run at smoke, of two arms: the file says what the stages' validation scores say."""
+    monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(rates, "FILE", tmp_path / "rates.json")
+    both = dict(list(experiments.candidates(SMOKE, rates.SEED).items())[:1])
+    monkeypatch.setattr(experiments, "candidates", lambda profile, seed: both)
+    assert rates.main("smoke") == 0
+    (slug,) = both
+    row = rates.table("smoke")[slug]
+    for rate, stage in both[slug].items():
+        scores = [evaluation["score"] for evaluation in stage.result()["evaluations"]]
+        assert row["validation"][f"{rate:g}"] == max(scores)
+    assert row["chosen"] == rates.choose(
+        {float(k): v for k, v in row["validation"].items()}, SMOKE.finetune.lr
+    )
+    assert slug in capsys.readouterr().out
+
+
+def test_the_list_is_short_and_holds_the_default():
+    for name in ("smoke", "mini"):
+        profile = get_profile(name)
+        assert profile.finetune.lr in profile.finetune_rates and len(profile.finetune_rates) <= 3
