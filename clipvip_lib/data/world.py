@@ -21,8 +21,8 @@ import numpy as np
 
 PIXELS = 128  # side of a frame: small enough to encode in 7 ms, large enough for 8 shapes to be told apart
 FPS = 3  # low, as most corpora are sampled at a few frames a second
-# 2.3 seconds. Seven, of which evaluation takes 0, 2, 4, 6: the same times forwards and backwards. Of 16 it took 0, 4,
-# 8, 15: a probe of one frame then told a motion from its opposite in 56 %, and mean pooling in 68 % of size changes.
+# Seven (2.3 seconds), of which evaluation takes 0, 2, 4, 6: the same times forwards and backwards. Of 16 it took
+# 0, 4, 8, 15: a probe of one frame then told a motion from its opposite in 56 %, mean pooling in 68 % of size changes.
 FRAMES = 7
 CLIPS_PER_VIDEO = 4  # a batch that takes whole videos holds clips that differ in their motion only
 

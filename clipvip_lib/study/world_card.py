@@ -20,10 +20,16 @@ PARTS = {"what is drawn": world, "what is written and said": language, "what mak
 CHOSEN = "chosen"
 BY_PROBE = "calibrated: still images"
 BY_ORDER = "calibrated: order"
+BY_MOTION_PROBE = "calibrated: motion probe"
 BY_CAPTIONER = "calibrated: captioner"
 BY_BASELINE = "calibrated: baseline"
 CALIBRATED = {
     "LANES": BY_PROBE,
+    "FRAMES": BY_MOTION_PROBE,
+    "ONE_THING": BY_BASELINE,
+    "TWO_THINGS": BY_BASELINE,
+    "TELLS_ORDER": BY_ORDER,
+    "MOTION": BY_ORDER,
     "SLIDE": BY_ORDER,
     "SMALL": BY_ORDER,
     "LARGE": BY_ORDER,
@@ -43,7 +49,7 @@ REASONS = {
     "OPPOSITE": "the same motion run backwards; follows from the pairs",
     "SHAPE": "synonyms, as several annotators of one video choose other words",
     "COLOUR": "synonyms, as several annotators of one video choose other words",
-    "MOTION": "synonyms, as several annotators of one video choose other words",
+    "MOTION": "one phrase each: see TELLS_ORDER",
     "BACKGROUND": "two ways to name each",
     "COLUMN": "where a thing rests, by its lane; the two middle lanes share a word",
     "ROW": "where a thing rests, by its lane; the two middle lanes share a word",
