@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from clipvip_lib import claims
+from clipvip_lib.files import write_json
 from clipvip_lib.intervals import from_interval, paired_difference
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.study import evidence
@@ -132,3 +135,48 @@ def test_the_most_demanding_contrast_comes_first():
         c: from_interval(e, e - 4, e + 4, queries=100) for c, e in zip(claim.contrasts, effects, strict=True)
     }
     assert [row["effect"] for row in evidence.to_decide(claim, found)] == [0.5, 1.0, 2.0, 3.0]
+
+
+def stored(folder, text, video):
+    folder.mkdir(parents=True)
+    np.savez(folder / "features.npz", text=np.float16(text), video=np.float16(video))
+    return SimpleNamespace(folder=lambda home: folder)
+
+
+def test_told_apart_counts_the_texts_that_prefer_their_clip_to_its_undoing(tmp_path, monkeypatch):
+    """Two long videos of two clips each; the third text does not tell its event and is not asked."""
+    motions = [["grows"], ["shrinks"], ["falls"], ["rises"]]
+    truth = {
+        f"video{i}": {
+            "split": "test", "group": i // 2, "tells_order": i != 2,
+            "events": [{"motion": motion} for motion in each],
+        }
+        for i, each in enumerate(motions)
+    }  # fmt: skip
+    write_json(tmp_path / "world" / "truth.json", truth | {"video9": truth["video0"] | {"split": "train"}})
+    world = SimpleNamespace(folder=lambda home: tmp_path / "world")
+    eye = np.eye(4)
+    knows, swaps = stored(tmp_path / "a", eye, eye), stored(tmp_path / "b", eye, eye[[1, 0, 2, 3]])
+    level = stored(tmp_path / "c", eye, np.ones((4, 4)))
+    monkeypatch.setattr(evidence.experiments, "benchmark", lambda profile, name: world)
+    monkeypatch.setattr(
+        evidence,
+        "stages_of",
+        lambda profile, arm, name, seeds: {"x": [knows, knows], "y": [swaps, level]}[arm],
+    )
+    found = evidence.told_apart(None, [0, 1], ["x", "y"], "msrvtt").set_index(["arm", "events"])["share"]
+    assert found["x", "all"] == 100 and found["x", "grows / shrinks"] == 100
+    assert found["y", "grows / shrinks"] == pytest.approx((0 + 50) / 2)
+    assert found["y", "all"] == pytest.approx((0 + 0 + 100 + 50 + 50 + 50) / 6)
+    assert ("x", "rises / falls") not in found  # one query alone has no interval
+
+
+def test_rates_are_shown_as_they_were_chosen(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence.rates, "FILE", tmp_path / "rates.json")
+    mini = get_profile("mini")
+    low, high = mini.finetune_rates
+    row = {"chosen": low, "validation": {f"{low:g}": 33.0, f"{high:g}": 31.5}}
+    write_json(tmp_path / "rates.json", {"mini": {"full/V-S/hdvila-100m": row}})
+    frame = evidence.rates_frame(mini, {"full": "full/V-S/hdvila-100m", "other": "other/V-S/hdvila-100m"})
+    assert frame.loc[0].tolist() == ["full", 33.0, 31.5, f"{low:g}"]
+    assert frame.loc[1, "taken"] == f"{mini.finetune.lr:g}" and frame.loc[1].isna().sum() == 2

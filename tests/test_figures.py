@@ -131,3 +131,13 @@ def test_the_html_keeps_alt_title_and_caption_and_can_be_parsed_back():
 def test_film_strips_of_something_else_are_refused(clips, labels):
     with pytest.raises(ClipVipError, match="film strip of"):
         figures.film_strip(clips, labels)
+
+
+def test_spotlight_is_bright_where_the_map_is_high():
+    clip, maps = np.full((2, 4, 6, 3), 200, np.uint8), np.zeros((2, 2, 3))
+    maps[1, 0, 2], maps[0, 1, 0] = 0.5, 0.25
+    lit = figures.spotlight(clip, maps)
+    assert (lit[1, :2, 4:] == 200).all() and (lit[1, 2:] == 30).all()
+    assert (lit[0, 2:, :2] == int(200 * (0.15 + 0.85 / 2))).all()
+    with pytest.raises(ClipVipError, match="expected one a frame, on a grid that divides it"):
+        figures.spotlight(clip, maps[:1])

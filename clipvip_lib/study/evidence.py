@@ -14,10 +14,11 @@ import numpy as np
 from clipvip_lib import claims, intervals
 from clipvip_lib.claims import Claim, Contrast, Measure, Verdict
 from clipvip_lib.data.benchmarks import BENCHMARKS
+from clipvip_lib.data.world import MOTIONS, OPPOSITE
 from clipvip_lib.files import read_json
 from clipvip_lib.profiles import Profile
 from clipvip_lib.retrieval import Ranks
-from clipvip_lib.study import experiments
+from clipvip_lib.study import experiments, rates
 from clipvip_lib.study.stages import Stage
 
 if TYPE_CHECKING:
@@ -118,6 +119,64 @@ def score_frame(
             parameters = stages[0].result(home)["parameters"]
             rows.append({"arm": arm, "benchmark": benchmark, **numbers, "parameters": parameters})
     return pd.DataFrame(rows)
+
+
+def rates_frame(profile: Profile, slugs: Mapping[str, str]) -> pd.DataFrame:
+    """How each arm's learning rate was chosen: arm, best validation R@1 of every rate of the list, rate taken.
+
+    slugs: {name of the arm: its slug}. Scores are missing where the rate was not chosen by ``make rates``.
+    """
+    import pandas as pd
+
+    known, rows = rates.table(profile.name), []
+    for name, slug in slugs.items():
+        scores = known.get(slug, {}).get("validation", {})
+        columns = {f"{rate:g}": scores.get(f"{rate:g}") for rate in profile.finetune_rates}
+        rows.append({"arm": name} | columns | {"taken": f"{rates.chosen(profile, slug):g}"})
+    return pd.DataFrame(rows)
+
+
+def told_apart(
+    profile: Profile, seeds: Sequence[int], arms: Sequence[str], benchmark: str, home: Path | None = None
+) -> pd.DataFrame:
+    """How often a text that tells the events prefers its clip to the one in which they are undone; chance: 50 %.
+
+    Columns arm, events (a pair of opposite motions, "several", or "all"), asked, share (per cent), low, high (95 %
+    over seeds and queries). A clip and its undoing show the same frames, so only their order can tell.
+    """
+    import pandas as pd
+
+    truth = read_json(experiments.benchmark(profile, benchmark).folder(home) / "truth.json")
+    test = [row for row in truth.values() if row["split"] == "test"]
+    groups: dict[int, list[int]] = {}
+    for place, row in enumerate(test):
+        groups.setdefault(row["group"], []).append(place)
+    asked = [i for i, row in enumerate(test) if row["tells_order"]]
+    undone = [next(j for j in groups[test[i]["group"]] if j != i) for i in asked]
+    kinds = np.array([_kind([event["motion"] for event in test[i]["events"]]) for i in asked])
+    rows = []
+    for arm in arms:
+        table = []
+        for stage in stages_of(profile, arm, benchmark, seeds):
+            with np.load(stage.folder(home) / "features.npz") as stored:
+                text, video = (stored[key].astype(np.float32) for key in ("text", "video"))
+            own, other = ((text[asked] * video[which]).sum(1) for which in (asked, undone))
+            table.append((own > other) + 0.5 * (own == other))
+        for kind in ("all", *dict.fromkeys(sorted(kinds))):
+            chosen = np.ones(len(kinds), bool) if kind == "all" else kinds == kind
+            if chosen.sum() > 1:
+                found = intervals.paired_difference(100.0 * np.stack(table)[:, chosen])
+                ends = {"low": max(0.0, found.low), "high": min(100.0, found.high)}
+                row = {"arm": arm, "events": kind, "asked": int(chosen.sum()), "share": found.effect}
+                rows.append(row | ends)
+    return pd.DataFrame(rows)
+
+
+def _kind(motions: Sequence[str]) -> str:
+    """One event by its pair of opposites, "grows / shrinks"; else "several"."""
+    if len(motions) > 1:
+        return "several"
+    return " / ".join(sorted((motions[0], OPPOSITE[motions[0]]), key=MOTIONS.index))
 
 
 def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:

@@ -185,6 +185,21 @@ def film_strip(
     return fig
 
 
+def spotlight(clip: np.ndarray, maps: np.ndarray) -> np.ndarray:
+    """A clip that is bright where a map is high and dark where it is low, for ``film_strip``.
+
+    clip: uint8 [N, H, W, 3]; maps: [N, rows, columns], not negative; the highest place of all frames is left as it
+    is. Returns uint8 [N, H, W, 3]. Raises ClipVipError if the maps do not divide the frames.
+    """
+    N, H, W, _ = clip.shape
+    if maps.shape[0] != N or H % maps.shape[1] or W % maps.shape[2]:
+        raise ClipVipError(
+            f"maps {list(maps.shape)} of frames {list(clip.shape)}: expected one a frame, on a grid that divides it"
+        )
+    light = maps.repeat(H // maps.shape[1], 1).repeat(W // maps.shape[2], 2) / max(float(maps.max()), 1e-9)
+    return (clip * (0.15 + 0.85 * light[..., None])).astype(np.uint8)
+
+
 def interval_rows(
     axis: Axes,
     labels: Sequence[str],
