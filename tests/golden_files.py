@@ -34,10 +34,10 @@ class Row(NamedTuple):
 
 
 def case_folders(family: str) -> list[Path]:
-    """Sorted folders of a family. Tools' own folders, and OFA's BPE files beside the cases, are no cases."""
+    """Sorted folders of a family. Hidden folders, and ofa/bpe with OFA's BPE files, are no cases."""
     folder = FOLDER / family
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
-    return [path for path in found if path.name[0] not in "._" and not (path / "merges.txt").is_file()]
+    return [path for path in found if not path.name.startswith(".") and (family, path.name) != ("ofa", "bpe")]
 
 
 def faults_of_folder() -> list[str]:

@@ -457,3 +457,39 @@ def test_bytes_are_normalised_on_the_way(attention):
         assert (model.float().encode_video(frames) - expected).abs().max() < 0.05
     with pytest.raises(ClipVipError, match="frames 16 pixels high and 16 wide, got .12, 16."):
         model.encode_video(frames[:, :, :12])
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        [[0, 1, 1, 1, 1, 1], [0, 0, 0, 1, 1, 1]],  # padding to the left
+        [[0, 0, 0, 0, 0, -9], [0, 0, 0, -9, -9, -9]],  # to be added
+        [[0] * 6, [0] * 6],
+        [[1, 0, 1, 1, 1, 0], [1, 1, 1, 0, 0, 0]],
+    ],
+)
+def test_a_mask_that_would_be_read_wrongly_is_refused(mask):
+    with pytest.raises(ClipVipError, match="expected 1 for every token and 0 for the padding to their right"):
+        make().encode_text(IDS, torch.tensor(mask))
+    with pytest.raises(ClipVipError, match="as the ids, got"):
+        make().encode_text(IDS, MASK[0])
+
+
+def test_what_the_padding_holds_is_of_no_matter():
+    model = make()
+    strange = IDS.masked_fill(MASK == 0, -100)
+    assert torch.equal(model.encode_text(strange, MASK), model.encode_text(IDS, MASK))
+
+
+def test_pixels_and_ids_of_another_kind_are_refused():
+    model = make()
+    with pytest.raises(ClipVipError, match="3 channels as the third axis"):
+        model.encode_video(torch.randn(1, 2, 4, 16, 16))
+    with pytest.raises(ClipVipError, match="3 channels as the last axis"):
+        model.encode_video(torch.zeros(1, 2, 3, 16, 16, dtype=torch.uint8))
+    with pytest.raises(ClipVipError, match=r"whole numbers as ids, got torch.float64"):
+        model.encode_text(IDS.double())
+    with pytest.raises(ClipVipError, match="attention_dropout expected 0"):
+        config = ClipViPConfig.small(**SMALL)
+        config.vision_config.attention_dropout = 0.1
+        ClipViP(config)

@@ -147,9 +147,9 @@ def test_the_pages_rows_are_the_documents():
         same = [
             (f"{r['difference']:.1e}" if r["difference"] else "0", r["quantity"])
             for r in document["rows"]
-            if r["against"] == row["equal to"]
+            if r["against"] == row["ours equals"]
         ]
-        assert (row["difference"], row["the farthest"]) in same
+        assert (row["by"], row["farthest off"]) in same
 
 
 def test_code_that_has_changed_is_said():

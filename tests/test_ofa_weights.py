@@ -167,6 +167,16 @@ FAULTS = {
         lambda s: s.pop("encoder.embed_positions.weight"),
         "expected the weights of an OFA, encoder.embed_positions.weight is missing",
     ),
+    "twice": (
+        lambda s: s.update({"encoder.layers.0.ffn_layernorm.weight": torch.ones(48)}),
+        "encoder.layers.0.ffn_layer_norm.weight twice, under two spellings",
+    ),
+    "NaN in the tied one": (
+        lambda s: [s[name].view(-1)[:1].fill_(float("nan")) for name in (EMBEDDING, *TIED)],
+        r"not finite in 1 weights \(encoder.embed_tokens.weight\)",
+    ),
+    "a version of something": (lambda s: s.update({"x.version": torch.ones(1)}), "1 left over: x.version"),
+    "a 0-d size": (lambda s: s.update({"decoder.layers.0.self_attn.c_attn": torch.tensor(1.0)}), "could not be loaded"),
     "another ResNet": (
         lambda s: [s.pop(k) for k in list(s) if k.startswith("encoder.embed_images.layer3.5.")],
         r"a ResNet with \(3, 4, 5\) blocks: expected one of",

@@ -47,7 +47,7 @@ LANES = (16, 48, 80, 112)
 RADIUS = 15.0  # of a thing at rest, in pixels: a diameter of just under one patch (32)
 # Length of a slide in pixels: 3 patches; prototypes learned nothing from motions under one patch.
 SLIDE = 96.0
-SMALL, LARGE = 0.45, 1.8  # radius before and after growing, as a share of RADIUS: area changes by 16
+SMALL, LARGE = 0.45, 1.8  # radius before and after growing, as a share of RADIUS: area changes 16-fold
 # Share of a still image's things that are half a lane aside, as a moving thing passes: with none the captioner named
 # 60 % of the things in videos rightly, and 100 % of those in stills.
 STILL_PASSING = 0.15

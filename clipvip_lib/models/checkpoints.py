@@ -20,6 +20,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import difflib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,21 +30,25 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from clipvip_lib.errors import ClipVipError
-from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, is_added
-from clipvip_lib.models.load_report import LoadReport, State, refuse_unequal, to_dtype_of
+from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.models.clip_vip import JOINT, ClipViP, ClipViPConfig, is_added
+from clipvip_lib.models.load_report import LoadReport, State, fit, one_sentence, put
 from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_weights import SIGN_OF_OFA, config_of_folder, ofa_from_state
 from clipvip_lib.models.open_clip_weights import from_open_clip
-from clipvip_lib.models.weight_files import read_folder, read_weights
+from clipvip_lib.models.weight_files import read_folder, read_weights, refuse_prefixes
 
 TEMPORAL = "vision_model.embeddings.temporal_embedding"
 PROXIES = "vision_model.embeddings.added_cls"
 POSITIONS = "vision_model.embeddings.position_embedding.weight"
 PATCHES = "vision_model.embeddings.patch_embedding.weight"
+POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
 #: All released CLIPs have heads of this width; a bare state dict does not tell.
 HEAD_WIDTH = 64
+
+
+OPTIONS = {"attention", "proxies", "frames", "image_size", "config", "interpolate", "seed"}
 
 
 class Source(NamedTuple):
@@ -61,14 +67,18 @@ def load_checkpoint(
     source, pretrained_tag, options: as for ``load_clip_vip``; an OFA takes ``config`` alone. Which model it is
     is read off the names of the weights. Raises ClipVipError as ``load_clip_vip`` and ``load_ofa``.
     """
-    found = _read(source, pretrained_tag)
-    if SIGN_OF_OFA not in found.state:
-        return _clip_vip(found, **options)
-    if others := sorted(set(options) - {"config"}):
-        raise ClipVipError(
-            f"{source} holds an OFA, which takes config= alone, got {', '.join(others)}; leave it out"
-        )
-    return ofa_from_state(found.state, found.name, options.get("config") or config_of_folder(found.config))
+    if others := sorted(set(options) - OPTIONS):
+        raise unknown("option of load_checkpoint", others[0], OPTIONS)
+    with one_sentence(source):
+        found = _read(source, pretrained_tag)
+        if SIGN_OF_OFA not in found.state:
+            return _clip_vip(found, **options)
+        if others := sorted(set(options) - {"config"}):
+            raise ClipVipError(
+                f"{source} holds an OFA, which takes config= alone, got {', '.join(others)}; leave it out"
+            )
+        config = options.get("config") or config_of_folder(found.config)
+        return ofa_from_state(found.state, found.name, config)
 
 
 def load_clip_vip(
@@ -87,7 +97,8 @@ def load_clip_vip(
 
     attention, proxies, frames, image_size: of the model to build; each defaults to the source's, where the
     source has none to "proxy", 4 and 12.
-    pretrained_tag: for an open_clip name, the tag or a file.
+    pretrained_tag: for an open_clip name, the tag or a file. A file does not say its activation, the name does
+    ("ViT-B-32-quickgelu" for OpenAI's and other QuickGELU weights).
     config: for a bare file, when its shapes do not tell all (heads of another width than 64, not QuickGELU).
     interpolate: resize the temporal embedding and the patch positions where the model has others.
     seed: of the added weights.
@@ -95,22 +106,23 @@ def load_clip_vip(
     Returns the model in evaluation mode, float32. Raises ClipVipError, in one sentence, for a source that is
     none of these, a file that is damaged or is something else, or weights that do not fit.
     """
-    return _clip_vip(
-        _read(source, pretrained_tag),
-        attention=attention,
-        proxies=proxies,
-        frames=frames,
-        image_size=image_size,
-        config=config,
-        interpolate=interpolate,
-        seed=seed,
-    )
+    with one_sentence(source):
+        return _clip_vip(
+            _read(source, pretrained_tag),
+            attention=attention,
+            proxies=proxies,
+            frames=frames,
+            image_size=image_size,
+            config=config,
+            interpolate=interpolate,
+            seed=seed,
+        )
 
 
 def _read(source: str | Path, pretrained_tag: str | Path | None) -> Source:
     path = Path(source)
     if not path.exists():
-        return Source(str(source), *_read_open_clip(str(source), pretrained_tag))
+        return Source(f"{source}, {pretrained_tag}", *_read_open_clip(str(source), pretrained_tag))
     if pretrained_tag is not None:
         raise ClipVipError(
             f"{source} is a file or folder, pretrained_tag= belongs to an open_clip name; leave it out"
@@ -134,15 +146,31 @@ def _clip_vip(
         raise ClipVipError(
             f"{source.name} brings its own configuration, leave config= out or give a file of weights"
         )
+    if config is not None and not isinstance(config, ClipViPConfig):
+        raise ClipVipError(f"config= expected a ClipViPConfig, got {type(config).__name__}; make one")
+    assumed = {}
     if isinstance(source.config, dict):
         base = _config_of_folder(source)
+    elif config or source.config:
+        base = copy.deepcopy(config or source.config)
     else:
-        base = copy.deepcopy(config or source.config) or infer_config(*_without_report(source))
+        base = infer_config(*_without_report(source))
+        towers = (base.vision_config, base.text_config)
+        assumed["heads"] = f"{HEAD_WIDTH} wide: {' and '.join(str(t.num_attention_heads) for t in towers)}"
+        assumed["activation"] = "QuickGELU, as in all of OpenAI's CLIPs and the authors' checkpoints"
+        assumed["proxies"] = f"{base.proxies if proxies is None else proxies}, by the weights there are"
     changes = {"attention": attention, "proxies": proxies, "temporal_size": frames}
     for name, value in changes.items():
         if value is not None:
             setattr(base, name, value)
     if image_size is not None:
+        sizes = base.vision_config.image_size, base.vision_config.patch_size
+        square = all(isinstance(size, int) for size in sizes)
+        if not isinstance(image_size, int) or not square or image_size < base.vision_config.patch_size:
+            raise ClipVipError(
+                f"image_size= expected the side of a square image of at least one patch, for a model of square images "
+                f"({sizes[0]}, patches of {sizes[1]}), got {image_size!r}; give config= for others"
+            )
         base.vision_config.image_size = image_size
     model = build(base, seed)
     report = load_weights(
@@ -154,6 +182,7 @@ def _clip_vip(
         interpolate=interpolate,
         own=True,
     )
+    report.assumed = assumed
     return model.eval(), report
 
 
@@ -211,7 +240,10 @@ def load_weights(
     """
     state, report = tidy(state, source)
     wanted = model.state_dict()
-    for name in [n for n in state if n not in wanted and allow_dropped and is_added(n)]:
+    unknown = [n for n in state if n not in wanted and allow_dropped and is_added(n)]
+    if model.config.attention in JOINT:  # fewer proxies than the source's are no reason to drop trained ones
+        unknown = [n for n in unknown if n.startswith("frame_transformer.")]
+    for name in unknown:
         report.dropped[name] = f"attention {model.config.attention!r} has no such weight"
         del state[name]
     if interpolate:
@@ -223,8 +255,7 @@ def load_weights(
         "choose the configuration that the weights were made with, or interpolate=True where only frames or "
         "image size differ"
     )
-    refuse_unequal(source, state, wanted, missing, advice)
-    to_dtype_of(state, wanted, report)
+    fit(source, state, wanted, missing, advice, report)
     report.added = {n: _how_added(n) for n in wanted if n not in state}
     report.loaded = sorted(state)
     model.load_state_dict(state, strict=False, assign=own)
@@ -238,9 +269,8 @@ def tidy(state: State, source: str) -> tuple[dict[str, Tensor], LoadReport]:
     Raises ClipVipError for the names of other models, saying which model it looks like.
     """
     report = LoadReport(source)
+    refuse_prefixes(state, source)
     looks_like = {
-        "module.": "saved from inside DistributedDataParallel; save model.module.state_dict(), or strip "
-        "the prefix",
         "clip.": "a CLIP4Clip checkpoint, another model; start from the CLIP that it was made from",
         "encoder.": "an OFA checkpoint; load it with load_ofa",
         "visual.": "an open_clip or OpenAI state dict; give the open_clip name as source and the file as "
@@ -251,16 +281,21 @@ def tidy(state: State, source: str) -> tuple[dict[str, Tensor], LoadReport]:
             raise ClipVipError(
                 f"{source} expected Hugging Face's CLIP names, got names that start with {prefix!r}: {what}"
             )
-    tidied = {}
+    tidied: dict[str, Tensor] = {}
     for name, value in state.items():
         name = name.removeprefix("clipmodel.")
-        if name.endswith("embeddings.position_ids"):
+        if name in POSITION_IDS and _counts(value):
             report.dropped[name] = "a constant 0, 1, 2, .. that old versions of transformers stored"
-        elif value.numel() == 0:
+        elif name == PROXIES and value.numel() == 0:
             report.dropped[name] = "empty, as the added proxies are where there is one"
         else:
-            tidied[name] = value
+            put(tidied, name, value, source)
     return tidied, report
+
+
+def _counts(value: Tensor) -> bool:
+    """Whether a tensor holds 0, 1, 2, .. and nothing else."""
+    return torch.equal(value.flatten().double(), torch.arange(value.numel(), dtype=torch.float64))
 
 
 def infer_config(state: State, source: str) -> ClipViPConfig:
@@ -282,6 +317,11 @@ def infer_config(state: State, source: str) -> ClipViPConfig:
     width, _, patch, _ = state[PATCHES].shape
     side = round((len(state[POSITIONS]) - 1) ** 0.5)
     vocab_size, text_width = state[text_tokens].shape
+    if width % HEAD_WIDTH or text_width % HEAD_WIDTH or side**2 + 1 != len(state[POSITIONS]):
+        raise ClipVipError(
+            f"{source} has towers {width} and {text_width} wide and {len(state[POSITIONS])} positions: a bare file "
+            f"tells its sizes only where heads are {HEAD_WIDTH} wide and images square; give config="
+        )
 
     def tower(prefix: str, width: int) -> dict[str, int]:
         numbers = [name.split(".")[3] for name in state if name.startswith(f"{prefix}.encoder.layers.")]
@@ -290,7 +330,7 @@ def infer_config(state: State, source: str) -> ClipViPConfig:
             "hidden_size": width,
             "intermediate_size": 4 * width if hidden is None else len(hidden),
             "num_hidden_layers": 1 + max(map(int, numbers), default=-1),
-            "num_attention_heads": max(1, width // HEAD_WIDTH),
+            "num_attention_heads": width // HEAD_WIDTH,
         }
 
     embed_dim = len(state["visual_projection.weight"])
@@ -366,11 +406,18 @@ def _config_of_folder(source: Source) -> ClipViPConfig:
     kind = fields.pop("model_type", None)
     if kind not in ("clip", "clip_vip"):
         raise ClipVipError(
-            f"{source.name} expected a model of type clip or clip_vip, its config.json says {kind!r}; load an OFA "
-            "with load_ofa"
+            f"{source.name} expected a model of type clip or clip_vip, its config.json says {kind!r}; "
+            + ("load it with load_ofa" if kind == "ofa" else "give the folder of a CLIP")
         )
     fields.pop("architectures", None)
-    return ClipViPConfig(**fields)
+    config = ClipViPConfig(**fields)
+    text = config.text_config
+    if text.eos_token_id not in (2, text.vocab_size - 1):
+        raise ClipVipError(
+            f"{source.name} ends its texts with token {text.eos_token_id}: expected CLIP's rule, the largest id of a "
+            f"text (eos_token_id 2 or {text.vocab_size - 1}), the only one written here; take another CLIP"
+        )
+    return config
 
 
 def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, State]:
@@ -384,7 +431,8 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
     if name not in open_clip.list_models():
         near = difflib.get_close_matches(name, open_clip.list_models(), 1)
         raise ClipVipError(
-            f"no folder, file or open_clip model {name!r}: expected one of these"
+            f"no file or folder {name!r}, and no open_clip model of that name; give a path that exists (of a Hugging "
+            "Face model: download its folder first) or a name of open_clip.list_models()"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
     tags = open_clip.list_pretrained_tags_by_model(name)
@@ -401,9 +449,17 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
             )
         options["force_quick_gelu"] = bool(about.get("quick_gelu"))
         file = _download(open_clip, about, name, str(tag))
-    with torch.device("meta"):
+    if name in open_clip.list_models() and "hf_model_name" in open_clip.get_model_config(name).get(
+        "text_cfg", {}
+    ):
+        raise ClipVipError(
+            f"open_clip model {name} has another text tower than CLIP's; take a plain ViT (ViT-B-32, ..)"
+        )
+    with torch.device("meta"), _without_alarm():
         model = open_clip.create_model(name, load_weights=False, device="meta", **options)
-    state = {key.removeprefix("module."): value for key, value in read_weights(file).items()}
+    state: dict[str, Tensor] = {}
+    for key, value in read_weights(file).items():
+        put(state, key.removeprefix("module."), value, str(file))
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -414,13 +470,34 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
     return from_open_clip(model)
 
 
+@contextlib.contextmanager
+def _without_alarm() -> Iterator[None]:
+    """open_clip warns of a model without weights; they are loaded next."""
+    root = logging.getLogger()
+    root.addFilter(_is_no_alarm)
+    try:
+        yield
+    finally:
+        root.removeFilter(_is_no_alarm)
+
+
+def _is_no_alarm(record: logging.LogRecord) -> bool:
+    return "No pretrained weights loaded" not in record.getMessage()
+
+
 def _download(open_clip, about: dict, name: str, tag: str) -> Path:
+    quick = name if name.endswith("-quickgelu") else f"{name}-quickgelu"
     try:
         return Path(open_clip.pretrained.download_pretrained(about))
     except (OSError, RuntimeError, ValueError) as error:
         raise ClipVipError(
             f"the weights {tag} of open_clip model {name} could not be downloaded ({_first_line(error):.200}); give "
             "their file as pretrained_tag"
+            + (
+                f", with the name {quick!r}: they were trained with QuickGELU"
+                if about.get("quick_gelu")
+                else ""
+            )
         ) from error
 
 

@@ -21,13 +21,11 @@ Source: CLIP-ViP (arXiv 2209.06430) section 3.4; CLIP4Clip (arXiv 2104.08860) se
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, CLIPConfig, CLIPModel
 from transformers import initialization as init
@@ -39,7 +37,7 @@ from clipvip_lib.data.transform import CLIP_MEAN, CLIP_STD
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models import proxy_attention
-from clipvip_lib.models.load_report import not_finite
+from clipvip_lib.models.load_report import not_finite, one_sentence
 from clipvip_lib.models.model_card import model_card
 from clipvip_lib.models.proxy_attention import attend, attention_interface
 from clipvip_lib.models.weight_files import read_folder
@@ -268,6 +266,10 @@ class ClipViP(CLIPModel):
     config: ClipViPConfig
 
     def __init__(self, config: ClipViPConfig):
+        if config.vision_config.attention_dropout or config.text_config.attention_dropout:
+            raise ClipVipError(
+                "attention_dropout expected 0, as in all CLIPs: proxy attention has none; set it to 0"
+            )
         for each in (config, config.vision_config, config.text_config):
             # Not a user's choice: any other implementation would attend to the wrong tokens without a word.
             each._attn_implementation = proxy_attention.NAME
@@ -337,6 +339,15 @@ class ClipViP(CLIPModel):
                 f"the video encoder expected frames [batch, frames, 3, height, width], one frame or more, "
                 f"got {list(pixels.shape)}; a still image is a video of one frame"
             )
+        channels, where = (
+            (pixels.shape[4], "last") if pixels.dtype == torch.uint8 else (pixels.shape[2], "third")
+        )
+        if channels != 3:
+            raise ClipVipError(
+                f"the video encoder expected 3 channels as the {where} axis of {pixels.dtype} frames, got "
+                f"{list(pixels.shape)}; bytes are [batch, frames, height, width, 3], normalised numbers "
+                "[batch, frames, 3, height, width]"
+            )
         embeddings = self.vision_model.embeddings
         if self.config.attention not in JOINT:
             return embeddings(pixels.flatten(0, 1)[:, None]), {}
@@ -369,13 +380,18 @@ class ClipViP(CLIPModel):
                 f"the text encoder expected ids [batch, 1 to {config.max_position_embeddings}], got "
                 f"{list(ids.shape)}; cut the texts to the context length"
             )
+        if ids.dtype not in (torch.int64, torch.int32):
+            raise ClipVipError(
+                f"the text encoder expected whole numbers as ids, got {ids.dtype}; use a tokenizer"
+            )
+        if mask is not None:
+            self._check_mask(ids, mask)
+            ids = ids.masked_fill(mask == 0, 0)
         if ids.device.type == "cpu" and not 0 <= int(ids.min()) <= int(ids.max()) < config.vocab_size:
             raise ClipVipError(
                 f"the text encoder expected ids from 0 to {config.vocab_size - 1}, got {int(ids.min())} to "
                 f"{int(ids.max())}; use the tokenizer that belongs to the model"
             )
-        if mask is not None:
-            ids = ids.masked_fill(mask == 0, 0)
         text = self.text_model
         hidden = text.embeddings(input_ids=ids)
         *layers, last = text.encoder.layers
@@ -383,6 +399,22 @@ class ClipViP(CLIPModel):
             hidden = layer(hidden, None, is_causal=True)
         end = text.final_layer_norm(last_layer_of_one_token(last, hidden, ids.argmax(1)))
         return F.normalize(wide(self.text_projection(end)), dim=-1)
+
+    @staticmethod
+    def _check_mask(ids: Tensor, mask: Tensor) -> None:
+        """Ones, then zeros: padding to the left, or an additive mask, would be read wrongly without a word."""
+        if mask.shape != ids.shape:
+            raise ClipVipError(
+                f"the mask expected {list(ids.shape)} as the ids, got {list(mask.shape)}; pass both alike"
+            )
+        if mask.device.type == "cpu":
+            seen = mask != 0
+            plain = bool(((mask == 0) | (mask == 1)).all())
+            if not plain or not bool(seen[:, 0].all()) or bool((seen[:, 1:] & ~seen[:, :-1]).any()):
+                raise ClipVipError(
+                    "the mask expected 1 for every token and 0 for the padding to their right, got another; pad to the "
+                    "right, and give ones and zeros"
+                )
 
     # ---- what transformers' users call ----
 
@@ -392,21 +424,37 @@ class ClipViP(CLIPModel):
 
         A plain CLIP lacks the weights that CLIP-ViP adds: load it with ``checkpoints.load_clip_vip``.
         """
-        folder = Path(str(args[0])) if args else None
+        if isinstance(kwargs.get("proxies"), int):
+            raise ClipVipError(
+                "from_pretrained takes proxies= for the network, as everywhere in transformers; the number of video "
+                "proxies is load_clip_vip's, or a configuration's"
+            )
+        if "attn_implementation" in kwargs:
+            cls.set_attn_implementation(cls)
+        name = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        folder = Path(str(name), kwargs.get("subfolder") or "")
         kwargs["ignore_mismatched_sizes"] = True  # transformers lists them, and they are refused below
         try:
             model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        except (SafetensorError, pickle.UnpicklingError, RuntimeError):
-            if folder and folder.is_dir():
-                read_folder(folder)  # names a file that is cut short, a pointer or a page for what it is
+        except Exception:
+            if folder.is_dir():
+                with one_sentence(folder):
+                    read_folder(folder)  # names a file that is cut short, a pointer or a page for what it is
+                    raise
             raise
-        faults = {
-            k: info.get(k) for k in ("missing_keys", "unexpected_keys", "mismatched_keys") if info.get(k)
-        }
+        faults = [
+            f"{len(found)} {what}: {', '.join(map(str, sorted(map(str, found))[:3]))}"
+            for what, found in (
+                ("missing", info.get("missing_keys")),
+                ("left over", info.get("unexpected_keys")),
+                ("of another shape", info.get("mismatched_keys")),
+            )
+            if found
+        ]
         if faults:
             raise ClipVipError(
-                f"the checkpoint does not fit the model ({faults!s:.300}), nothing was loaded; other "
-                "sources are read by load_clip_vip in clipvip_lib.models.checkpoints"
+                f"{folder} does not fit the model ({'; '.join(faults)}), nothing was loaded; other sources are read by "
+                "load_clip_vip in clipvip_lib.models.checkpoints"
             )
         if bad := not_finite(model.state_dict()):
             raise ClipVipError(

@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.models.load_report import put
 
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 PROMPT = " what does the image describe?"  # the leading space matters: other token ids without it
@@ -699,7 +700,7 @@ class OFA(nn.Module):
 _DROPPED = (
     (r"(encoder|decoder)\.(token|image)_rp_bucket", "lookup table, computed from the configuration"),
     (r"decoder\.image_position_idx", "image generation only, computed by the authors from the configuration"),
-    (r"(.*\.)?version", "fairseq's format version"),
+    (r"(encoder|decoder)\.version", "fairseq's format version"),
 )
 _FAIRSEQ = (  # whole path components, so that attn_ln is never taken for a part of self_attn_ln
     (r"(encoder\.layers\.\d+)\.attn_ln\.", r"\1.self_attn_mid_layer_norm."),
@@ -726,5 +727,5 @@ def ofa_state_dict(raw: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[s
             continue
         for pattern, name in _FAIRSEQ:
             key = re.sub(rf"^{pattern}", name, key)
-        kept[key] = value
+        put(kept, key, value, "this OFA checkpoint")
     return kept, dropped

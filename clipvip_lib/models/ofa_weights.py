@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.models.load_report import LoadReport, State, refuse_unequal, to_dtype_of
+from clipvip_lib.models.load_report import LoadReport, State, fit, not_finite, one_sentence
 from clipvip_lib.models.ofa import OFA, RESNET_BLOCKS, OFAConfig, ofa_state_dict
-from clipvip_lib.models.weight_files import read_folder, read_weights
+from clipvip_lib.models.weight_files import read_folder, read_weights, refuse_prefixes
 
 EMBEDDING = "encoder.embed_tokens.weight"
 TIED = ("decoder.embed_tokens.weight", "decoder.output_projection.weight")
@@ -33,13 +33,19 @@ def load_ofa(source: str | Path, *, config: OFAConfig | None = None) -> tuple[OF
     Raises ClipVipError, in one sentence, for a source that is none of these, a file that is damaged or is
     something else, or weights that are missing, left over, of another shape or not finite.
     """
-    path = Path(source)
-    fields, state = read_folder(path) if path.is_dir() else (None, read_weights(path))
-    return ofa_from_state(state, str(source), config or config_of_folder(fields))
+    with one_sentence(source):
+        path = Path(source)
+        fields, state = read_folder(path) if path.is_dir() else (None, read_weights(path))
+        return ofa_from_state(state, str(source), config or config_of_folder(fields))
 
 
 def ofa_from_state(state: State, source: str, config: OFAConfig | None = None) -> tuple[OFA, LoadReport]:
     """An OFA that takes over the tensors of a raw state dict in either layout; as ``load_ofa``."""
+    if config is not None and not isinstance(config, OFAConfig):
+        raise ClipVipError(
+            f"config= of an OFA expected an OFAConfig, got {type(config).__name__}; leave it out"
+        )
+    refuse_prefixes(state, source)
     weights, dropped = ofa_state_dict(state)
     with torch.device("meta"):  # nothing is drawn that is overwritten at once
         model = OFA(config or infer_ofa_config(weights, source))
@@ -47,10 +53,8 @@ def ofa_from_state(state: State, source: str, config: OFAConfig | None = None) -
     _untie(weights, source, report)
     wanted = {name: value for name, value in model.state_dict().items() if name not in TIED}
     missing = [name for name in wanted if name not in weights]
-    refuse_unequal(
-        source, weights, wanted, missing, "take a checkpoint of OFA's captioning model, or leave config= out"
-    )
-    to_dtype_of(weights, wanted, report)
+    advice = "take a checkpoint of OFA's captioning model, or leave config= out"
+    fit(source, weights, wanted, missing, advice, report)
     report.loaded = sorted([*weights, *(name for name in TIED if name in state)])
     model.load_state_dict(weights | dict.fromkeys(TIED, weights[EMBEDDING]), assign=True)
     # Assigned one by one, they are three parameters that share memory: training wants one.
@@ -124,7 +128,11 @@ def _untie(weights: dict, source: str, report: LoadReport) -> None:
         copy = weights.pop(name, None)
         if copy is None:
             report.added[name] = f"the same tensor as {EMBEDDING}"
-        elif EMBEDDING in weights and not torch.equal(copy, weights[EMBEDDING]):
+        elif (
+            EMBEDDING in weights
+            and not not_finite({name: copy})
+            and not torch.equal(copy, weights[EMBEDDING])
+        ):
             raise ClipVipError(
                 f"{source} stores a {name} other than {EMBEDDING}, nothing was loaded: expected one tensor, "
                 "tied; the checkpoint was damaged or converted wrongly, take the released one"

@@ -22,6 +22,21 @@ from torch import Tensor
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
 
+#: First bytes of files that are something else.
+OTHER_FILES = {b"\x1f\x8b": "a gzip archive", b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file"}
+
+#: Where programs put the weights in what they save.
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+
+#: What programs put before the names of weights, and what to do about it; the first that fits is said.
+PREFIXES = {
+    "module.clip.": "a CLIP4Clip checkpoint, another model; start from the CLIP that it was made from",
+    "module.": "saved from inside DistributedDataParallel; save model.module.state_dict(), or strip the prefix",
+    "_orig_mod.": "saved from inside torch.compile; save model._orig_mod.state_dict(), or strip the prefix",
+    "model.": "saved as a part of another module; save that part's state_dict(), or strip the prefix",
+    "clipmodel.clipmodel.": "the authors' prefix twice; strip one",
+}
+
 #: Plain data that fairseq stores beside its weights: a configuration, and scores as numpy numbers. None runs code.
 PLAIN_DATA = [
     argparse.Namespace,
@@ -47,14 +62,33 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         head = file.read(512)
     _refuse_non_weights(path, head)
     state = _read_safetensors(path) if _is_safetensors(head) else _read_torch(path)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
+    if isinstance(state, dict):
+        wrapped = [name for name in WRAPPERS if isinstance(state.get(name), dict)]
+        loose = [name for name, value in state.items() if isinstance(value, Tensor)]
+        if len(wrapped) > 1 or (wrapped and loose):
+            raise ClipVipError(
+                f"{path} holds weights in more than one place ({', '.join([*wrapped, *map(str, loose[:3])])}); "
+                "save one state dict"
+            )
+        state = state[wrapped[0]] if wrapped else state
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise ClipVipError(
             f"{path} expected a state dict of named tensors, got {_describe(state)}; save model.state_dict()"
         )
+    if not all(isinstance(name, str) for name in state):
+        raise ClipVipError(
+            f"{path} expected names of weights, got {next(n for n in state if not isinstance(n, str))!r}"
+        )
     return dict(state)
+
+
+def refuse_prefixes(state: dict[str, Tensor], source: str) -> None:
+    """Raise ClipVipError if the names carry what another program puts before them, and say which."""
+    for prefix, what in PREFIXES.items():
+        if any(name.startswith(prefix) for name in state):
+            raise ClipVipError(
+                f"{source} expected the released names of weights, got names that start with {prefix!r}: {what}"
+            )
 
 
 def read_folder(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
@@ -70,11 +104,35 @@ def read_folder(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
         if (path / name).is_file():
             return config, read_weights(path / name)
         if (path / f"{name}.index.json").is_file():
-            parts = sorted(set(read_json(path / f"{name}.index.json")["weight_map"].values()))
-            return config, {k: v for part in parts for k, v in read_weights(path / part).items()}
+            return config, _read_parts(path, f"{name}.index.json")
     raise ClipVipError(
         f"{path} expected model.safetensors or pytorch_model.bin beside config.json, got neither"
     )
+
+
+def _read_parts(path: Path, index: str) -> dict[str, Tensor]:
+    """Weights in several files, each name in the file that the index says, and in no other."""
+    content = read_json(path / index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(
+        isinstance(p, str) and Path(p).name == p for p in places.values()
+    ):
+        raise ClipVipError(
+            f"{path / index} expected a weight_map from names to files of this folder; fetch it again"
+        )
+    state: dict[str, Tensor] = {}
+    for part in sorted(set(places.values())):
+        for name, value in read_weights(path / part).items():
+            if places.get(name) != part:
+                raise ClipVipError(
+                    f"{path / part} holds {name}, which {index} has in {places.get(name)}; fetch the folder again"
+                )
+            state[name] = value
+    if lost := sorted(set(places) - set(state)):
+        raise ClipVipError(
+            f"{path} lacks {lost[0]}, which {index} has in {places[lost[0]]}; fetch the folder again"
+        )
+    return state
 
 
 def _refuse_non_weights(path: Path, head: bytes) -> None:
@@ -85,7 +143,12 @@ def _refuse_non_weights(path: Path, head: bytes) -> None:
                     f"{path} is a TorchScript program, as OpenAI released CLIP, not a file of weights; give the "
                     'open_clip name ("ViT-B-32") with the tag "openai" instead'
                 )
-    start = head.lstrip().lower()
+    for magic, what in OTHER_FILES.items():
+        if head.startswith(magic):
+            raise ClipVipError(
+                f"{path} is {what}, not weights of torch or safetensors; unpack or convert it first"
+            )
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if not head:
         raise ClipVipError(f"{path} is empty: expected weights; download it again")
     if start.startswith(b"version https://git-lfs"):
@@ -93,7 +156,9 @@ def _refuse_non_weights(path: Path, head: bytes) -> None:
             f"{path} is a git-LFS pointer, not the weights it points to; run git lfs pull, or download the "
             "file itself"
         )
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    if start.startswith(
+        (b"<!doctype", b"<html", b"<head", b"<body", b"<?xml", b"<!--", b'{"error', b"404", b"not found")
+    ):
         raise ClipVipError(
             f"{path} is a web page, not weights; the download link led to a page, download the file itself"
         )
@@ -124,7 +189,7 @@ def _read_torch(path: Path) -> object:
             "code, "
             "and were not run; download it again or ask for a .safetensors file"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
+    except Exception as error:  # whatever torch makes of bytes that are no checkpoint
         raise ClipVipError(
             f"{path} is damaged, cut short or no file of weights ({_first(error)}); download or write it "
             "again"

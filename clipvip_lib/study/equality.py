@@ -20,25 +20,23 @@ def read(path: Path = FILE) -> dict | None:
 
 
 def rows(document: dict) -> list[dict[str, object]]:
-    """A row a reference, test and tolerance: the quantity that comes nearest to it, and how many there are."""
-    groups: dict[tuple[str, str, float], list[dict]] = {}
+    """A row a reference and tolerance: how many quantities, and the one that is farthest off; the authors' first."""
+    groups: dict[tuple[str, float], list[dict]] = {}
     for row in document["rows"]:
-        test = row["test"].partition("::")[2].split("[")[0].removeprefix("test_").replace("_", " ")
-        groups.setdefault((row["against"], test, row["tolerance"]), []).append(row)
+        groups.setdefault((row["against"], row["tolerance"]), []).append(row)
     found = []
-    for (against, test, tolerance), group in groups.items():
-        nearest = max(group, key=lambda row: row["difference"])
+    for (against, tolerance), group in groups.items():
+        farthest = max(group, key=lambda row: row["difference"])
         found.append(
             {
-                "equal to": against,
-                "test": test,
+                "ours equals": against,
                 "quantities": len(group),
-                "the farthest": nearest["quantity"],
-                "difference": _number(nearest["difference"]),
-                "tolerance": _number(tolerance),
+                "farthest off": farthest["quantity"],
+                "by": _number(farthest["difference"]),
+                "tolerated": _number(tolerance),
             }
         )
-    found.sort(key=lambda row: (not str(row["equal to"]).startswith("the authors'"), row["equal to"]))
+    found.sort(key=lambda row: (not str(row["ours equals"]).startswith("the authors'"), row["ours equals"]))
     return found
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from clipvip_lib.study.stages import plain
 
 DASH = "–"
-WRAPS_FROM = 30  # characters: longer texts are wrapped, so that the columns after them stay in sight
+WRAPS_FROM = 16  # characters: longer texts are wrapped, so that the columns after them stay in sight
 LONG = ' class="long"'
 
 
