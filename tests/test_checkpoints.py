@@ -380,6 +380,11 @@ def test_open_clip_models_of_another_kind_are_refused(open_clip):
         from_open_clip(resnet)
 
 
+def test_open_clips_other_text_towers_are_refused_before_anything_is_fetched(open_clip):
+    with pytest.raises(ClipVipError, match="another text tower than CLIP's"):
+        load_clip_vip("roberta-ViT-B-32", pretrained_tag="laion2b_s12b_b32k")
+
+
 def test_the_report_reads_well():
     report = LoadReport("x.pt", ["a"], {"b": "zero"}, {"c": "a constant"}, {"d": "float16 to float32"})
     assert str(report).splitlines() == [

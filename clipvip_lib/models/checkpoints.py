@@ -48,6 +48,7 @@ POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.p
 HEAD_WIDTH = 64
 
 
+#: Options of load_checkpoint: those of load_clip_vip.
 OPTIONS = {"attention", "proxies", "frames", "image_size", "config", "interpolate", "seed"}
 
 
@@ -435,6 +436,10 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
             "Face model: download its folder first) or a name of open_clip.list_models()"
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
+    if "hf_model_name" in open_clip.get_model_config(name).get("text_cfg", {}):
+        raise ClipVipError(
+            f"open_clip model {name} has another text tower than CLIP's; take a plain ViT (ViT-B-32, ..)"
+        )
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is None:
         known = ", ".join(tags) or "none, give a file"
@@ -449,12 +454,6 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
             )
         options["force_quick_gelu"] = bool(about.get("quick_gelu"))
         file = _download(open_clip, about, name, str(tag))
-    if name in open_clip.list_models() and "hf_model_name" in open_clip.get_model_config(name).get(
-        "text_cfg", {}
-    ):
-        raise ClipVipError(
-            f"open_clip model {name} has another text tower than CLIP's; take a plain ViT (ViT-B-32, ..)"
-        )
     with torch.device("meta"), _without_alarm():
         model = open_clip.create_model(name, load_weights=False, device="meta", **options)
     state: dict[str, Tensor] = {}
