@@ -1,0 +1,40 @@
+"""What a command's options mean: lists, folders, assignments; a wrong one is one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+
+def numbers(text: str) -> list[int]:
+    """``0,1,2`` as numbers."""
+    try:
+        return [int(part) for part in names(text)]
+    except (ValueError, argparse.ArgumentTypeError):
+        raise argparse.ArgumentTypeError(f"expected whole numbers like 0,1,2, got {text!r}") from None
+
+
+def names(text: str) -> list[str]:
+    """``04,05`` as names; at least one, for a variable that is empty by mistake must not mean everything."""
+    found = [part.strip() for part in text.split(",") if part.strip()]
+    if not found:
+        raise argparse.ArgumentTypeError(f"expected names like 04,05, got {text!r}")
+    return found
+
+
+def folder(text: str) -> str:
+    """A folder's name, which is not empty."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}")
+    return text
+
+
+def assignment(text: str) -> tuple[str, object]:
+    """``name=value``; the value is JSON where it can be (numbers, lists, true), else text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise argparse.ArgumentTypeError(f"expected NAME=VALUE, such as data_root=/data, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value

@@ -1,0 +1,59 @@
+"""``clipvip reproduce``: the study's notebooks with all they rest on."""
+
+from __future__ import annotations
+
+import argparse
+
+from clipvip_lib.commands.arguments import assignment, folder, names, numbers
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "reproduce",
+        help="run the notebooks with all they rest on, and write the pages",
+        description="Runs the study's notebooks with all the stages they rest on, skips what is done, and "
+        "writes one HTML page a notebook, an index and results/*.json. Started again after an interruption "
+        "it goes on.",
+    )
+    parser.add_argument("--profile", default="mini", metavar="P", help="smoke, mini (default) or paper")
+    parser.add_argument("--only", type=names, default=[], metavar="04,05", help="only these notebooks")
+    parser.add_argument(
+        "--seeds", type=numbers, default=[0], metavar="0,1", help="seeds of every arm (default 0)"
+    )
+    parser.add_argument(
+        "--force",
+        action="append",
+        default=[],
+        metavar="STAGE",
+        help="run this stage again, with what rests on it; a name, its beginning (finetune) or a pattern "
+        "(finetune/*/seed0); may be repeated",
+    )
+    parser.add_argument(
+        "--out", type=folder, metavar="DIR", help="folder of pages and results (default: reports/)"
+    )
+    parser.add_argument(
+        "--set",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="NAME=VALUE",
+        help="a further parameter of the notebooks; may be repeated",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one a core, or one a GPU)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from clipvip_lib.study.pipeline import reproduce
+
+    return reproduce(
+        arguments.profile,
+        only=arguments.only,
+        seeds=arguments.seeds,
+        force=arguments.force,
+        out=arguments.out,
+        set=dict(arguments.set),
+        workers=arguments.workers,
+    )
