@@ -13,13 +13,23 @@ SMOKE = get_profile("smoke")
     ("scores", "chosen"),
     [
         ({1e-4: 30.0, 5e-4: 31.0}, 5e-4),
-        ({1e-4: 31.5, 5e-4: 31.0}, 1e-4),
-        ({1e-4: 30.0, 5e-4: 30.0}, 5e-4),  # the default, of equal ones
-        ({1e-4: 30.0, 2e-4: 30.0, 5e-4: 29.0}, 1e-4),
+        ({1e-4: 35.0, 5e-4: 31.0}, 1e-4),
+        ({1e-4: 32.4, 5e-4: 31.0}, 5e-4),  # better by less than a standard error, 1.46 points of 1,000 clips
+        ({1e-4: 32.5, 5e-4: 31.0}, 1e-4),
+        ({1e-4: 30.0, 5e-4: 30.0}, 5e-4),
+        ({1e-4: 35.0, 2e-4: 35.0, 5e-4: 29.0}, 1e-4),
     ],
 )
-def test_the_best_on_validation(scores, chosen):
-    assert rates.choose(scores, default=5e-4) == chosen
+def test_the_best_on_validation_if_it_is_clearly_better(scores, chosen):
+    assert rates.choose(scores, default=5e-4, clips=1000) == chosen
+
+
+def test_rates_are_chosen_on_as_many_clips_as_are_tested():
+    mini = get_profile("mini")
+    found = experiments.candidates(rates.choosing(mini), 0)
+    for stage in found["full/V-S/hdvila-100m"].values():
+        clips = stage.inputs["frames"].inputs["benchmark"].config["clips"]
+        assert clips["val"] == mini.world.test and clips["test"] == 4 and clips["train"] == mini.world.train
 
 
 def test_an_arm_trains_with_the_chosen_rate(tmp_path, monkeypatch):
@@ -50,7 +60,7 @@ def test_a_validation_score_decides_and_no_test_score(tmp_path, monkeypatch, cap
     """A real run at smoke, of two arms: the file says what the stages' validation scores say."""
     monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(rates, "FILE", tmp_path / "rates.json")
-    both = dict(list(experiments.candidates(SMOKE, rates.SEED).items())[:1])
+    both = dict(list(experiments.candidates(rates.choosing(SMOKE), rates.SEED).items())[:1])
     monkeypatch.setattr(experiments, "candidates", lambda profile, seed: both)
     assert rates.main("smoke") == 0
     (slug,) = both
@@ -59,7 +69,7 @@ def test_a_validation_score_decides_and_no_test_score(tmp_path, monkeypatch, cap
         scores = [evaluation["score"] for evaluation in stage.result()["evaluations"]]
         assert row["validation"][f"{rate:g}"] == max(scores)
     assert row["chosen"] == rates.choose(
-        {float(k): v for k, v in row["validation"].items()}, SMOKE.finetune.lr
+        {float(k): v for k, v in row["validation"].items()}, SMOKE.finetune.lr, SMOKE.world.test
     )
     assert slug in capsys.readouterr().out
 

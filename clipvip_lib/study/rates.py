@@ -1,16 +1,22 @@
-"""The learning rate of each arm's fine-tuning, chosen on the validation split from one short list for all.
+"""The learning rate of each arm's fine-tuning, chosen on validation clips from one short list for all.
 
 ``make rates`` fine-tunes every arm on msrvtt with every rate of the list (the first seed, all steps), takes the one
-with the best score on the VALIDATION split and writes rates.json, which every run reads: both benchmarks, all seeds.
-The test split is not looked at. An arm that is not in the file has the profile's own rate.
+with the best validation score and writes rates.json, which every run reads: both benchmarks, all seeds. Two rules
+keep chance from choosing: the choice has a validation split of its own size, as large as the test split, and the
+profile's own rate stays unless another one is better by a standard error (one-standard-error rule: Breiman et al.,
+"Classification and regression trees", 1984). The test split is not looked at. An arm that is not in the file has the
+profile's own rate.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import sys
 from pathlib import Path
 
 from clipvip_lib import files
+from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile, get_profile
 
@@ -28,11 +34,22 @@ def chosen(profile: Profile, slug: str) -> float:
     return table(profile.name).get(slug, {}).get("chosen", profile.finetune.lr)
 
 
-def choose(scores: dict[float, float], default: float) -> float:
-    """The rate with the best validation score; of equal ones the default, else the smallest."""
+def choose(scores: dict[float, float], default: float, clips: int) -> float:
+    """The rate with the best validation score (per cent of ``clips``); the default unless that one is better by more
+    than a standard error of the default's score. Of equal ones the smallest."""
+    share = scores[default] / 100.0
+    error = 100.0 * math.sqrt(share * (1.0 - share) / clips)
     best = max(scores.values())
-    equal = sorted(rate for rate, score in scores.items() if score == best)
-    return default if default in equal else equal[0]
+    if best <= scores[default] + error:
+        return default
+    return min(rate for rate, score in scores.items() if score == best)
+
+
+def choosing(profile: Profile) -> Profile:
+    """The profile under which rates are chosen: as many validation clips as the test split has, and next to no
+    test clips."""
+    clips = {"val": profile.world.test, "test": CLIPS_PER_VIDEO}
+    return dataclasses.replace(profile, world=dataclasses.replace(profile.world, **clips))
 
 
 def main(name: str = "mini") -> int:
@@ -43,7 +60,7 @@ def main(name: str = "mini") -> int:
     from clipvip_lib.study.workers import raise_failures, run_stages
 
     profile, home = get_profile(name), files.home()
-    candidates = experiments.candidates(profile, SEED)
+    candidates = experiments.candidates(choosing(profile), SEED)
     stages = [stage for by_rate in candidates.values() for stage in by_rate.values()]
     with only_run(files.make_folder(home)):
         raise_failures(run_stages(stages, home, board=lambda total, count: Board(total, count)))
@@ -54,7 +71,10 @@ def main(name: str = "mini") -> int:
             for rate, stage in by_rate.items()
         }
         validation = {f"{rate:g}": score for rate, score in scores.items()}
-        found[slug] = {"chosen": choose(scores, profile.finetune.lr), "validation": validation}
+        found[slug] = {
+            "chosen": choose(scores, profile.finetune.lr, profile.world.test),
+            "validation": validation,
+        }
     known = files.read_json(FILE) if FILE.is_file() else {}
     files.write_json(FILE, known | {name: found})
     for slug, row in found.items():
