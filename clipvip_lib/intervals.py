@@ -213,7 +213,8 @@ def pool_seeds(differences: Sequence[Difference]) -> Difference:
     """One Difference from one a seed: their mean, with the spread between seeds added to that within them.
 
     For measures that are no mean over queries (NMI in each seed's feature space). The errors within seeds are
-    not divided by their number, since all seeds see the same texts; so the result errs on the wide side.
+    not divided by their number, since all seeds see the same texts; so the result errs on the wide side. Its
+    components have no rest: what texts add is in all seeds alike.
     """
     if not differences:
         raise ClipVipError("pool_seeds: expected at least one seed's difference, got none; run one seed")
@@ -222,7 +223,8 @@ def pool_seeds(differences: Sequence[Difference]) -> Difference:
     effects = np.array([d.effect for d in differences])
     between = effects.var(ddof=1) / len(effects)
     below, above = (np.mean([getattr(d, side) ** 2 for d in differences]) for side in ("below", "above"))
-    total = between + (below + above) / 2
+    within, texts = (below + above) / 2, differences[0].queries
+    total = between + within
     freedom = (len(effects) - 1) * (total / between) ** 2 if between > 0 else np.inf
     return replace(
         differences[0],
@@ -232,6 +234,7 @@ def pool_seeds(differences: Sequence[Difference]) -> Difference:
         freedom=float(freedom),
         seeds=len(effects),
         basis="seeds and texts",
+        components=(float(between * len(effects)), float(within * texts), 0.0) if texts else (),
     )
 
 

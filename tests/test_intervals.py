@@ -191,6 +191,18 @@ def test_pooling_seeds_adds_their_spread():
         pool_seeds([])
 
 
+def test_how_many_text_encoders_would_decide():
+    effects = (0.1, 0.3, 0.5)
+    apart = pool_seeds([from_interval(e, e - 0.1, e + 0.1, queries=400) for e in effects])
+    error, _ = expected_error(apart.components, 3, 400)
+    assert error == pytest.approx((apart.below + apart.above) / 2)  # what was measured
+    needed = seeds_to_decide(apart)
+    assert apart.low < 0 < apart.high and 3 < needed < 10
+    error, freedom = expected_error(apart.components, needed, 400)
+    assert stats.t(freedom).ppf(0.975) * error < apart.effect
+    assert seeds_to_decide(pool_seeds([from_interval(e, e - 1, e + 1, queries=400) for e in effects])) is None
+
+
 def test_seeds_to_decide():
     rng = np.random.default_rng(2)
     a, b = hits(rng, 3, 400, 0.08)

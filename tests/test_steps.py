@@ -1,12 +1,16 @@
 """What stages do, on a world of a few clips: files in, files out, numbers that can be checked by hand."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from clipvip_lib.data import corpora
 from clipvip_lib.data.shards import read_shard
+from clipvip_lib.profiles import Recipe, get_profile
 from clipvip_lib.study import steps
 
 DECODING = {"frames": 4, "size": 16, "antialias": True}
@@ -89,3 +93,39 @@ def test_pairs_are_those_counted_in_a_mask(attention, pairs):
     }
     counted = masks[attention].sum() if attention in masks else frames * (1 + patches) ** 2
     assert steps.attention_pairs(attention, proxies, frames, patches) == counted == pairs
+
+
+def test_training_reads_nothing_of_the_test_split(world, tmp_path):
+    """Whatever the test split holds, the trained weights, the scores along the way and the choice are the same."""
+    size = asdict(get_profile("smoke").model)
+    pairs, decoded = tmp_path / "pairs", tmp_path / "decoded"
+    pairs.mkdir(), decoded.mkdir()
+    steps.decode_shard(DECODING | {"size": 48}, {"shard": world / "shard"}, pairs, quiet)
+    steps.decode_benchmark(
+        {"name": "msrvtt", **DECODING, "size": 48}, {"benchmark": world / "msrvtt"}, decoded, quiet
+    )
+    recipe = asdict(Recipe(steps=2, batch=4, evaluations=2, bfloat16=False))
+    (tmp_path / "clip").mkdir()
+    steps.pretrain_clip(
+        {"model": size, "recipe": recipe, "seed": 0}, {"pairs-0": pairs}, tmp_path / "clip", quiet
+    )
+    config = {"model": size, "recipe": recipe, "attention": "proxy", "proxies": 2, "group": 4}
+    config |= {"snapshot": None, "keep_weights": True, "seed": 0}
+    found = []
+    for name in ("as it is", "another test split"):
+        folder = tmp_path / name
+        folder.mkdir()
+        if found:
+            frames = np.load(decoded / "test.npy")
+            np.save(decoded / "test.npy", 255 - frames)
+            rows = json.loads((decoded / "test.json").read_text())
+            for row in rows:
+                row["texts"] = ["something else"]
+            (decoded / "test.json").write_text(json.dumps(rows))
+        result = steps.finetune(config, {"clip": tmp_path / "clip", "frames": decoded}, folder, quiet)
+        found.append((result, load_file(folder / "model" / "model.safetensors")))
+    (before, weights), (after, other) = found
+    for key in ("history", "evaluations", "best_step"):
+        assert before[key] == after[key]
+    assert all(torch.equal(weights[key], other[key]) for key in weights) and set(weights) == set(other)
+    assert before["metrics"] != after["metrics"]  # the other split was really read when scoring
