@@ -11,7 +11,7 @@ SEEDS   ?= 0
 PYTHON  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality rates lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality rates tried lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ equality: setup ## measure what equals what (the table of notebook 00): reports/
 
 rates: setup ## choose each arm's learning rate on validation, anew (before a new reference run)
 	@$(PY) -m clipvip_lib.study.rates $(PROFILE)
+
+tried: setup ## claims' contrasts under other conditions (08's "What we tried"): reports/reference/tried.json
+	@$(PY) -m clipvip_lib.study.tried $(PROFILE)
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)

@@ -46,7 +46,7 @@ def test_agreement(here, there, agree, tmp_path):
     text = reference.section([compared])
     assert f"<td>{here}</td>" in text and f"<td>{there}</td>" in text and "0, 1, 2, 3, 4" in text
     assert ("opposite things of claim 6" in text) == (agree == "disagree")
-    assert ("Every verdict is the reference" in text) == (agree == "agree")
+    assert ("Every verdict is that of the reference" in text) == (agree == "agree")
 
 
 def test_nothing_beside_another_profile_or_without_a_reference(tmp_path):

@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import html
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipvip_lib import files
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FOLDER = files.CHECKOUT / "reports" / "reference"
+SECOND = (
+    FOLDER / "other-seeds"
+)  # the same study with seeds of its own, for the claims on attention and losses
 CLAIMS = "results/claims.json"
 
 
@@ -47,42 +54,50 @@ def _agree(here: dict, there: dict) -> str:
     return "disagree" if pair == {"reproduced", "contradicted"} else "one is undecided"
 
 
-def section(rows: list[dict]) -> str:
-    """The section of a page; nothing without rows."""
-    if not rows:
-        return ""
+def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.DataFrame:
+    """``beside`` as a table for people: both verdicts, effects with their intervals, seeds, and whether they agree."""
     import pandas as pd
 
     from clipvip_lib.study.evidence import effect_text
-    from clipvip_lib.study.tables import table_html
 
     shown = []
     for row in rows:
         cells = {"claim": row["claim"]}
-        for where in ("here", "reference"):
-            effect, interval = effect_text(row[where])
-            cells[where] = row[where]["verdict"]
-            cells[f"effect {where}"] = f"{effect} ({interval})"
-            cells[f"seeds {where}"] = ", ".join(map(str, row[where]["seeds"]))
+        for name, which in ((here, row["here"]), (there, row["reference"])):
+            effect, interval = effect_text(which)
+            cells[name] = which["verdict"]
+            cells[f"effect {name}"] = f"{effect} ({interval})"
+            cells[f"seeds {name}"] = ", ".join(map(str, which["seeds"]))
         shown.append(cells | {"": row["agree"]})
-    table = table_html(pd.DataFrame(shown), "Verdicts of this run and of the reference run")
+    return pd.DataFrame(shown)
+
+
+def section(rows: list[dict]) -> str:
+    """The section of a page; nothing without rows."""
+    if not rows:
+        return ""
+    from clipvip_lib.study.tables import table_html
+
+    table = table_html(frame(rows), "Verdicts of this run and of the reference run")
+    words = html.escape(in_words(rows))
     return (
-        f'<section class="text"><h2>Beside the reference run</h2><p>{html.escape(_in_words(rows))}</p></section>'
+        f'<section class="text"><h2>Beside the reference run</h2><p>{words}</p></section>'
         f'<section class="code"><div class="output">{table}</div></section>'
     )
 
 
-def _in_words(rows: list[dict]) -> str:
+def in_words(rows: list[dict], other: str = "the reference") -> str:
+    """Whether the verdicts agree, and what to look at where they do not."""
     opposite = [str(row["claim"]) for row in rows if row["agree"] == "disagree"]
     undecided = [str(row["claim"]) for row in rows if row["agree"] == "one is undecided"]
     if opposite:
         return (
-            f"This run and the reference say opposite things of claim {', '.join(opposite)}. Look at the seeds "
+            f"This run and {other} say opposite things of claim {', '.join(opposite)}. Look at the seeds "
             "first: few seeds can mislead; then at versions and machine in the foot of the page."
         )
     if undecided:
         return (
             f"Of claim {', '.join(undecided)} one of the two runs is undecided and the other is not, most often "
-            "for the number of seeds; no verdict is the opposite of the reference's."
+            f"for the number of seeds; no verdict is the opposite of that of {other}."
         )
-    return "Every verdict is the reference's."
+    return f"Every verdict is that of {other}."

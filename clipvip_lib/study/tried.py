@@ -1,0 +1,138 @@
+"""What we tried where a claim was not reproduced: the same contrasts under another condition.
+
+A verdict stands as it was declared; a trial only looks for its cause. Each row of ``TRIALS`` changes the profile, or
+looks before fine-tuning, and measures contrasts that the claim itself names, on the same test queries. ``make tried``
+runs them and writes ``reports/reference/tried.json``, which notebook 08 shows; nothing else reads it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipvip_lib import claims, files, intervals
+from clipvip_lib.claims import Contrast, Measure
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.study import evidence, experiments
+from clipvip_lib.study.stages import Stage
+
+FILE = files.CHECKOUT / "reports" / "reference" / "tried.json"
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A question about a claim's verdict: what is changed (profile fields), and the contrasts to look at."""
+
+    claim: int
+    question: str
+    contrasts: tuple[Contrast, ...]
+    changes: Mapping[str, object] = field(default_factory=dict)
+    zero_shot: bool = False
+
+    @property
+    def condition(self) -> str:
+        """What is changed, in words."""
+        changed = [f"{name} = {value:g}" for name, value in self.changes.items()]
+        return ", ".join(changed + ["not fine-tuned"] * self.zero_shot)
+
+
+def _of(number: int, *names: str) -> tuple[Contrast, ...]:
+    """Contrasts of a claim, by their names."""
+    known = {contrast.name: contrast for contrast in claims.claim(number).contrasts}
+    return tuple(known[name] for name in names)
+
+
+ROUGH = {"postpretrain.lr": 5e-4}  # five times the study's rate: what CLIP knew is forgotten
+LONG = {"finetune.steps": 720}  # twice as long: every arm far past the moment at which it learns order
+TRIALS = (
+    Trial(1, "Does the small corpus over-fit at a higher rate?", claims.claim(1).contrasts, ROUGH),
+    Trial(3, "Is the largest corpus the best at a higher rate?", claims.claim(3).contrasts, ROUGH),
+    Trial(6, "Does full attention catch up?", _of(6, "proxy-4 over full, msrvtt"), LONG),
+    Trial(7, "Do four proxies leave one behind?", _of(7, "proxy-4 over proxy-1, msrvtt"), LONG),
+    Trial(
+        8,
+        "Do captions help before fine-tuning levels the losses?",
+        _of(8, "V-S,C + F-C over V-S, msrvtt", "V-S,C + F-C over V-S, didemo"),
+        zero_shot=True,
+    ),
+    Trial(8, "Do captions help at a higher rate?", _of(8, "V-S,C + F-C over V-S, msrvtt"), ROUGH),
+)
+
+
+def profile_of(trial: Trial, name: str) -> Profile:
+    """The profile under which a trial runs."""
+    return get_profile(name, **trial.changes)
+
+
+def stages(trial: Trial, profile: Profile, seeds: Sequence[int]) -> dict[Measure, list[Stage]]:
+    """The scored stages behind each measure of a trial's contrasts, a seed each."""
+    found = {}
+    for measure in dict.fromkeys(measure for contrast in trial.contrasts for _, measure in contrast.terms):
+        if trial.zero_shot:
+            arm, _ = experiments.scored_arms(profile)[measure.arm, measure.benchmark]
+            found[measure] = [experiments.zero_shot(profile, arm, measure.benchmark, seed) for seed in seeds]
+        else:
+            found[measure] = evidence.stages_of(profile, measure.arm, measure.benchmark, seeds)
+    return found
+
+
+def measured(trial: Trial, profile: Profile, seeds: Sequence[int], home: Path | None = None) -> list[dict]:
+    """A row a contrast: claim, question, condition, contrast, claimed direction, effect, low, high, seeds, queries."""
+    hits = {which: evidence.hits(found, home=home) for which, found in stages(trial, profile, seeds).items()}
+    rows = []
+    for contrast in trial.contrasts:
+        table = 100.0 * sum(weight * hits[measure] for weight, measure in contrast.terms)
+        found = intervals.paired_difference(table)
+        row = {"claim": trial.claim, "question": trial.question, "condition": trial.condition}
+        row |= {"contrast": contrast.name, "claimed": contrast.direction}
+        row |= {"effect": found.effect, "low": found.low, "high": found.high}
+        rows.append(row | {"seeds": list(seeds), "queries": found.queries})
+    return rows
+
+
+def read(path: Path = FILE) -> list[dict]:
+    """The rows that ``make tried`` wrote; none if it was not run."""
+    return files.read_json(path)["rows"] if path.is_file() else []
+
+
+def in_words(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """A sentence a row: the question, and what its interval says."""
+    found = []
+    for row in rows:
+        low, high = row["low"], row["high"]
+        if row["claimed"] == claims.LESS:
+            low, high = -high, -low
+        answer = "as claimed" if low > 0 else "against the claim" if high < 0 else "no difference is shown"
+        found.append(f"Claim {row['claim']}: {row['question']} {row['contrast']}: {answer}.")
+    return found
+
+
+def main(name: str = "mini") -> int:
+    """Run all trials of a profile and write tried.json. Returns the exit code."""
+    from clipvip_lib.study.board import Board
+    from clipvip_lib.study.pipeline import only_run
+    from clipvip_lib.study.provenance import provenance
+    from clipvip_lib.study.workers import raise_failures, run_stages
+
+    home, rows = files.home(), []
+    with only_run(files.make_folder(home)):
+        for trial in TRIALS:  # one after the other: a changed profile has stages of the same names
+            profile = profile_of(trial, name)
+            needed = [stage for found in stages(trial, profile, SEEDS).values() for stage in found]
+            raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
+            rows += measured(trial, profile, SEEDS, home)
+    files.write_json(FILE, {"from": provenance(name, SEEDS), "rows": rows})
+    for row in rows:
+        print(f"claim {row['claim']}, {row['condition']}: {row['contrast']} {row['effect']:+.1f}")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except ClipVipError as error:
+        sys.exit(f"tried: {error}")
