@@ -134,7 +134,24 @@ def test_the_most_demanding_contrast_comes_first():
     found = {
         c: from_interval(e, e - 4, e + 4, queries=100) for c, e in zip(claim.contrasts, effects, strict=True)
     }
-    assert [row["effect"] for row in evidence.to_decide(claim, found)] == [0.5, 1.0, 2.0, 3.0]
+    rows = evidence.to_decide(claim, found)
+    assert [row["effect"] for row in rows] == [0.5, 1.0, 2.0, 3.0]
+    assert {row["would be"] for row in rows} == {"reproduced"}
+
+
+def test_of_contrasts_on_the_other_side_the_one_that_needs_least_would_decide():
+    claim = claims.claim(7)
+    effects = (3.0, -1.0, -2.0, 0.5)
+    found = {
+        c: from_interval(e, e - 4, e + 4, queries=100) for c, e in zip(claim.contrasts, effects, strict=True)
+    }
+    rows = evidence.to_decide(claim, found)
+    assert [row["effect"] for row in rows] == [-2.0, -1.0, 0.5, 3.0]
+    assert [row["would be"] for row in rows] == ["contradicted"] * 2 + ["reproduced"] * 2
+    # Claim 1 claims less than zero, so an effect above it would contradict.
+    one = claims.claim(1)
+    [row] = evidence.to_decide(one, {one.contrasts[0]: from_interval(2.0, -1.0, 5.0, queries=100)})
+    assert row["would be"] == "contradicted"
 
 
 def stored(folder, text, video):

@@ -347,11 +347,12 @@ def basis(profile: Profile, seeds: Sequence[int]) -> str:
 
 
 def to_decide(claim: Claim, found: Mapping[Contrast, object]) -> list[dict[str, object]]:
-    """What would decide each undecided contrast of a claim, if effect and spread are as measured.
+    """What would decide an inconclusive claim, if effects and spreads are as measured; the first row is the answer.
 
-    Rows, the most demanding first: claim, undecided ("1 of 4"), contrast, effect, seeds (on these queries),
-    queries (for these models), needs (words). The level is Bonferroni's, since Holm may ask for it. How many
-    seeds can only be estimated from two seeds or more.
+    A single contrast on the other side contradicts a claim, so then the one that needs least decides; else all must
+    hold, and the one that needs most does. Rows: claim, undecided ("1 of 4"), contrast, effect, would be (the
+    verdict), seeds (on these queries), queries (for these models), needs (words). The level is Bonferroni's, since
+    Holm may ask for it. How many seeds can only be estimated from two seeds or more.
     """
     judged, rows = claims.verdict(claim, found), []
     level = 1 - claims.ALPHA / len(claim.contrasts)
@@ -361,21 +362,24 @@ def to_decide(claim: Claim, found: Mapping[Contrast, object]) -> list[dict[str, 
         d = claims.difference(found[contrast])
         low, high = d.interval(level)
         seeds = queries = None
+        against = contrast.sign * d.effect < 0
         if abs(d.effect) < 1e-9:  # a sum of hits that should be zero may be off by rounding
-            needs, order = "no effect to size a study by", np.inf
+            needs, order, against = "no effect to size a study by", np.inf, False
         elif d.components and d.seeds > 1:
             seeds = intervals.seeds_to_decide(d, level)
+            more = "texts" if contrast.metric == "NMI" else "queries"
             needs, order = (
-                (f"{seeds} seeds", seeds) if seeds else ("more queries: 100 seeds would not do", 101)
+                (f"{seeds} seeds", seeds) if seeds else (f"more {more}: 100 seeds would not do", 101)
             )
         else:
             queries = order = int(np.ceil(d.queries * ((high - low) / 2 / d.effect) ** 2))
             needs = f"{queries:,} {'texts' if contrast.metric == 'NMI' else 'queries'}"
             needs += "" if d.seeds > 1 else " and a second seed"
-        row = {"claim": claim.id, "contrast": contrast.name, "effect": d.effect, "seeds": seeds}
-        rows.append((order, {**row, "queries": queries, "needs": needs}))
-    rows.sort(key=lambda pair: -pair[0])
-    return [{**row, "undecided": f"{len(rows)} of {len(claim.contrasts)}"} for _, row in rows]
+        row = {"claim": claim.id, "contrast": contrast.name, "effect": d.effect}
+        row |= {"would be": "contradicted" if against else "reproduced", "seeds": seeds}
+        rows.append((against, order, {**row, "queries": queries, "needs": needs}))
+    rows.sort(key=lambda each: (not each[0], each[1] if each[0] else -each[1]))
+    return [{**row, "undecided": f"{len(rows)} of {len(claim.contrasts)}"} for _, _, row in rows]
 
 
 def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> list[dict[str, object]]:
