@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from clipvip_lib.data.frames import JPEG, still
 from clipvip_lib.data.shards import count_samples, read_shard
+from clipvip_lib.data.sidecars import read_sidecar, sidecar_path
 from clipvip_lib.data.video import middle_index, read_frames
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
@@ -118,7 +119,7 @@ def autocast(device: torch.device, bfloat16: bool) -> contextlib.AbstractContext
 
 def captions_path(shard: str | Path) -> Path:
     """Where the captions of a shard stand: beside it, ``00000.tar`` -> ``00000.captions.jsonl``."""
-    return Path(shard).with_suffix(".captions.jsonl")
+    return sidecar_path(shard, "captions")
 
 
 def caption_shard(
@@ -151,21 +152,7 @@ def caption_shard(
 
 def read_captions(path: str | Path) -> dict[str, str]:
     """Captions by key, as ``caption_shard`` wrote them. Raises ClipVipError naming the bad line."""
-    captions: dict[str, str] = {}
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ClipVipError(f"cannot read captions {path} ({error}); caption the shard again") from error
-    for number, line in enumerate(lines, 1):
-        try:
-            row = json.loads(line)
-            captions[row["key"]] = row["caption"]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ClipVipError(
-                f"line {number} of {path} is not a JSON object with key and caption; remove the file and "
-                "caption the shard again"
-            ) from error
-    return captions
+    return read_sidecar(path, "captions")
 
 
 def _middle_frames(shard: Path) -> Iterator[tuple[str, np.ndarray]]:

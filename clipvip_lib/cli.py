@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from clipvip_lib import __version__
-from clipvip_lib.commands import reproduce
+from clipvip_lib.commands import caption, check_data, convert_texts, embed, reproduce, search, train
 from clipvip_lib.errors import ClipVipError
 
 KEPT = "what was done is kept, run the same command to go on"
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         raise ClipVipError(f"{message}; `{self.prog} --help` shows what there is")
 
 
-COMMANDS = (reproduce.add,)
+COMMANDS = tuple(each.add for each in (reproduce, check_data, convert_texts, caption, train, embed, search))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -47,11 +47,29 @@ def test_unknown_names_are_refused(root):
         load_benchmark("msrvtt", root / "msrvtt", "dev")
 
 
-def test_missing_clips_are_counted_and_named(root):
+def test_missing_clips_are_counted_named_and_refused(root):
     for number in (16, 17):
         (root / f"msrvtt/videos/video{number}.mp4").unlink()
-    with pytest.raises(ClipVipError, match="2 of 8 videos .* first video16"):
-        load_benchmark("msrvtt", root / "msrvtt", "test")
+    for allowed in (0, 1):
+        with pytest.raises(
+            ClipVipError, match=r"2 of 8 videos .* first video16, video17; .*--allow-missing 2\), .* will say"
+        ):
+            load_benchmark("msrvtt", root / "msrvtt", "test", allow_missing=allowed)
+    items = load_benchmark("msrvtt", root / "msrvtt", "test", allow_missing=2)
+    assert items.missing == ("video16", "video17")
+    assert items.note() == "without 2 of 8 videos"
+    assert len(items) == 6
+    assert not {item.video_id for item in items} & set(items.missing)
+    assert load_benchmark("msrvtt", root / "msrvtt", "train").note() == ""
+    with pytest.raises(ClipVipError, match="allow_missing of 0 or more, got -1"):
+        load_benchmark("msrvtt", root / "msrvtt", "test", allow_missing=-1)
+
+
+def test_no_video_at_all_is_refused_whatever_is_allowed(root):
+    for path in (root / "didemo/videos").iterdir():
+        path.unlink()
+    with pytest.raises(ClipVipError, match="8 of 8 videos"):
+        load_benchmark("didemo", root / "didemo", "test", allow_missing=100)
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as xml
-from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+from page_tables import require_same_numbers
 
 from clipvip_lib.study.experiments import NOTEBOOKS
 
@@ -148,65 +148,11 @@ def test_a_second_run_finds_everything_and_nothing_ever_ran_twice(run):
     assert left == []
 
 
-class Tables(HTMLParser):
-    """Every table of a page as {caption: rows of cell texts}; headings of the columns are left out."""
-
-    def __init__(self, page: str):
-        super().__init__()
-        self.tables: dict[str, list[list[str]]] = {}
-        self.caption = self.place = None
-        self.feed(page)
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "caption":
-            self.caption, self.place = "", "caption"
-        elif tag == "tbody" and self.caption is not None:
-            self.tables[self.caption] = []
-        elif tag == "tr" and self.caption in self.tables:
-            self.tables[self.caption].append([])
-        elif tag in ("td", "th") and self.caption in self.tables:
-            self.tables[self.caption][-1].append("")
-            self.place = "cell"
-
-    def handle_data(self, data):
-        if self.place == "caption":
-            self.caption += data
-        elif self.place == "cell":
-            self.tables[self.caption][-1][-1] += data
-
-    def handle_endtag(self, tag):
-        if tag in ("caption", "td", "th"):
-            self.place = None
-        elif tag == "table":
-            self.caption = None
-
-
-def says(text: str, value: object) -> bool:
-    """Whether a cell's text is a stored value, rounded to the decimals that it shows."""
-    if value is None:
-        return text == "–"
-    if isinstance(value, bool):
-        return text == ("yes" if value else "no")
-    if isinstance(value, str):
-        return text == value
-    number = text.replace(",", "").replace("−", "-")
-    decimals = len(number.partition(".")[2])
-    return abs(float(number) - value) <= 0.5 * 10**-decimals + 1e-9
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_number_in_a_pages_tables_is_in_its_results(run, name):
-    stored = results(run, name)["tables"]
-    shown = Tables((run.out / f"{name}.html").read_text(encoding="utf-8")).tables
-    assert set(shown) == set(stored) and shown
-    for caption, rows in shown.items():
-        kept = stored[caption]["rows"]
-        assert [len(row) for row in rows] == [len(row) for row in kept], caption
-        for row, values in zip(rows, kept, strict=True):
-            for text, value in zip(row, values, strict=True):
-                assert says(text, value), f"{caption}: the page says {text!r}, results hold {value!r}"
+    require_same_numbers((run.out / f"{name}.html").read_text(encoding="utf-8"), results(run, name))
 
 
 @pytest.mark.slow

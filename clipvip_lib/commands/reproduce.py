@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clipvip_lib.commands.arguments import assignment, folder, names, numbers
+from clipvip_lib.errors import ClipVipError
 
 
 def add(commands) -> None:
@@ -42,10 +43,18 @@ def add(commands) -> None:
     parser.add_argument(
         "--workers", type=int, metavar="N", help="processes (default: one a core, or one a GPU)"
     )
+    parser.add_argument(
+        "--plan",
+        action="store_true",
+        help="print stages, data needed, time and disk, and run nothing; at paper --set data_root=DIR, weights=FILE, "
+        "ofa=PATH, gpus=N or any assumption=VALUE",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.plan:
+        return _plan(arguments)
     from clipvip_lib.study.pipeline import reproduce
 
     return reproduce(
@@ -54,6 +63,21 @@ def run(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         force=arguments.force,
         out=arguments.out,
+        set=dict(arguments.set),
+        workers=arguments.workers,
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    if arguments.force or arguments.out:
+        given = "--force" if arguments.force else "--out"
+        raise ClipVipError(f"--plan runs and writes nothing: expected no {given}; leave one of the two out")
+    from clipvip_lib.study.dry_run import dry_run
+
+    return dry_run(
+        arguments.profile,
+        only=arguments.only,
+        seeds=arguments.seeds,
         set=dict(arguments.set),
         workers=arguments.workers,
     )

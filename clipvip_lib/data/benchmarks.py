@@ -1,154 +1,282 @@
-"""Reads the downstream sets in their own annotation formats: MSR-VTT (as CLIP4Clip distributes it) and DiDeMo.
+"""The downstream sets in their own annotation formats, as videos with texts: one table, one loader.
 
-MSR-VTT is retrieved by single sentences: five (20 in the original) for a training clip, one for a test clip.
-DiDeMo is retrieved by paragraphs: all descriptions of a video, in order, joined to one text (a paragraph set that
-is scored by single sentences gives far lower numbers; users of the authors' code ran into this repeatedly).
+A set is scored by single sentences (every sentence is a query) or by paragraphs (all sentences of a video, in
+order, joined to one text). The protocol belongs to the set and is stated here: a paragraph set that is scored by
+single sentences gives far lower numbers (R@1 near 20 on ActivityNet; users of the authors' code ran into this
+repeatedly). Videos are files with any suffix or folders of frames. Missing ones are counted and refused unless their
+number is allowed, and then the items say which are left out, so that a score can say so too.
 """
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from clipvip_lib.data import frame_folders
+from clipvip_lib.data.annotations import activitynet, didemo, jsonl, lsmdc, msrvtt, msvd, reading, vatex
+from clipvip_lib.data.annotations.reading import Record, Tell
+from clipvip_lib.data.video_files import VideoFiles
 from clipvip_lib.errors import ClipVipError, unknown
 
+# The two that the embedded world writes and the study scores; all sets stand in SETS.
 BENCHMARKS = ("msrvtt", "didemo")
 SPLITS = ("train", "val", "test")
+SENTENCE, PARAGRAPH = "sentence", "paragraph"
+HELD_OUT = "held_out.txt"  # training videos that serve as validation split, where a set comes without one
+LISTED = 10  # missing videos that an error names
 
 
 @dataclass(frozen=True)
 class Item:
-    """A video of a benchmark and the texts that describe it (one for a validation or test video)."""
+    """A video of a benchmark and the texts that describe it (one, if they are a paragraph).
+
+    ``path`` is a video file or a folder of frames (frame_folders.py).
+    """
 
     video_id: str
     path: Path
     texts: tuple[str, ...]
 
 
-def load_benchmark(name: str, root: str | Path, split: str) -> list[Item]:
+class Items(list[Item]):
+    """The items of one split in the annotation's order, with the protocol, and the videos left out as missing."""
+
+    def __init__(
+        self, items: Iterable[Item] = (), name: str = "", split: str = "", missing: Iterable[str] = ()
+    ):
+        super().__init__(items)
+        self.name, self.split, self.missing = name, split, tuple(missing)
+
+    @property
+    def protocol(self) -> str:
+        """The set's, SENTENCE or PARAGRAPH."""
+        return SETS[self.name].protocol
+
+    def note(self) -> str:
+        """What a score on these items must say: empty, or for example ``without 3 of 1000 videos``."""
+        total = len(self) + len(self.missing)
+        return f"without {len(self.missing)} of {total} videos" if self.missing else ""
+
+
+@dataclass(frozen=True)
+class BenchmarkSet:
+    """A set as it is distributed.
+
+    read: (root, split, tell) -> records. splits: those that come with it. files: its annotation files (patterns).
+    folders: names of the folder of videos under the root, the first one is what errors name. sizes: videos of a
+    split as distributed, where that could be verified.
+    """
+
+    title: str
+    protocol: str
+    read: Callable[[Path, str, Tell], list[Record]]
+    splits: tuple[str, ...]
+    files: tuple[str, ...]
+    folders: tuple[str, ...]
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def _msrvtt(train: str, sizes: dict[str, int]) -> BenchmarkSet:
+    return BenchmarkSet(
+        "MSR-VTT 1k-A",
+        SENTENCE,
+        partial(msrvtt.read, train=train),
+        ("train", "test"),
+        ("MSRVTT_data.json", train, msrvtt.TEST, msrvtt.VALIDATION, HELD_OUT),
+        ("videos", "MSRVTT_Videos"),
+        sizes,
+    )
+
+
+def _activitynet(test: str, count: int) -> BenchmarkSet:
+    return BenchmarkSet(
+        f"ActivityNet Captions, {test.removesuffix('.json')}",
+        PARAGRAPH,
+        partial(activitynet.read, test=test),
+        ("train", "test"),
+        ("train.json", test, "train_ids.json", "val_ids.json", HELD_OUT),
+        ("videos", "Activity_Videos"),
+        {"train": 10_009, "test": count},
+    )
+
+
+def _vatex(read: Callable, listing: tuple[str, ...], title: str, sizes: dict[str, int]) -> BenchmarkSet:
+    return BenchmarkSet(
+        title, SENTENCE, read, SPLITS, (*vatex.FILES.values(), *listing), ("videos", "VATEX_Videos"), sizes
+    )
+
+
+def _jsonl(protocol: str) -> BenchmarkSet:
+    files = tuple(f"{split}*.json*" for split in SPLITS)
+    return BenchmarkSet(
+        f"the authors' jsonl, {protocol}s", protocol, jsonl.read, SPLITS, files, ("videos", ".")
+    )
+
+
+LISTS = tuple(f"{split}_list.txt" for split in SPLITS)
+SETS: dict[str, BenchmarkSet] = {
+    "msrvtt": _msrvtt("MSRVTT_train.9k.csv", {"train": 9_000, "test": 1_000}),
+    "msrvtt-7k": _msrvtt("MSRVTT_train.7k.csv", {"train": 7_010, "test": 1_000}),
+    "didemo": BenchmarkSet(
+        "DiDeMo",
+        PARAGRAPH,
+        didemo.read,
+        SPLITS,
+        (*(f"{split}_data.json" for split in SPLITS), *LISTS),
+        ("videos", "DiDeMo_Videos"),
+        {"train": 8_392, "val": 1_065, "test": 1_004},
+    ),
+    "activitynet": _activitynet("val_1.json", 4_917),
+    "activitynet-val2": _activitynet("val_2.json", 4_885),
+    "lsmdc": BenchmarkSet(
+        "LSMDC 2016",
+        SENTENCE,
+        lsmdc.read,
+        SPLITS,
+        tuple(lsmdc.FILES.values()),
+        ("videos", "LSMDC_Videos"),
+        {"test": 1_000},
+    ),
+    "msvd": BenchmarkSet(
+        "MSVD",
+        SENTENCE,
+        msvd.read,
+        SPLITS,
+        ("raw-captions.json", *LISTS),
+        ("videos", "MSVD_Videos", "YouTubeClips"),
+        {"train": 1_200, "val": 100, "test": 670},
+    ),
+    "vatex": _vatex(vatex.read, (), "VATEX v1", {"train": 25_991, "val": 3_000, "test": 6_000}),
+    "vatex-1500": _vatex(
+        vatex.read_lists, LISTS, "VATEX, HGR's split", {"train": 25_991, "val": 1_500, "test": 1_500}
+    ),
+    "jsonl": _jsonl(SENTENCE),
+    "jsonl-paragraph": _jsonl(PARAGRAPH),
+}
+
+
+def load_benchmark(
+    name: str,
+    root: str | Path,
+    split: str,
+    allow_missing: int = 0,
+    *,
+    videos: str | Path | None = None,
+) -> Items:
     """The items of one split, in the annotation's order.
 
     Args:
-        name: "msrvtt" or "didemo".
-        root: folder with the annotation files and videos/.
-        split: "train", "val" or "test".
+        name: one of ``SETS``.
+        root: folder with the annotation files and videos/ (or the set's own name for it).
+        split: "train", "val" or "test". Where a set comes without a validation split, "val" is the training videos
+            named in held_out.txt (``hold_out`` writes it), and "train" the others.
+        allow_missing: so many videos of the split may be missing; they are left out, and ``Items.missing`` names them.
+        videos: folder of the videos, if it is not under ``root``.
 
     Raises:
-        ClipVipError: unknown name or split; an annotation file that is missing, not JSON or CSV, or lacks a
-            field; an empty text; a clip that is named but not there (all missing ones are counted).
+        ClipVipError: unknown name or split; an annotation file that is missing, in another encoding or not of
+            the set's form; an empty text; a video listed twice, or answered by two files; more missing videos
+            than allowed (all are counted, ten named), or none left.
     """
-    if name not in BENCHMARKS:
-        raise unknown("benchmark", name, BENCHMARKS)
-    if split not in SPLITS:
-        raise unknown("split", split, SPLITS)
+    known = _known(name, split)
+    if allow_missing < 0:
+        raise ClipVipError(f"expected allow_missing of 0 or more, got {allow_missing}; leave it out for 0")
     root = Path(root)
-    loaders: dict[str, Callable] = {"msrvtt": _load_msrvtt, "didemo": _load_didemo}
-    items = loaders[name](root, split)
-    if not items:
+    records = read_records(name, root, split)
+    if not records:
         raise ClipVipError(
             f"{name} {split}: expected at least one video in the annotations under {root}, got none"
         )
-    for item in items:
-        if not item.texts or not all(text.strip() for text in item.texts):
+    files = VideoFiles(videos_folder(name, root, videos))
+    items, missing = [], []
+    for record in records:
+        texts = texts_of(record, known.protocol)
+        if not texts or not all(texts):
             raise ClipVipError(
-                f"{name} {split}: video {item.video_id} has an empty or no text in {root}; remove or mend it"
+                f"{name} {split}: video {record.video_id} has an empty or no text in {root}; remove or mend it"
             )
-    missing = [item.video_id for item in items if not item.path.is_file()]
-    if missing:
+        found = files.find(record.names)
+        if len(found) > 1:
+            raise ClipVipError(
+                f"{name} {split}: video {record.video_id} may be {found[0]} or {found[1]}: expected one; remove "
+                "the other"
+            )
+        if not found:
+            missing.append(record.video_id)
+            continue
+        if record.frames is not None and found[0].is_dir():
+            _check_frames(record, found[0])
+        items.append(Item(record.video_id, found[0], texts))
+    if len(missing) > allow_missing or not items:
         raise ClipVipError(
-            f"{name} {split}: {len(missing)} of {len(items)} videos named in the annotations are not under "
-            f"{root / 'videos'}, first {missing[0]}; fetch them or take them out of the annotations"
+            f"{name} {split}: {len(missing)} of {len(records)} videos named in the annotations are not under "
+            f"{files.folder}, first {', '.join(missing[:LISTED])}; fetch them, or allow them to be left out "
+            f"(allow_missing={len(missing)}, --allow-missing {len(missing)}), and the score will say so"
         )
-    return items
+    return Items(items, name, split, missing)
 
 
-def _json(path: Path) -> object:
-    try:
-        return json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise ClipVipError(
-            f"{path} line {error.lineno} is not JSON ({error.msg}); mend or fetch it again"
-        ) from error
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # spreadsheets put a mark in front
-    except FileNotFoundError as error:
-        raise ClipVipError(f"no annotation file {path}: expected it beside videos/") from error
-    except UnicodeDecodeError as error:
-        raise ClipVipError(
-            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
-        ) from error
-
-
-def _csv(path: Path, *fields: str) -> list[dict[str, str]]:
-    try:
-        rows = list(csv.DictReader(_text(path).splitlines()))
-    except csv.Error as error:
-        raise ClipVipError(f"{path} is not CSV ({error}); mend or fetch it again") from error
-    for number, row in enumerate(rows, start=2):
-        if None in row:  # the rest of a text that has a comma would be lost
-            raise ClipVipError(
-                f"{path} line {number}: expected {len(row) - 1} columns, got {len(row[None])} more; put texts with "
-                "commas into quotes"
+def read_records(name: str, root: Path, split: str, tell: Tell = reading.refuse) -> list[Record]:
+    """The records of a split as annotated; faults go to ``tell``, which by default raises ClipVipError."""
+    known = _known(name, split)
+    held = root / HELD_OUT
+    if "val" in known.splits or split == "test":
+        return known.read(root, split, tell)
+    if msrvtt.VALIDATION in known.files and (root / msrvtt.VALIDATION).is_file():
+        if held.is_file():
+            tell(
+                "doubled-split",
+                f"{root} has {msrvtt.VALIDATION} and {HELD_OUT}: expected one; remove the other",
             )
-        absent = [field for field in fields if not row.get(field)]
-        if absent:
-            raise ClipVipError(
-                f"{path} line {number}: expected the columns {', '.join(fields)}, {absent[0]} is empty"
-            )
-    return rows
-
-
-def _field(entry: object, field: str, path: Path, number: int) -> object:
-    if not isinstance(entry, dict) or field not in entry:
-        raise ClipVipError(f"{path} entry {number}: expected an object with {field!r}, got {str(entry)[:80]}")
-    return entry[field]
-
-
-def _word(entry: object, field: str, path: Path, number: int) -> str:
-    """A field that is text or a number; null is neither, and "None" would be a caption."""
-    value = _field(entry, field, path, number)
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise ClipVipError(
-            f"{path} entry {number}: expected text in {field!r}, got {json.dumps(value)[:80]}; remove or mend it"
+        return known.read(root, split, tell)
+    if not held.is_file():
+        if split == "train":
+            return known.read(root, split, tell)
+        own = f"{root / msrvtt.VALIDATION}, nor" if msrvtt.VALIDATION in known.files else ""
+        tell(
+            "no-annotation",
+            f"no annotation file {own} {held}: {known.title} comes without a validation split; write one with "
+            f"`clipvip check-data {name} {root} --hold-out 500`, which names training videos to be set aside",
         )
-    return str(value)
+        raise reading.Unreadable(held)
+    chosen = set(reading.distinct(reading.read_list(held, tell), held, tell))
+    records = known.read(root, "train", tell)
+    for video in sorted(chosen - {record.video_id for record in records}):
+        tell("no-sentence", f"{held}: {video} is not among the training videos; remove or mend it")
+    return [record for record in records if (record.video_id in chosen) == (split == "val")]
 
 
-def _load_msrvtt(root: Path, split: str) -> list[Item]:
-    def item(video_id: str, texts: tuple[str, ...]) -> Item:
-        return Item(video_id, root / "videos" / f"{video_id}.mp4", texts)
-
-    if split != "train":
-        path = root / {"val": "MSRVTT_val.csv", "test": "MSRVTT_JSFUSION_test.csv"}[split]
-        return [item(row["video_id"], (row["sentence"],)) for row in _csv(path, "video_id", "sentence")]
-    path = root / "MSRVTT_data.json"
-    texts: dict[str, list[str]] = {}
-    sentences = _field(_json(path), "sentences", path, 0)
-    if not isinstance(sentences, list):
-        raise ClipVipError(f"{path}: expected a list of sentences, got {type(sentences).__name__}; mend it")
-    for number, sentence in enumerate(sentences):
-        video_id = _word(sentence, "video_id", path, number)
-        texts.setdefault(video_id, []).append(_word(sentence, "caption", path, number))
-    rows = _csv(root / "MSRVTT_train.9k.csv", "video_id")
-    return [item(row["video_id"], tuple(texts.get(row["video_id"], ()))) for row in rows]
+def texts_of(record: Record, protocol: str) -> tuple[str, ...]:
+    """The texts by which a video is retrieved; an empty one stays and is refused by the loader."""
+    if protocol == SENTENCE:
+        return tuple(text if text.strip() else "" for text in record.sentences)
+    return (" ".join(part for part in record.sentences if part.strip()),) if record.sentences else ()
 
 
-def _load_didemo(root: Path, split: str) -> list[Item]:
-    path = root / f"{split}_data.json"
-    entries = _json(path)
-    if not isinstance(entries, list):
-        raise ClipVipError(f"{path}: expected a list of descriptions, got {type(entries).__name__}")
-    sentences: dict[str, list[str]] = {}
-    for number, entry in enumerate(entries):
-        video = _word(entry, "video", path, number)
-        sentences.setdefault(video, []).append(_word(entry, "description", path, number))
-    return [
-        Item(video.rsplit(".", 1)[0], root / "videos" / video, (" ".join(parts),))
-        for video, parts in sentences.items()
-    ]
+def videos_folder(name: str, root: str | Path, videos: str | Path | None = None) -> Path:
+    """The folder of the videos: ``videos``, else the first of the set's names that is under ``root``."""
+    if videos is not None:
+        return Path(videos)
+    root = Path(root)
+    there = [root / folder for folder in SETS[name].folders if (root / folder).is_dir()]
+    return there[0] if there else root / SETS[name].folders[0]
+
+
+def _check_frames(record: Record, folder: Path) -> None:
+    """A frame folder that lost its last pictures would otherwise be taken for a shorter video."""
+    there = frame_folders.count_frames(folder)
+    if there != record.frames:
+        raise ClipVipError(
+            f"video {record.video_id}: expected num_frame = {record.frames} pictures in {folder}, got {there}; extract "
+            "the frames again, or mend num_frame"
+        )
+
+
+def _known(name: str, split: str) -> BenchmarkSet:
+    if name not in SETS:
+        raise unknown("benchmark", name, SETS)
+    if split not in SPLITS:
+        raise unknown("split", split, SPLITS)
+    return SETS[name]

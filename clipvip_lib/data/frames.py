@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from clipvip_lib.data import transform
-from clipvip_lib.data.video import VideoError, middle_index, read_frames, uniform_indices
+from clipvip_lib.data import frame_folders, transform
+from clipvip_lib.data.video import VideoError, middle_index, uniform_indices
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
 
@@ -42,7 +42,7 @@ def write_store(
     antialias: bool,
     progress: Callable[[int, int, str], None],
 ) -> int:
-    """Decode ``count`` videos (or JPEG stills, as videos of one frame) into one .npy file.
+    """Decode ``count`` videos (files, frame folders, bytes; or JPEG stills, as videos of one frame) into one .npy file.
 
     It holds uint8 [count, frames + 1, size, size, 3]; a clip's last row is its middle frame (index total // 2).
 
@@ -70,7 +70,7 @@ def write_store(
             if isinstance(source, bytes) and source.startswith(JPEG):
                 shown = still(source, name)[None].repeat(frames + 1, 0)
             else:
-                shown = read_frames(source, wanted, name=name)
+                shown = frame_folders.read_frames(source, wanted, name=name)
             store[done] = transform.resize(shown, size, antialias)
             done += 1
             progress(done, count, "clips decoded")

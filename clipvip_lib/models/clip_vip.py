@@ -21,8 +21,11 @@ Source: CLIP-ViP (arXiv 2209.06430) section 3.4; CLIP4Clip (arXiv 2104.08860) se
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
@@ -415,6 +418,24 @@ class ClipViP(CLIPModel):
                     "the mask expected 1 for every token and 0 for the padding to their right, got another; pad to the "
                     "right, and give ones and zeros"
                 )
+
+    # ---- files and strings (encoding.py; imported when asked for, so that no training run rests on it) ----
+
+    def encode_videos(self, paths: Sequence[str | Path], **options) -> np.ndarray:
+        """Video files or folders of pictures -> features float32 [n, E], L2-normalised, in the order of ``paths``.
+
+        options: frames (by default as many as have temporal embeddings), antialias, bfloat16, batch, workers, as in
+        ``encoding.encode_videos``. Raises VideoError naming a video that cannot be read, ClipVipError for no path.
+        """
+        return import_module("clipvip_lib.models.encoding").encode_videos(self, paths, **options)
+
+    def encode_texts(self, texts: Sequence[str], **options) -> np.ndarray:
+        """Strings -> features float32 [n, E], L2-normalised; longer ones than the model's context are cut.
+
+        The tokenizer is the one saved beside the weights that ``from_pretrained`` read (clip_tokenizer.json), else
+        CLIP's own. options: tokenizer, bfloat16, batch. Raises ClipVipError if the tokenizer is not the model's.
+        """
+        return import_module("clipvip_lib.models.encoding").encode_texts(self, texts, **options)
 
     # ---- what transformers' users call ----
 

@@ -1,0 +1,318 @@
+"""Auxiliary captions of a whole corpus (paper section 3.2): many shards, any number of processes and devices.
+
+What is special:
+
+* a shard's captions appear once and whole, ``00000.tar`` -> ``00000.captions.jsonl``, the sidecar that
+  ``captioning.read_captions`` reads and post-pretraining takes; what is there is not made again;
+* shards are dealt out by locks (shard_locks.py), so ranks share work without talking, and what a dead one held is
+  taken up by the living or by the next start; two never work at one shard;
+* middle frames are decoded, and brought to the captioner's size, in threads while the model works, across the
+  borders of shards: the model never waits for a shard to begin;
+* a sample that cannot be read stops the run by its name, or is skipped and written down with its reason as far as
+  ``skip_share`` allows; it never gets another sample's caption.
+
+A shard is cut into batches of nearly one size (1000 samples at 64: 16 of 62 or 63, not 15 of 64 and one of 40), so
+no device runs a small last batch, and a batch is the same however many processes share the corpus: so are the texts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from clipvip_lib.captioners import ImageCaptioner
+from clipvip_lib.captioning import captions_path
+from clipvip_lib.data.ahead import ahead
+from clipvip_lib.data.middle_frames import NeverFetched, middle_frames
+from clipvip_lib.data.shard_index import index_shard
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import make_folder, read_json, write_bytes, write_json
+from clipvip_lib.progress import quiet
+from clipvip_lib.shard_locks import Held, Task, deal, holder, whole_folder
+
+MADE_BY = "captions.json"
+# Decoded and waiting for the model; more would only take memory (44 MB for 64 images of 480 pixels).
+BATCHES_AHEAD = 2
+LOOK_EVERY = 30.0  # seconds between looks at what other processes have finished
+
+
+@dataclass
+class Tally:
+    """What this process did. ``absent``: samples that the corpus itself says could not be fetched."""
+
+    shards: int = 0
+    found: int = 0  # done before this start
+    written: int = 0
+    captions: int = 0
+    empty: int = 0  # captions without a word
+    skipped: int = 0
+    absent: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Shard:
+    """A shard that this process works at."""
+
+    held: Held
+    total: int
+    keys: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    bad: list[dict[str, str]] = field(default_factory=list)
+    absent: int = 0
+
+
+@dataclass
+class _Batch:
+    shard: _Shard
+    keys: list[str]
+    frames: list[np.ndarray]
+    last: bool
+
+
+def caption_shards(
+    shards: Sequence[str | Path],
+    out: str | Path,
+    captioner: ImageCaptioner,
+    *,
+    made_by: dict | None = None,
+    batch: int = 64,
+    threads: int = 2,
+    skip_share: float = 0.0,
+    rank: int = 0,
+    ranks: int = 1,
+    progress: Callable[[int, int, str], None] = quiet,
+    say: Callable[[str], None] = lambda text: None,
+    poll: float = 2.0,
+) -> Tally:
+    """Caption the middle frame of every clip of ``shards`` into ``out``; returns when all are done, by whomever.
+
+    Args:
+        shards: tar files as video2dataset writes them (key.mp4 or key.jpg; key.txt is not looked at).
+        out: folder of SHARD.captions.jsonl, and SHARD.skipped.jsonl where samples were skipped.
+        made_by: what tells these captions from others (captioners.describe); kept in ``out`` and compared.
+        batch: images that the model takes at once, at most.
+        threads: decoding threads of this process.
+        skip_share: share of a shard's samples, rounded up, that may be skipped because they cannot be read.
+        rank, ranks: which share this process begins with; it helps the others when it is through.
+        poll: seconds between looks at shards that other processes hold.
+
+    Raises ClipVipError for shards that are missing, damaged or share a name, samples that cannot be read beyond
+    ``skip_share``, captions in ``out`` made in another way, or a folder that cannot be written or locked.
+    """
+    if not 0 <= skip_share < 1 or batch < 1 or threads < 1 or not 0 <= rank < ranks:
+        raise ClipVipError(
+            "expected a share to skip of at least 0 and below 1, a batch and threads of at least 1, and a rank below "
+            f"the number of ranks, got {skip_share}, {batch}, {threads}, {rank} of {ranks}"
+        )
+    out = make_folder(out)
+    tasks = _tasks(shards, out)
+    if made_by is not None:
+        _same_maker(out, tasks, made_by)
+    started = time.monotonic()
+    tally = Tally(shards=len(tasks), found=sum(task.out.exists() for task in tasks))
+    if tally.found:
+        say(f"{tally.found} of {len(tasks)} shards were captioned before")
+    meter = _Meter(tasks, tally, progress, f"rank {rank} of {ranks}")
+    reader = _Reader(captioner.image_size, batch, threads, skip_share)
+    stop = threading.Event()
+    held = deal(tasks, rank, ranks, lambda: not stop.wait(poll), lambda left: say(_waiting(left)))
+    begun: list[Held] = []
+    try:
+        with ahead(reader.batches(_noted(held, begun, say)), BATCHES_AHEAD, stop) as batches:
+            for item in batches:
+                _caption(item, captioner)
+                if item.last:
+                    _finish(item.shard, tally, say)
+                meter.show(item)
+    finally:
+        for each in begun:  # after an error in a process that lives on, such as a notebook's
+            each.release()
+    tally.seconds = time.monotonic() - started
+    return tally
+
+
+def _tasks(shards: Sequence[str | Path], out: Path) -> list[Task]:
+    paths = [Path(shard) for shard in shards]
+    tasks = [Task(path, out / captions_path(path).name) for path in paths]
+    if not tasks:
+        raise ClipVipError("expected at least one shard, got none; check the pattern")
+    first: dict[Path, Path] = {}
+    for task in tasks:
+        if task.out in first:
+            raise ClipVipError(
+                f"{first[task.out]} and {task.shard} would both write {task.out}: expected shards of different "
+                "names; caption them into different folders"
+            )
+        first[task.out] = task.shard
+    if missing := [task.shard for task in tasks if not task.shard.is_file()]:
+        raise ClipVipError(
+            f"{len(missing)} of {len(tasks)} shards are missing, first {missing[0]}: expected tar files; check the "
+            "pattern or fetch them"
+        )
+    return tasks
+
+
+def _same_maker(out: Path, tasks: list[Task], made_by: dict) -> None:
+    """Captions of two captioners in one folder would be taken for one corpus: refuse that."""
+    made_by = json.loads(json.dumps(made_by))
+    with whole_folder(out):
+        if not (out / MADE_BY).exists():
+            if there := [task.out.name for task in tasks if task.out.exists()]:
+                raise ClipVipError(
+                    f"{out} holds {there[0]} but no {MADE_BY}: expected captions of this command, or none; choose "
+                    "another folder"
+                )
+            write_json(out / MADE_BY, made_by)
+            return
+        before = read_json(out / MADE_BY)
+    if before != made_by:
+        before = before if isinstance(before, dict) else {}
+        names = [name for name in {**before, **made_by} if before.get(name) != made_by.get(name)]
+        told = ", ".join(f"{name} {before.get(name)!r} then, {made_by.get(name)!r} now" for name in names)
+        raise ClipVipError(
+            f"{out} holds captions made in another way ({told}); choose another folder, or remove that one to caption "
+            "anew"
+        )
+
+
+def _noted(held: Iterator[Held], begun: list[Held], say: Callable[[str], None]) -> Iterator[Held]:
+    for each in held:
+        begun.append(each)
+        if each.left_by:
+            say(f"taking up {each.task.shard.name}, which {each.left_by} had begun")
+        yield each
+
+
+def _waiting(left: list[Task]) -> str:
+    what = "1 shard" if len(left) == 1 else f"{len(left)} shards"
+    return f"waiting for {what} held by others, first {left[0].shard.name} ({holder(left[0])})"
+
+
+def _caption(item: _Batch, captioner: ImageCaptioner) -> None:
+    if not item.keys:  # nothing of it could be read
+        return
+    texts = captioner.caption(item.frames, batch=len(item.frames))
+    if len(texts) != len(item.keys):
+        raise ClipVipError(f"expected {len(item.keys)} captions of as many images, got {len(texts)}")
+    item.shard.keys += item.keys
+    item.shard.texts += texts
+
+
+def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None]) -> None:
+    """Write a shard's files, the captions last: they show that it is done."""
+    task = shard.held.task
+    skipped = task.out.with_name(task.shard.stem + ".skipped.jsonl")
+    if shard.bad:
+        write_bytes(skipped, "".join(map(_line, shard.bad)).encode())
+        say(f"skipped {len(shard.bad)} of {shard.total} samples of {task.shard.name}, see {skipped.name}")
+    else:
+        skipped.unlink(missing_ok=True)
+    rows = ({"key": key, "caption": text} for key, text in zip(shard.keys, shard.texts, strict=True))
+    write_bytes(task.out, "".join(map(_line, rows)).encode())
+    shard.held.release()
+    tally.written += 1
+    tally.captions += len(shard.texts)
+    tally.empty += sum(not text for text in shard.texts)
+    tally.skipped += len(shard.bad)
+    tally.absent += shard.absent
+
+
+def _line(row: dict[str, str]) -> str:
+    line = json.dumps(row, ensure_ascii=False)
+    # Unicode has line ends that JSON leaves as they are.
+    return (line if len(line.splitlines()) == 1 else json.dumps(row)) + "\n"
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """From shards to batches of middle frames; runs in a thread of its own, and decodes in ``threads`` others."""
+
+    size: int | None
+    batch: int
+    threads: int
+    skip_share: float
+
+    def batches(self, held: Iterator[Held]) -> Iterator[_Batch]:
+        pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        try:
+            for each in held:
+                yield from self._of_shard(each, pool)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    def _of_shard(self, held: Held, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
+        path = held.task.shard
+        entries = index_shard(path)
+        shard, batches = _Shard(held, len(entries)), math.ceil(len(entries) / self.batch)
+        ends = [shard.total * (number + 1) // batches for number in range(batches)]
+        keys: list[str] = []
+        frames: list[np.ndarray] = []
+        for position, (key, frame) in enumerate(
+            middle_frames(path, entries, pool, 4 * self.threads, self.size), 1
+        ):
+            if isinstance(frame, NeverFetched):
+                shard.absent += 1
+            elif isinstance(frame, ClipVipError):
+                self._skip(shard, key, frame)
+            else:
+                keys.append(key)
+                frames.append(frame)
+            if position == ends[0]:
+                yield _Batch(shard, keys, frames, last=position == shard.total)
+                keys, frames = [], []
+                del ends[0]
+
+    def _skip(self, shard: _Shard, key: str, error: ClipVipError) -> None:
+        shard.bad.append({"shard": shard.held.task.shard.name, "key": key, "reason": str(error)})
+        allowed = math.ceil(self.skip_share * shard.total)
+        if len(shard.bad) > allowed:
+            raise ClipVipError(
+                f"{len(shard.bad)} of {shard.total} samples of shard {shard.held.task.shard} cannot be read and "
+                f"{allowed} may be skipped, the last: {error}; mend the shard or allow more with --skip-share"
+            ) from error
+
+
+# ------------------------------------------------------------------------------------------------ progress
+
+
+class _Meter:
+    """Samples done and to do by all processes, the latter estimated from the shards seen so far."""
+
+    def __init__(self, tasks: list[Task], tally: Tally, progress: Callable, name: str) -> None:
+        self.todo = {task.out.name for task in tasks if not task.out.exists()}
+        self.folder = tasks[0].out.parent
+        self.tally, self.progress, self.name = tally, progress, name
+        self.images = self.by_others = 0
+        self.sizes: dict[str, int] = {}  # samples of the shards seen here
+        self.done: dict[str, int] = {}  # of them dealt with
+        self.looked = self.started = time.monotonic()
+
+    def show(self, item: _Batch) -> None:
+        now, name, size = time.monotonic(), item.shard.held.task.out.name, item.shard.total
+        self.images += len(item.keys)
+        self.sizes[name], self.done[name] = size, size if item.last else len(item.shard.keys)
+        if now - self.looked > LOOK_EVERY:
+            self.looked = now
+            with os.scandir(self.folder) as entries:
+                self.by_others = len((self.todo - self.sizes.keys()).intersection(e.name for e in entries))
+        mean = sum(self.sizes.values()) / len(self.sizes)
+        done = sum(self.done.values()) + round(self.by_others * mean)
+        total = sum(self.sizes.values()) + round((len(self.todo) - len(self.sizes)) * mean)
+        finished = self.tally.written + self.by_others
+        rate = self.images / max(now - self.started, 1e-9)
+        note = f"{finished} of {len(self.todo)} shards, {self.name}: {rate:.3g} images/s"
+        # Not over before the last shard is: shards may be smaller than those seen so far.
+        self.progress(done, max(total, done + (finished < len(self.todo))), note)

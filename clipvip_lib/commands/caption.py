@@ -1,0 +1,184 @@
+"""``clipvip caption``: auxiliary captions of a corpus's shards, on one device or under torchrun on many."""
+
+from __future__ import annotations
+
+import argparse
+
+from clipvip_lib.commands.arguments import folder
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "caption",
+        help="caption the middle frames of a corpus's shards",
+        description="Captions the middle frame of every clip of the shards with OFA (or a Hugging Face model) and "
+        "writes SHARD.captions.jsonl, each once and whole. Shards that have it are skipped; started again after an "
+        "interruption it goes on. Under torchrun the ranks share the shards, and take up those of dead ranks.",
+    )
+    parser.add_argument(
+        "--shards",
+        required=True,
+        metavar="PATTERN",
+        help='tar files: a path with braces or globs, such as "path/{00000..00099}.tar"',
+    )
+    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the captions")
+    captioner = parser.add_mutually_exclusive_group(required=True)
+    captioner.add_argument(
+        "--weights",
+        type=folder,
+        metavar="OFA",
+        help="OFA's caption weights: fairseq's .pt, Hugging Face's folder, or a captioner of the study",
+    )
+    captioner.add_argument(
+        "--hugging-face",
+        type=folder,
+        metavar="MODEL",
+        help="instead of OFA: a vision-to-text model by name or folder (BLIP, GIT, ViT-GPT2)",
+    )
+    parser.add_argument(
+        "--bpe", type=folder, metavar="DIR", help="folder with GPT-2's vocab.json and merges.txt, for OFA"
+    )
+    parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the images (default: 480)")
+    parser.add_argument("--beam", type=positive, metavar="K", help="hypotheses an image (default: 5)")
+    parser.add_argument(
+        "--max-tokens", type=positive, metavar="N", help="tokens a caption, at most (default: 16)"
+    )
+    parser.add_argument(
+        "--batch", type=positive, default=64, metavar="N", help="images at once (default: 64)"
+    )
+    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16 (autocast)")
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="cpu, cuda, cuda:1 (default: this rank's GPU, or the CPU without one)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        metavar="N",
+        help="decoding threads of each process (default: its share of the cores, at most 16)",
+    )
+    parser.add_argument(
+        "--skip-share",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="share of a shard's samples that may be skipped if they cannot be read (default: 0)",
+    )
+    parser.set_defaults(run=run)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import dataclasses
+    import json
+    import sys
+
+    import torch
+
+    from clipvip_lib.caption_shards import caption_shards
+    from clipvip_lib.captioners import describe
+    from clipvip_lib.data.shard_index import expand
+    from clipvip_lib.errors import ClipVipError
+    from clipvip_lib.progress import Progress, quiet
+
+    rank, ranks, local, locals_ = _ranks()
+    shards = expand(arguments.shards)
+    captioner = _captioner(arguments, _device(arguments.device, local))
+    name = f"rank {rank}: " if ranks > 1 else ""
+    try:
+        tally = caption_shards(
+            shards,
+            arguments.out,
+            captioner,
+            made_by=describe(captioner),
+            batch=arguments.batch,
+            threads=arguments.threads or _threads(locals_),
+            skip_share=arguments.skip_share,
+            rank=rank,
+            ranks=ranks,
+            progress=quiet if rank else Progress("caption", stream=sys.stderr),
+            say=lambda text: print(f"clipvip caption: {name}{text}", file=sys.stderr, flush=True),
+        )
+    except torch.OutOfMemoryError as error:
+        raise ClipVipError(
+            f"the device's memory does not hold a batch of {arguments.batch} images; choose a smaller --batch"
+        ) from error
+    rate = tally.captions / tally.seconds if tally.seconds else 0.0
+    row = {"rank": rank, "ranks": ranks, **dataclasses.asdict(tally), "images_per_second": rate}
+    row = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
+    print(json.dumps(row), flush=True)
+    return 0
+
+
+def _captioner(arguments: argparse.Namespace, device: str):
+    from clipvip_lib.captioners import HuggingFaceCaptioner, load_ofa_captioner
+    from clipvip_lib.errors import ClipVipError
+
+    if arguments.hugging_face is None:
+        return load_ofa_captioner(
+            arguments.weights,
+            bpe=arguments.bpe,
+            size=arguments.size,
+            beam=arguments.beam,
+            max_tokens=arguments.max_tokens,
+            bfloat16=arguments.bf16,
+            device=device,
+        )
+    if arguments.bpe or arguments.size:
+        raise ClipVipError(
+            "--bpe and --size belong to OFA: a Hugging Face model has its own tokenizer and image size; leave them out"
+        )
+    return HuggingFaceCaptioner(
+        arguments.hugging_face,
+        beam=arguments.beam or 5,
+        max_tokens=arguments.max_tokens or 16,
+        bfloat16=arguments.bf16,
+        device=device,
+    )
+
+
+def _ranks() -> tuple[int, int, int, int]:
+    """Rank, ranks, rank on this machine, ranks on it, as torchrun tells them; no process group is made."""
+    import os
+
+    from clipvip_lib.errors import ClipVipError
+
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    told = {name: os.environ.get(name, str(default)) for name, default in names.items()}
+    if not all(value.isdecimal() for value in told.values()) or int(told["RANK"]) >= int(told["WORLD_SIZE"]):
+        raise ClipVipError(
+            f"expected RANK below WORLD_SIZE as torchrun sets them, got {told}; start by torchrun"
+        )
+    return tuple(int(value) for value in told.values())
+
+
+def _device(asked: str, local: int) -> str:
+    import torch
+
+    from clipvip_lib.errors import ClipVipError
+
+    if asked == "auto":
+        return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(f"cuda:{local}" if asked == "cuda" and torch.cuda.is_available() else asked)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ClipVipError(
+            f"cannot use the device {asked!r} ({reason}): expected cpu, cuda or cuda:N"
+        ) from error
+    return str(device)
+
+
+def _threads(processes: int) -> int:
+    """Decoding threads of each of so many processes: all but one of its cores, for the model's own thread."""
+    from clipvip_lib.study.machine import cores
+
+    return max(1, min(16, cores() // processes - 1))

@@ -1,0 +1,117 @@
+"""``clipvip check-data``: is a downstream set whole, and what will it cost to read?"""
+
+from __future__ import annotations
+
+import argparse
+
+SHOWN = 5  # sentences of a finding; all are in --json
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "check-data",
+        help="look a downstream set over: what is missing, damaged, doubled, and how long reading takes",
+        description="Checks annotations and videos of a downstream set in about a minute and names every fault by a "
+        "code word (docs/benchmarks.md). Exit code 0: fine, or warnings only; 1: errors; 2: it could not be checked.",
+    )
+    parser.add_argument(
+        "name", metavar="NAME", help="the set: msrvtt, didemo, activitynet, lsmdc, msvd, vatex, jsonl ..."
+    )
+    parser.add_argument("root", metavar="DIR", help="folder with its annotations and videos/")
+    parser.add_argument("--videos", metavar="DIR", help="folder of the videos, if it is elsewhere")
+    parser.add_argument(
+        "--allow-missing",
+        type=int,
+        default=0,
+        metavar="N",
+        help="so many missing videos of a split are a warning",
+    )
+    parser.add_argument(
+        "--sample",
+        type=int,
+        default=32,
+        metavar="N",
+        help="decode at most so many videos twice (default 32); 0 for all",
+    )
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=45.0,
+        metavar="S",
+        help="stop decoding after half of them, opening files after all (default 45)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="write everything that was found as JSON")
+    parser.add_argument(
+        "--hold-out",
+        type=int,
+        metavar="N",
+        help="first write held_out.txt: N training videos as validation split, for a set that comes without one",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import sys
+
+    from clipvip_lib.data.check import check_set
+    from clipvip_lib.data.held_out import hold_out
+    from clipvip_lib.files import write_json
+    from clipvip_lib.progress import Progress
+
+    if arguments.hold_out is not None:
+        print(f"wrote {hold_out(arguments.name, arguments.root, arguments.hold_out)}")
+    report = check_set(
+        arguments.name,
+        arguments.root,
+        videos=arguments.videos,
+        allow_missing=arguments.allow_missing,
+        sample=arguments.sample,
+        seconds=arguments.seconds,
+        progress=Progress("check-data", stream=sys.stderr),
+    )
+    if arguments.json:
+        write_json(arguments.json, report.as_json())
+    print("\n".join(lines(report)))
+    return 1 if report.errors else 0
+
+
+def lines(report) -> list[str]:
+    """The report for people."""
+    from clipvip_lib.data.check import CODES
+    from clipvip_lib.progress import duration
+
+    found = [f"{report.title} ({report.name}), scored by {report.protocol}s"]
+    for split, about in report.splits.items():
+        distributed = about["as_distributed"]
+        note = f"; as distributed {distributed:,}" if distributed not in (None, about["videos"]) else ""
+        found.append(
+            f"  {split:5} {about['videos']:,} videos, {about['texts']:,} texts, {about['missing']:,} missing{note}"
+        )
+    if "val" not in report.splits:
+        found.append("  val   none comes with the set; --hold-out N sets training videos aside")
+    for finding in report.findings:
+        count = len(finding.sentences)
+        found.append(f"{finding.severity}: {finding.code} ({count}): {CODES[finding.code]}")
+        found += [f"    {sentence}" for sentence in finding.sentences[:SHOWN]]
+        if count > SHOWN:
+            found.append(f"    and {count - SHOWN} more (--json FILE lists all)")
+    found.append(
+        f"{report.files:,} files of {report.video_bytes / 1e9:.2f} GB, {report.looked_into:,} of them opened"
+    )
+    if report.decoding:
+        d = report.decoding
+        slow = f", {d.by_pyav} of them by PyAV" if d.by_pyav else ""
+        found.append(
+            f"decoded twice: {d.clips} clips{slow}; {1 / d.seconds_a_clip:.1f} clips a second on one core"
+        )
+        found.append(
+            f"all clips, 12 frames and the middle one: {duration(d.core_hours * 3600)} on one core, a frame store at "
+            f"224 x 224 of {d.store_bytes / 1e9:.1f} GB"
+        )
+    warnings = len(report.findings) - len(report.errors)
+    found.append(
+        f"{len(report.errors)} kinds of error, {warnings} of warning, in {duration(report.seconds)}"
+        if report.findings
+        else f"no fault found, in {duration(report.seconds)}"
+    )
+    return found

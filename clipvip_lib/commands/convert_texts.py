@@ -1,0 +1,104 @@
+"""``clipvip convert-texts``: texts and captions that stand elsewhere, as files beside the shards."""
+
+from __future__ import annotations
+
+import argparse
+
+from clipvip_lib.commands.arguments import folder
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "convert-texts",
+        help="put subtitles, captions or alt-texts beside the shards they belong to",
+        description="Writes for each shard the texts of its samples, whole or not at all, as SHARD.texts.jsonl or "
+        "SHARD.captions.jsonl; shards that have theirs are skipped. A sample's id is looked up in one source: an "
+        "LMDB of the CLIP-ViP authors, WebVid's table, or what video2dataset kept of the subtitles.",
+    )
+    parser.add_argument(
+        "--shards",
+        required=True,
+        metavar="PATTERN",
+        help="'/data/{00000..00099}.tar', a glob or a folder",
+    )
+    parser.add_argument(
+        "--out", type=folder, metavar="DIR", help="where to write (default: beside the shards)"
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--subtitles",
+        metavar="LMDB",
+        help="texts from an LMDB from clip id to subtitle, or a .jsonl of clip_id and text",
+    )
+    source.add_argument(
+        "--captions",
+        metavar="LMDB",
+        help="captions from an LMDB from clip id to caption, or a .json list of image_id and caption",
+    )
+    source.add_argument("--csv", metavar="FILE", help="texts from a table with the columns videoid and name")
+    source.add_argument(
+        "--own-subtitles", action="store_true", help="texts from clip_subtitles in each sample's key.json"
+    )
+    ids = parser.add_mutually_exclusive_group()
+    ids.add_argument(
+        "--id",
+        metavar="TEMPLATE",
+        help="a sample's id from its key and the fields of its key.json, such as '{video_id}.{clip}.mp4' "
+        "(default: '{clip_id}', with --csv '{videoid}')",
+    )
+    ids.add_argument(
+        "--metadata",
+        nargs="+",
+        metavar="JSONL",
+        help="HD-VILA's metadata: ids by video and span of each clip",
+    )
+    parser.add_argument(
+        "--columns",
+        default="videoid,name",
+        metavar="ID,TEXT",
+        help="columns of --csv (default videoid,name)",
+    )
+    parser.add_argument(
+        "--allow-missing",
+        type=int,
+        default=0,
+        metavar="N",
+        help="go on if up to N clips have no text (default 0)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    import json
+    import sys
+
+    from clipvip_lib.data.shard_index import expand
+    from clipvip_lib.data.shard_texts import (
+        convert,
+        ids_by_span,
+        ids_by_template,
+        own_subtitles,
+        source_texts,
+    )
+    from clipvip_lib.progress import Progress
+
+    kind = "captions" if arguments.captions else "texts"
+    if arguments.own_subtitles:
+        text_of = own_subtitles
+    else:
+        texts = source_texts(arguments.subtitles or arguments.captions, arguments.csv, arguments.columns)
+        if arguments.metadata:
+            id_of = ids_by_span(arguments.metadata)
+        else:
+            id_of = ids_by_template(arguments.id or ("{videoid}" if arguments.csv else "{clip_id}"))
+
+        def text_of(key: str, about: dict) -> str | None:
+            found = id_of(key, about)
+            return None if found is None else texts(found)
+
+    progress = Progress("convert-texts", stream=sys.stderr)
+    result = convert(
+        expand(arguments.shards), kind, text_of, arguments.out, arguments.allow_missing, progress
+    )
+    print(json.dumps(result))
+    return 0

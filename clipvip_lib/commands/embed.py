@@ -1,0 +1,136 @@
+"""``clipvip embed``: videos, frame folders, shards and texts to features on disk."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from clipvip_lib.commands.arguments import folder
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "embed",
+        help="write the features of videos and texts to a folder",
+        description="Encodes videos (files, folders, folders of pictures, tar shards) into DIR/features.npy with "
+        "DIR/ids.jsonl, and the texts of a file into DIR/texts/. What is done is skipped, so started again after an "
+        "interruption, or with more videos, it goes on; other weights or settings are refused.",
+    )
+    parser.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help='video files, folders, frame folders, shards ("path/{00000..00099}.tar")',
+    )
+    parser.add_argument("--texts", metavar="FILE", help="texts: one a line, .jsonl (id, text) or .csv")
+    parser.add_argument(
+        "--weights",
+        required=True,
+        type=folder,
+        metavar="W",
+        help="a folder, a .pt or .safetensors file, or an open_clip name (ViT-B-32, with --tag)",
+    )
+    parser.add_argument("--tag", metavar="TAG", help="of an open_clip name: its weights, or a file of them")
+    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the features")
+    parser.add_argument(
+        "--attention",
+        metavar="A",
+        help="proxy, full, mean_pool or sequential (default: the checkpoint's; mean_pool for a plain CLIP)",
+    )
+    parser.add_argument(
+        "--frames", type=int, metavar="N", help="frames of each video (default: the checkpoint's, 12)"
+    )
+    parser.add_argument(
+        "--antialias",
+        action="store_true",
+        help="resize with Pillow (as CLIP does, and the study's mini models)",
+    )
+    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16 (autocast)")
+    parser.add_argument("--float16", action="store_true", help="store the features in float16")
+    parser.add_argument("--parquet", action="store_true", help="write features.parquet too (needs pyarrow)")
+    parser.add_argument(
+        "--skip-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable videos (default 0)"
+    )
+    parser.add_argument(
+        "--ids",
+        default="name",
+        metavar="KIND",
+        help="name: path below the source, or a sample's key (default); path: the whole path",
+    )
+    parser.add_argument(
+        "--batch", type=int, metavar="N", help="videos encoded together (default: 2 on a CPU, 32 on a GPU)"
+    )
+    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    parser.add_argument(
+        "--part",
+        type=int,
+        default=256,
+        metavar="N",
+        help="videos in a part, the most a kill costs (default 256)",
+    )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from clipvip_lib.data.clips import list_clips
+    from clipvip_lib.data.features import write_parquet
+    from clipvip_lib.data.text_files import read_texts
+    from clipvip_lib.embedding import embed_texts, embed_videos, load_encoder
+    from clipvip_lib.errors import ClipVipError
+    from clipvip_lib.progress import Progress
+
+    if not arguments.sources and arguments.texts is None:
+        raise ClipVipError(
+            "embed expected videos or --texts FILE, got neither; `clipvip embed --help` shows how"
+        )
+    # Listed before the model is loaded: a wrong path is said at once.
+    clips = list_clips(arguments.sources, arguments.ids)
+    texts = [] if arguments.texts is None else read_texts(arguments.texts)
+    encoder = load_encoder(arguments.weights, arguments.tag, arguments.attention, arguments.device)
+    if encoder.untrained:
+        print(
+            f"clipvip: {len(encoder.untrained)} weights are not in {arguments.weights} and untrained "
+            f"({', '.join(encoder.untrained[:3])}); --attention mean_pool needs none",
+            file=sys.stderr,
+        )
+    out = Path(arguments.out)
+    options = {"bfloat16": arguments.bf16, "stored": "float16" if arguments.float16 else "float32"}
+    if clips:
+        _report(
+            "videos",
+            out,
+            embed_videos,
+            encoder,
+            clips,
+            out,
+            frames=arguments.frames,
+            antialias=arguments.antialias,
+            batch=arguments.batch,
+            workers=arguments.workers,
+            part=arguments.part,
+            skip_bad=arguments.skip_bad,
+            progress=Progress("embed", stream=sys.stderr),
+            **options,
+        )
+    if texts:
+        progress = Progress("texts", stream=sys.stderr)
+        _report(
+            "texts", out / "texts", embed_texts, encoder, texts, out / "texts", progress=progress, **options
+        )
+    if arguments.parquet:
+        for written in [out] * bool(clips) + [out / "texts"] * bool(texts):
+            print(write_parquet(written))
+    return 0
+
+
+def _report(what: str, out: Path, embed, *arguments, **options) -> None:
+    start = time.perf_counter()
+    meta = embed(*arguments, **options)
+    left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
+    print(
+        f"{meta['rows']} {what}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
+        f"{time.perf_counter() - start:.1f} s"
+    )

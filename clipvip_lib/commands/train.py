@@ -1,0 +1,175 @@
+"""``clipvip train``: post-pretraining and fine-tuning at any size, on one device or under torchrun on many."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from clipvip_lib.commands.arguments import assignment, folder, numbers
+from clipvip_lib.errors import ClipVipError
+
+STAGES = ("postpretrain", "finetune")
+OMNISOURCE = "V-S,C + F-C"  # the authors' default
+
+
+def add(commands) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="post-pretrain on shards, or fine-tune on a benchmark",
+        description="Trains CLIP-ViP by one of the authors' recipes, on one device, or under torchrun on many: the "
+        "batch is the global one and is divided over the ranks. A run that was stopped goes on when the same command "
+        "is given again, on any number of ranks. Writes OUT/model, which every loader reads, OUT/metrics.jsonl and "
+        "OUT/result.json, which is printed too. Exit code: 0 done, 1 a rank was lost, 2 bad input or data, 143 "
+        "(130) stopped by SIGTERM (SIGINT) with a checkpoint.",
+    )
+    parser.add_argument("--stage", required=True, choices=STAGES)
+    parser.add_argument(
+        "--weights",
+        required=True,
+        type=folder,
+        metavar="SOURCE",
+        help="a folder, a file, or an open_clip name",
+    )
+    parser.add_argument("--tag", metavar="TAG", help="of an open_clip name: its weights, a tag or a file")
+    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the run")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--shards", metavar="PATTERN", help='tar files to post-pretrain on, such as "path/{00000..00099}.tar"'
+    )
+    data.add_argument(
+        "--captions",
+        type=folder,
+        metavar="DIR",
+        help="folder of SHARD.captions.jsonl (default: beside the shards)",
+    )
+    data.add_argument(
+        "--frames-store",
+        type=folder,
+        metavar="DIR",
+        help="decode once into this folder and train from there: batches are then the same on any number of ranks "
+        "(fine-tuning always does, by default in OUT/frames)",
+    )
+    data.add_argument(
+        "--benchmark", metavar="NAME", help="to fine-tune on: msrvtt, didemo, activitynet, lsmdc, .."
+    )
+    data.add_argument("--data", type=folder, metavar="DIR", help="the benchmark's folder")
+    data.add_argument(
+        "--allow-missing", type=int, default=0, metavar="N", help="videos of a split that may be missing"
+    )
+    data.add_argument("--workers", type=int, default=0, metavar="N", help="decoding processes of each rank")
+    data.add_argument(
+        "--skip-share", type=float, default=0.0, metavar="X", help="share of bad samples to skip (default: 0)"
+    )
+    how = parser.add_argument_group("training")
+    how.add_argument(
+        "--loss", metavar="L", help=f'default: "{OMNISOURCE}" to post-pretrain, V-S to fine-tune'
+    )
+    how.add_argument("--recipe", metavar="NAME", help="default: postpretrain, or finetune-BENCHMARK")
+    how.add_argument(
+        "--set",
+        action="append",
+        type=assignment,
+        default=[],
+        metavar="FIELD=VALUE",
+        help="another value of the recipe, such as batch=256 or chunk=32; may be repeated",
+    )
+    how.add_argument(
+        "--attention", metavar="A", help="proxy, full, mean_pool or sequential (default: the weights')"
+    )
+    how.add_argument(
+        "--proxies", type=int, metavar="M", help="number of video proxies (default: the weights', or 4)"
+    )
+    how.add_argument("--seed", type=int, default=0)
+    how.add_argument(
+        "--snapshots", type=numbers, default=[], metavar="N,N", help="steps after which a model is kept"
+    )
+    how.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard too")
+    how.add_argument(
+        "--timeout", type=float, default=600.0, metavar="S", help="seconds that ranks wait for each other"
+    )
+    how.add_argument(
+        "--show", action="store_true", help="print the recipe, with the source of each value, and end"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        recipe_name = check(arguments)
+    except ClipVipError:
+        if os.environ.get("RANK", "0") != "0":  # every rank would say the same
+            return 2
+        raise
+    if arguments.show:
+        return show(arguments, recipe_name)
+    from clipvip_lib import distributed
+    from clipvip_lib.training_run import train_as_told
+
+    ranks = distributed.start(arguments.timeout)
+    try:
+        train_as_told(arguments, recipe_name, ranks)
+    except distributed.StoppedElsewhere:
+        return 2
+    except distributed.RankLost as error:
+        distributed.say_once(ranks, f"clipvip: {error}")
+        return 1
+    except ClipVipError as error:
+        distributed.say_once(ranks, f"clipvip: {error}")
+        return 2
+    except SystemExit as stopped:
+        import signal
+
+        name = signal.Signals(stopped.code - 128).name
+        distributed.say_once(
+            ranks,
+            f"clipvip: stopped by {name}: all ranks finished their step and {arguments.out}/checkpoint.pt was "
+            "written; give the same command to go on",
+        )
+        distributed.stop()
+        return stopped.code
+    distributed.stop()
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> str:
+    """Whether the options go together; returns the recipe's name. Raises ClipVipError."""
+    from clipvip_lib.recipes import RECIPES
+
+    post = arguments.stage == "postpretrain"
+    if post and not (arguments.shards or arguments.frames_store):
+        raise ClipVipError(
+            "--stage postpretrain expected --shards PATTERN or --frames-store DIR, got neither; add one"
+        )
+    if not post and not (arguments.benchmark and arguments.data):
+        raise ClipVipError("--stage finetune expected --benchmark NAME and --data DIR, got less; add them")
+    foreign = ("benchmark", "data") if post else ("shards", "captions")
+    if given := [f"--{name}" for name in foreign if getattr(arguments, name)]:
+        raise ClipVipError(f"--stage {arguments.stage} takes no {' and no '.join(given)}; leave it out")
+    arguments.loss = arguments.loss or (OMNISOURCE if post else "V-S")
+    if not post and arguments.loss != "V-S":
+        raise ClipVipError(
+            f"--stage finetune expected the loss V-S, got {arguments.loss!r}: a benchmark has no captions"
+        )
+    name = arguments.recipe or ("postpretrain" if post else f"finetune-{arguments.benchmark}")
+    if name not in RECIPES and not arguments.recipe:
+        raise ClipVipError(
+            f"no recipe of the authors for {arguments.benchmark!r}: add --recipe, one of {', '.join(RECIPES)}"
+        )
+    return name
+
+
+def show(arguments: argparse.Namespace, name: str) -> int:
+    """Print a recipe and where its values come from."""
+    import dataclasses
+    import json
+
+    from clipvip_lib.recipes import get_recipe, source
+
+    recipe = get_recipe(name, **dict(arguments.set))
+    changed = dict(arguments.set)
+    rows = {
+        field: {"value": value, "source": "--set" if field in changed else source(name, field)}
+        for field, value in dataclasses.asdict(recipe).items()
+    }
+    print(json.dumps({"recipe": name, "loss": arguments.loss, "fields": rows}, indent=2))
+    return 0

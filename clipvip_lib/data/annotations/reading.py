@@ -1,0 +1,205 @@
+"""What all readers of annotations share: strict text, JSON, CSV and lists, and one word for each fault.
+
+A reader tells a fault by its word (``tell(code, sentence)``) and goes on where it can. Loading a set refuses at the
+first fault (``refuse``); `clipvip check-data` collects them all (check.py). So both say the same of one file.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from clipvip_lib.errors import ClipVipError
+
+# Told by readers: code -> what it means. All but those in LENIENT are errors.
+FAULTS = {
+    "no-annotation": "an annotation file of the set is not there",
+    "not-utf8": "an annotation file is in another encoding",
+    "not-parsed": "an annotation file is no JSON, CSV or pickle, or was cut",
+    "unsafe-pickle": "a pickle holds more than plain containers and strings, so it was not loaded",
+    "wrong-structure": "an entry lacks a field or column, or holds another type",
+    "empty-caption": "a caption is empty or blank",
+    "no-sentence": "a video is listed and has no sentence",
+    "no-video": "a sentence's video is in none of the set's lists",
+    "listed-only": "an id of ActivityNet's lists has no captions; it is left out, as CLIP4Clip does",
+    "doubled-id": "a video is listed twice in one split",
+    "doubled-split": "there are two validation splits",
+}
+LENIENT = frozenset({"no-video", "listed-only"})
+Tell = Callable[[str, str], None]
+
+
+class Unreadable(Exception):
+    """A whole file could not be read, after ``tell`` has said why; only a collecting ``tell`` gets this far."""
+
+
+def refuse(code: str, sentence: str) -> None:
+    """The ``tell`` of loading: raises ClipVipError with the sentence. What no item rests on is let pass."""
+    if code not in LENIENT:
+        raise ClipVipError(sentence)
+
+
+@dataclass(frozen=True)
+class Record:
+    """A video as annotated, before its file is looked for.
+
+    names: what the file or frame folder may be called, best first; with a suffix where the annotation has one.
+    sentences: as they stand, in order. seconds, frames: the length that the annotation tells, if it does; ``longer``
+    if the video may be longer than ``seconds``.
+    source: the longer video or film that the clip was cut from, if the annotation tells it.
+    """
+
+    video_id: str
+    names: tuple[str, ...]
+    sentences: tuple[str, ...]
+    seconds: float | None = None
+    longer: bool = False
+    frames: int | None = None
+    source: str | None = None
+
+
+def read_text(path: Path, tell: Tell) -> str:
+    """A UTF-8 file without the mark that spreadsheets put in front."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        tell("no-annotation", f"no annotation file {path}: expected it beside videos/")
+    except IsADirectoryError:
+        tell("no-annotation", f"no annotation file {path}: expected a file, got a folder")
+    except OSError as error:
+        tell("not-parsed", f"cannot read {path}: expected an annotation file, got {error.strerror}")
+    except UnicodeDecodeError as error:
+        tell("not-utf8", f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it")
+    raise Unreadable(path)
+
+
+def read_json(path: Path, tell: Tell) -> object:
+    """JSON; a name that stands twice in one object is told, for all but the last would be lost."""
+
+    def without_doubles(pairs: list[tuple[str, object]]) -> dict:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            name, times = Counter(key for key, _ in pairs).most_common(1)[0]
+            tell("doubled-id", f"{path}: {name!r} stands {times} times in one object; remove all but one")
+        return found
+
+    try:
+        return json.loads(read_text(path, tell), object_pairs_hook=without_doubles)
+    except json.JSONDecodeError as error:
+        tell("not-parsed", f"{path} line {error.lineno} is not JSON ({error.msg}); mend or fetch it again")
+    except RecursionError:
+        tell("not-parsed", f"{path} is not JSON that people write (too deep); fetch it again")
+    raise Unreadable(path)
+
+
+def lines(path: Path, tell: Tell) -> list[str]:
+    """Lines ended by a newline alone: ``str.splitlines`` would also cut at signs that a caption may hold."""
+    return read_text(path, tell).split("\n")
+
+
+def read_list(path: Path, tell: Tell) -> list[str]:
+    """The lines of a list of ids, without blank ones."""
+    return [line.strip() for line in lines(path, tell) if line.strip()]
+
+
+def read_csv(path: Path, fields: tuple[str, ...], tell: Tell) -> list[dict[str, str]]:
+    """Rows of a CSV file with a header; every one of ``fields`` must be there and filled."""
+    reader = csv.DictReader(io.StringIO(read_text(path, tell)))
+    try:
+        rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        tell("not-parsed", f"{path} is not CSV ({error}); mend or fetch it again")
+        raise Unreadable(path) from error
+    whole = []
+    for number, row in rows:
+        if None in row:  # the rest of a text that has a comma would be lost
+            tell(
+                "wrong-structure",
+                f"{path} line {number}: expected {len(row) - 1} columns, got {len(row[None])} more; put texts with "
+                "commas into quotes",
+            )
+            continue
+        absent = [field for field in fields if not row.get(field)]
+        if absent:
+            code = "empty-caption" if absent == ["sentence"] and "sentence" in row else "wrong-structure"
+            tell(
+                code,
+                f"{path} line {number}: expected the columns {', '.join(fields)}, {absent[0]} is empty",
+            )
+            continue
+        whole.append(row)
+    return whole
+
+
+def listed(value: object, what: str, path: Path, tell: Tell) -> list:
+    """A value that must be a list."""
+    if isinstance(value, list):
+        return value
+    tell("wrong-structure", f"{path}: expected a list of {what}, got {type(value).__name__}; mend it")
+    raise Unreadable(path)
+
+
+def mapping(value: object, what: str, path: Path, tell: Tell) -> dict:
+    """A value that must be an object."""
+    if isinstance(value, dict):
+        return value
+    tell("wrong-structure", f"{path}: expected an object of {what}, got {type(value).__name__}; mend it")
+    raise Unreadable(path)
+
+
+def field(entry: object, name: str, path: Path, place: object, tell: Tell) -> object:
+    """A field that must be there; None, once told, where it is not."""
+    if isinstance(entry, dict) and name in entry:
+        return entry[name]
+    tell(
+        "wrong-structure",
+        f"{path} entry {place}: expected an object with {name!r}, got {str(entry)[:80]}",
+    )
+    return None
+
+
+def word(entry: object, name: str, path: Path, place: object, tell: Tell) -> str | None:
+    """A field that is text or a number; null is neither, and "None" would be a caption."""
+    value = field(entry, name, path, place, tell)
+    if isinstance(value, str | int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(entry, dict) and name in entry:
+        tell(
+            "wrong-structure",
+            f"{path} entry {place}: expected text in {name!r}, got {json.dumps(value)[:80]}; remove or mend it",
+        )
+    return None
+
+
+def words(value: object, path: Path, place: object, tell: Tell) -> tuple[str, ...]:
+    """A text or a list of texts, as a tuple; what is no text is told and left out."""
+    values = value if isinstance(value, list) else [value]
+    wrong = [each for each in values if not isinstance(each, str)]
+    if wrong:
+        tell(
+            "wrong-structure",
+            f"{path} entry {place}: expected text or a list of texts, got {json.dumps(wrong[0])[:80]}; "
+            "remove or mend it",
+        )
+    return tuple(each for each in values if isinstance(each, str))
+
+
+def number(value: object) -> float | None:
+    """A length in seconds, or None for whatever is none."""
+    return (
+        float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
+    )
+
+
+def distinct(ids: Iterable[str], path: Path, tell: Tell) -> list[str]:
+    """Ids without repetitions, each of which is told."""
+    counts = Counter(ids)
+    for video_id, times in counts.items():
+        if times > 1:
+            tell("doubled-id", f"{path}: video {video_id} is listed {times} times; remove all but one")
+    return list(counts)

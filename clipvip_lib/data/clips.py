@@ -1,0 +1,249 @@
+"""Which videos some files, folders and shards hold, and their frames, decoded ahead of whoever uses them.
+
+A clip is a video file, a folder of numbered pictures, or a member of a tar shard (found by its offset, so that a
+shard's samples are decoded side by side). Decoding runs in threads: decord and FFmpeg leave Python's lock while they
+work, and a thread needs neither a second import of torch nor a guarded main module, as a spawned process does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clipvip_lib.data.frame_folders import is_frame_folder, read_frames
+from clipvip_lib.data.frames import JPEG, still
+from clipvip_lib.data.shard_index import expand, index_shard
+from clipvip_lib.data.shards import MEDIA
+from clipvip_lib.data.transform import resize
+from clipvip_lib.data.video import VideoError, uniform_indices
+from clipvip_lib.data.video_files import SUFFIXES, stem
+from clipvip_lib.errors import ClipVipError, unknown
+
+SHARD = ".tar"
+IDS = ("name", "path")
+MOST_WORKERS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One video: its id, its absolute path, and in a shard its key and place (byte offset and length; else -1, 0).
+
+    stamp: size and time of change, by which a file that was replaced is known. fault: why a shard's sample must not
+    be read, empty if it may.
+    """
+
+    id: str
+    path: str
+    key: str = ""
+    start: int = -1
+    length: int = 0
+    stamp: str = ""
+    fault: str = ""
+
+    @property
+    def name(self) -> str:
+        """How errors and results call it: its path, or ``KEY of SHARD``."""
+        return f"{self.key} of {self.path}" if self.start >= 0 else self.path
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The frames of a clip, uint8 [N, size, size, 3], and how many the video shows; or why it cannot be read."""
+
+    clip: Clip
+    frames: np.ndarray | None = None
+    total: int = 0
+    error: VideoError | None = None
+
+
+# ------------------------------------------------------------------------------------------------------- listing
+
+
+def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
+    """The clips of video files, folders (searched through), frame folders, shards and patterns of shards, in order.
+
+    A folder's clips are sorted by path; one with pictures and no video in it is a frame folder. Shard patterns
+    (``{00000..00099}.tar``) are data/shard_index.py's. Samples of a shard without a video or picture
+    (video2dataset's failed downloads) are no clips; hidden files neither.
+
+    Args:
+        ids: "name": the path below the given folder without its suffix, a file's stem, a sample's key;
+            "path": the whole path, of a sample ``SHARD/KEY``.
+
+    Raises ClipVipError if a source is not there or holds no video, a shard is damaged, or two clips have one id.
+    """
+    if ids not in IDS:
+        raise unknown("kind of ids", ids, IDS)
+    clips: dict[str, Clip] = {}
+    for source in sources:
+        found = _of_source(str(source))
+        if not found:
+            raise ClipVipError(
+                f"{source} holds no video: expected files that end in {', '.join(SUFFIXES)}, pictures NAME_000.jpg, or "
+                "shards with samples; give another folder"
+            )
+        for clip in found:
+            if ids == "path":
+                clip = replace(clip, id=f"{clip.path}/{clip.key}" if clip.start >= 0 else clip.path)
+            other = clips.setdefault(clip.id, clip)
+            if other is not clip:
+                raise _doubled(other, clip)
+    return list(clips.values())
+
+
+def _doubled(one: Clip, two: Clip) -> ClipVipError:
+    if one.name == two.name:
+        return ClipVipError(f"{one.name} is named twice: expected each video once; leave one out")
+    return ClipVipError(
+        f"two videos have the id {one.id!r}, {one.name} and {two.name}: expected one each; take whole paths as ids "
+        "(--ids path), or rename one"
+    )
+
+
+def _of_source(source: str) -> list[Clip]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return list(_of_folder(path))
+    if path.is_file():
+        return _of_shard(path) if path.suffix.lower() == SHARD else [_of_file(path, stem(path.name))]
+    if any(sign in source for sign in "{*?["):
+        return [clip for shard in expand(source) for clip in _of_shard(Path(shard))]
+    raise ClipVipError(
+        f"no file or folder {source}: expected a video, a folder, frames or a shard; check the path"
+    )
+
+
+def _of_folder(root: Path) -> Iterator[Clip]:
+    for parent, folders, files in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        here = Path(parent)
+        named = [here / name for name in sorted(files) if not name.startswith(".")]
+        videos = [file for file in named if file.suffix.lower() in SUFFIXES]
+        shards = [file for file in named if file.suffix.lower() == SHARD]
+        for file in videos:
+            yield _of_file(file, stem(file.relative_to(root).as_posix()))
+        for file in shards:
+            yield from _of_shard(file)
+        if not videos and not shards and is_frame_folder(here):
+            yield _of_file(here, root.name if here == root else here.relative_to(root).as_posix())
+
+
+def _of_file(path: Path, name: str) -> Clip:
+    return Clip(name or path.name, str(path.absolute()), stamp=_stamp(path))
+
+
+def _of_shard(path: Path) -> list[Clip]:
+    """A shard's samples by their place in the tar; those that are there twice keep why they must not be read."""
+    stamp, clips = _stamp(path), []
+    for entry in index_shard(path):
+        extension = next((each for each in MEDIA if each in entry.files), None)
+        if extension is not None or entry.error:
+            start, length = entry.files.get(extension, (0, 0))
+            clips.append(Clip(entry.key, str(path.absolute()), entry.key, start, length, stamp, entry.error))
+    return clips
+
+
+def _stamp(path: Path) -> str:
+    try:
+        about = path.stat()
+    except OSError as error:  # a link to nowhere
+        raise ClipVipError(
+            f"cannot read {path}: expected a video, got {error.strerror}; fetch it again"
+        ) from error
+    return f"{about.st_size}-{about.st_mtime_ns}"
+
+
+# ------------------------------------------------------------------------------------------------------ decoding
+
+
+def read_clip(clip: Clip, frames: int, size: int, antialias: bool = False) -> tuple[np.ndarray, int]:
+    """N uniform frames of a clip, uint8 [N, size, size, 3], and the number of frames that it shows.
+
+    A still image of a shard is a video of one frame. Raises VideoError naming a clip that cannot be read rightly.
+    """
+    total = 0
+
+    def wanted(shown: int) -> np.ndarray:
+        nonlocal total
+        total = shown
+        return uniform_indices(shown, frames)
+
+    if clip.fault:
+        raise VideoError(f"{clip.name}: {clip.fault}; write the shard again")
+    source = Path(clip.path) if clip.start < 0 else _member(clip)
+    if isinstance(source, bytes) and source.startswith(JPEG):
+        pictures, total = still(source, clip.name)[None].repeat(frames, 0), 1
+    else:
+        pictures = read_frames(source, wanted, name=clip.name)
+    return resize(pictures, size, antialias), total
+
+
+def _member(clip: Clip) -> bytes:
+    try:
+        with Path(clip.path).open("rb") as file:
+            file.seek(clip.start)
+            content = file.read(clip.length)
+    except OSError as error:
+        raise VideoError(f"cannot read {clip.name}: {error.strerror}; check the shard") from error
+    if len(content) != clip.length:
+        raise VideoError(
+            f"{clip.name} is cut: expected {clip.length} bytes, got {len(content)}; fetch it again"
+        )
+    return content
+
+
+def decode_ahead(
+    clips: Sequence[Clip],
+    frames: int,
+    size: int,
+    antialias: bool = False,
+    workers: int | None = None,
+    ahead: int = 8,
+) -> Iterator[Decoded]:
+    """The frames of clips, in their order, decoded in threads while the caller computes.
+
+    A clip that cannot be read comes with its error, and the caller decides. At most ``ahead`` clips (or two a
+    worker) wait in memory. ``workers``: threads, by default one a core; 0 decodes when asked.
+
+    Raises ClipVipError for fewer workers than 0.
+    """
+    if workers is not None and workers < 0:
+        raise ClipVipError(f"workers expected 0 or more, got {workers}; leave it out for one a core")
+    workers = min(usable_cores(), MOST_WORKERS) if workers is None else workers
+
+    def decode(clip: Clip) -> Decoded:
+        try:
+            return Decoded(clip, *read_clip(clip, frames, size, antialias))
+        except VideoError as error:
+            return Decoded(clip, error=error)
+
+    if workers == 0:
+        yield from map(decode, clips)
+        return
+    torch.get_num_threads()  # so that the caller's thread has its number before a worker sets its own to 1
+    waiting: deque = deque()
+    rest = iter(clips)
+    pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for clip in islice(rest, max(ahead, 2 * workers)):
+            waiting.append(pool.submit(decode, clip))
+        while waiting:
+            done = waiting.popleft().result()
+            for clip in islice(rest, 1):
+                waiting.append(pool.submit(decode, clip))
+            yield done
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

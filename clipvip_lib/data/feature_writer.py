@@ -1,0 +1,252 @@
+"""Writes a folder of features in parts, so that a kill costs at most one, and joins them by id (features.py)."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from clipvip_lib.data.features import lines, read_part, write_part
+from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
+
+#: Settings that say where the weights lay; they may move, as long as the checksum stays.
+MAY_DIFFER = ("weights", "pretrained_tag")
+STORED = ("float32", "float16")
+PART = 256
+
+
+@dataclass
+class _Known:
+    """What is known of an item: its stamp, the part that tells of it, and whether it was skipped."""
+
+    stamp: str
+    part: int
+    skipped: bool
+
+
+@dataclass
+class _Joined:
+    """What a join takes from the parts: rows in order, skipped ones, and for each part (take [m], put [m])."""
+
+    rows: list[dict]
+    skipped: list[dict] = field(default_factory=list)
+    moves: list[tuple[Path, list[int], list[int]]] = field(default_factory=list)
+    widths: set[int] = field(default_factory=set)
+
+
+class FeatureWriter:
+    """Adds rows to a folder, in parts of ``part`` rows; a context manager, which holds the folder for itself.
+
+        with FeatureWriter(folder, settings) as writer:
+            for item in items:
+                if not writer.has(item.id, item.stamp):
+                    writer.add({"id": item.id}, item.stamp, feature)  # [E]
+            writer.join([item.id for item in items])
+
+    settings: what all rows have in common; "stored" is float32 or float16. Raises ClipVipError if the folder was
+    begun with other settings (naming them), another process writes there, or a part is damaged.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, object], part: int = PART):
+        if part < 1:
+            raise ClipVipError(f"expected parts of at least 1 row, got {part}; the default is {PART}")
+        if settings["stored"] not in STORED:
+            raise unknown("type of stored features", settings["stored"], STORED)
+        self.folder, self.settings, self.part = make_folder(folder), dict(settings), part
+        self._rows: list[dict] = []
+        self._features: list[np.ndarray] = []
+        self._skipped: list[dict] = []
+        self._known: dict[str, _Known] = {}
+        self._next = 0
+        self._changed = False
+
+    def __enter__(self) -> FeatureWriter:
+        self._lock = os.open(self.folder, os.O_RDONLY)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._agree()
+            for path in self._parts():
+                _, rows, skipped = read_part(path)
+                self._note(rows, skipped, int(path.stem))
+                self._next = int(path.stem) + 1
+        except BlockingIOError:
+            os.close(self._lock)
+            raise ClipVipError(
+                f"another process is writing features to {self.folder}: expected one at a time; wait for it, or "
+                "choose another folder"
+            ) from None
+        except BaseException:
+            os.close(self._lock)
+            raise
+        return self
+
+    def __exit__(self, kind, error, trace) -> None:
+        try:
+            if not isinstance(error, OSError):  # what was computed before an error or Ctrl-C is kept
+                self.flush()
+        finally:
+            os.close(self._lock)
+
+    def _agree(self) -> None:
+        path = self.folder / "settings.json"
+        if not path.exists():
+            if (self.folder / "meta.json").exists() or self._parts():
+                raise ClipVipError(
+                    f"{self.folder} holds features without settings.json; choose another folder"
+                )
+            write_json(path, self.settings)
+            return
+        before = read_json(path)
+        if not isinstance(before, dict):
+            raise ClipVipError(f"{path} expected a JSON object; remove the folder, or choose another one")
+        differ = [
+            f"{name} was {_short(before.get(name))} and is {_short(self.settings.get(name))}"
+            for name in {**before, **self.settings}
+            if name not in MAY_DIFFER and before.get(name) != self.settings.get(name)
+        ]
+        if differ:
+            raise ClipVipError(
+                f"the features in {self.folder} were made with other settings: {'; '.join(differ)}; choose another "
+                "folder, or the same settings"
+            )
+
+    def _parts(self) -> list[Path]:
+        return sorted((self.folder / "parts").glob("*.npz"))
+
+    def _note(self, rows: Sequence[dict], skipped: Sequence[dict], part: int) -> None:
+        for was_skipped, told in ((False, rows), (True, skipped)):
+            self._known |= {row["id"]: _Known(row["stamp"], part, was_skipped) for row in told}
+
+    # ---- rows ----
+
+    def has(self, id: str, stamp: str) -> bool:
+        """Whether this state of an item (its ``stamp``) has a row, or was skipped."""
+        return id in self._known and self._known[id].stamp == stamp
+
+    def skipped(self, ids: Sequence[str]) -> int:
+        """How many of these ids were skipped."""
+        return sum(self._known[id].skipped for id in ids if id in self._known)
+
+    def add(self, row: dict, stamp: str, feature: np.ndarray) -> None:
+        """A row: what is known of it ("id" first) and its feature [E]. Raises ClipVipError if its length is not 1."""
+        length = float(np.linalg.norm(feature.astype(np.float64)))
+        if not abs(length - 1) < 0.01:  # NaN too
+            raise ClipVipError(
+                f"the feature of {row['id']} has length {length:g}: expected 1; look for a NaN in the weights"
+            )
+        self._rows.append({**row, "stamp": stamp})
+        self._features.append(feature.astype(self.settings["stored"]))
+        self._flush_if_full()
+
+    def skip(self, row: dict, stamp: str, reason: str) -> None:
+        """Note that an item has no row, and why."""
+        self._skipped.append({**row, "reason": reason, "stamp": stamp})
+        self._flush_if_full()
+
+    def _flush_if_full(self) -> None:
+        if len(self._rows) + len(self._skipped) >= self.part:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what has come as a part of its own, whole or not at all."""
+        if not self._rows and not self._skipped:
+            return
+        path = self.folder / "parts" / f"{self._next:06d}.npz"
+        write_part(path, self._features, self.settings["stored"], self._rows, self._skipped)
+        self._note(self._rows, self._skipped, self._next)
+        self._next, self._changed = self._next + 1, True
+        self._rows, self._features, self._skipped = [], [], []
+
+    # ---- the whole ----
+
+    def join(self, ids: Sequence[str], about: Mapping[str, object] | None = None) -> dict:
+        """Write features.npy and ids.jsonl with the rows of ``ids``, in this order; returns meta.json's content.
+
+        Ids that were skipped have no row; rows of other ids stay in the parts. ``about`` goes into meta.json. What is
+        there already and would be the same is left. Raises ClipVipError for an id of which nothing is known, and if
+        none has a row.
+        """
+        self.flush()
+        if absent := [id for id in ids if id not in self._known]:
+            raise ClipVipError(
+                f"{len(absent)} items have no features yet, first {absent[0]}; embed them first"
+            )
+        place = {id: i for i, id in enumerate(id for id in ids if not self._known[id].skipped)}
+        found = self._collect(place, set(ids))
+        if found.skipped:
+            write_bytes(self.folder / "skipped.jsonl", lines(found.skipped))
+        else:
+            (self.folder / "skipped.jsonl").unlink(missing_ok=True)
+        if not place:
+            raise ClipVipError(
+                f"none of {len(ids)} items has features: expected at least one; see {self.folder / 'skipped.jsonl'}"
+            )
+        if len(found.widths) != 1:
+            raise ClipVipError(
+                f"the parts in {self.folder / 'parts'} have widths {sorted(found.widths)}: expected one; remove the "
+                "folder and embed anew"
+            )
+        content = lines(found.rows)
+        meta = {
+            "rows": len(place),
+            "width": found.widths.pop(),
+            "skipped": len(found.skipped),
+            "ids_sha256": hashlib.sha256(content).hexdigest(),
+            "settings": self.settings,
+        }
+        path, features = self.folder / "meta.json", self.folder / "features.npy"
+        if not self._changed and path.exists() and features.exists():
+            old = read_json(path)
+            if isinstance(old, dict) and all(
+                old.get(name) == meta[name] for name in ("ids_sha256", "settings")
+            ):
+                return old
+        path.unlink(missing_ok=True)
+        with atomic_path(features) as partial:
+            self._write_features(partial, found.moves, (meta["rows"], meta["width"]))
+            with partial.open("rb") as file:
+                meta["features_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        write_bytes(self.folder / "ids.jsonl", content)
+        meta |= about or {}
+        write_json(path, meta)
+        return meta
+
+    def _collect(self, place: Mapping[str, int], wanted: set[str]) -> _Joined:
+        """What the parts hold of the wanted ids; of an item that was done twice, the later."""
+        found = _Joined(rows=[{}] * len(place))
+        for path in self._parts():
+            features, rows, skipped = read_part(path)
+            mine = [i for i, row in enumerate(rows) if row["id"] in place and self._is_of(row, path)]
+            for i in mine:
+                found.rows[place[rows[i]["id"]]] = _without_stamp(rows[i])
+            if mine:
+                found.moves.append((path, mine, [place[rows[i]["id"]] for i in mine]))
+                found.widths.add(features.shape[1])
+            found.skipped += [
+                _without_stamp(row) for row in skipped if row["id"] in wanted and self._is_of(row, path)
+            ]
+        return found
+
+    def _is_of(self, row: dict, path: Path) -> bool:
+        return self._known[row["id"]].part == int(path.stem)
+
+    def _write_features(self, path: Path, moves, shape: tuple[int, int]) -> None:
+        out = np.lib.format.open_memmap(path, mode="w+", dtype=self.settings["stored"], shape=shape)
+        for part, take, put in moves:
+            out[put] = read_part(part)[0][take]
+        out.flush()
+
+
+def _without_stamp(row: dict) -> dict:
+    return {name: value for name, value in row.items() if name != "stamp"}
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return f"{text[:12]}.." if len(text) > 40 else text

@@ -1,0 +1,150 @@
+"""A folder of features: rows of numbers and the ids that they belong to.
+
+    features.npy     float32 or float16 [n, E], L2-normalised, to be mapped into memory
+    ids.jsonl        line i tells of row i: id, path (or text), and what is known of it
+    skipped.jsonl    what has no row, and why
+    meta.json        how the rows were made, and a checksum of ids.jsonl; written last: without it nothing is read
+    settings.json    what every row must have in common; another start must agree
+    parts/           the same in pieces, each file whole or absent, with its rows and ids in one file
+
+Rows and ids are never apart: a part holds both, the join (feature_writer.py) places both by id, and a reader compares
+the checksum. Parts stay, for the next start (more videos, or one that was replaced) takes what is done from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import atomic_path, read_json, write_bytes
+
+#: The columns of ids.jsonl by what the rows are, as Parquet's types.
+COLUMNS = {
+    "videos": {"id": "string", "path": "string", "key": "string", "frames": "int64"},
+    "texts": {"id": "string", "text": "string"},
+}
+
+
+class Features:
+    """A finished folder: ``array`` [n, E] mapped into memory, ``meta``, and ``row(i)``, what ids.jsonl says of row i.
+
+    Raises ClipVipError if the folder is not finished, or its files do not belong together.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = folder = Path(folder)
+        if not (folder / "meta.json").is_file():
+            if (folder / "settings.json").is_file():
+                raise ClipVipError(
+                    f"the features in {folder} are not finished; run the same `clipvip embed` again, it goes on"
+                )
+            texts = " (those of texts are in texts/)" if (folder / "texts" / "meta.json").is_file() else ""
+            raise ClipVipError(
+                f"no features in {folder}{texts}: expected meta.json and features.npy, as `clipvip embed` writes them"
+            )
+        meta = read_json(folder / "meta.json")
+        try:
+            self.meta, self.settings = dict(meta), dict(meta["settings"])
+            self.array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
+            self._lines = (folder / "ids.jsonl").read_bytes()
+            shape, digest = (meta["rows"], meta["width"]), meta["ids_sha256"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+            raise ClipVipError(f"the features in {folder} are damaged ({error}); embed them again") from error
+        self._ends = np.flatnonzero(np.frombuffer(self._lines, np.uint8) == ord("\n"))
+        if (
+            self.array.shape != shape
+            or len(self._ends) != shape[0]
+            or hashlib.sha256(self._lines).hexdigest() != digest
+        ):
+            raise ClipVipError(
+                f"features.npy ({list(self.array.shape)}) and ids.jsonl ({len(self._ends)} lines) in {folder} are not "
+                f"those of meta.json ({list(shape)}): rows and ids may be mixed; run `clipvip embed` again"
+            )
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def row(self, index: int) -> dict:
+        """What ids.jsonl says of a row."""
+        start = 0 if index == 0 else int(self._ends[index - 1]) + 1
+        return json.loads(self._lines[start : int(self._ends[index])])
+
+    def chunks(self, rows: int = 65536) -> Iterator[tuple[int, np.ndarray]]:
+        """(first row, float32 [at most ``rows``, E]) from the first row to the last."""
+        for start in range(0, len(self.array), rows):
+            yield start, np.asarray(self.array[start : start + rows], dtype=np.float32)
+
+
+def write_parquet(folder: str | Path) -> Path:
+    """features.parquet of a finished folder: the columns of ids.jsonl and ``feature``, a list of E numbers.
+
+    Raises ClipVipError if pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ClipVipError(
+            "Parquet expected pyarrow, it is not installed; run pip install pyarrow"
+        ) from error
+    found = Features(folder)
+    path = found.folder / "features.parquet"
+    named = COLUMNS[found.settings["kind"]]
+    columns = [pa.field(name, pa.type_for_alias(alias)) for name, alias in named.items()]
+    kind = pa.from_numpy_dtype(found.array.dtype)
+    schema = pa.schema([*columns, pa.field("feature", pa.list_(kind, found.array.shape[1]))])
+    with atomic_path(path) as partial, pq.ParquetWriter(partial, schema) as writer:
+        for start in range(0, len(found), 16384):
+            part = np.ascontiguousarray(found.array[start : start + 16384])
+            rows = [found.row(start + i) for i in range(len(part))]
+            arrays = [pa.array([row.get(field.name) for row in rows], field.type) for field in columns]
+            feature = pa.FixedSizeListArray.from_arrays(pa.array(part.ravel()), part.shape[1])
+            writer.write_table(pa.Table.from_arrays([*arrays, feature], schema=schema))
+    return path
+
+
+# -------------------------------------------------------------------------------------------------------- parts
+
+
+def write_part(
+    path: Path, features: Sequence[np.ndarray], stored: str, rows: list[dict], skipped: list[dict]
+) -> None:
+    """Rows [E] with what is known of each, and what was skipped, in one file, whole or not at all."""
+    file = io.BytesIO()
+    stacked = np.stack(features) if features else np.zeros((0, 0), stored)
+    text = {"rows": lines(rows), "skipped": lines(skipped)}
+    np.savez(file, features=stacked, **{name: np.frombuffer(value, np.uint8) for name, value in text.items()})
+    write_bytes(path, file.getvalue())
+
+
+def read_part(path: Path) -> tuple[np.ndarray, list[dict], list[dict]]:
+    """(features [m, E], their m rows, skipped rows). Raises ClipVipError if the part is damaged."""
+    try:
+        # Opened here: of a damaged file numpy would leave it open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
+            features = part["features"]
+            rows, skipped = (
+                [json.loads(line) for line in part[name].tobytes().splitlines()]
+                for name in ("rows", "skipped")
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ClipVipError(
+            f"{path} is damaged ({error}); remove it and embed again, the other parts are kept"
+        ) from error
+    if len(features) != len(rows):
+        raise ClipVipError(
+            f"{path} holds {len(features)} rows and {len(rows)} ids; remove it and embed again"
+        )
+    return features, rows, skipped
+
+
+def lines(rows: Sequence[dict]) -> bytes:
+    """Rows as JSON lines."""
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

@@ -1,0 +1,100 @@
+"""The middle frame of every clip of a shard (index total // 2), read and decoded ahead in threads: what is captioned.
+
+Threads are enough: decord and PyAV decode, and PIL resizes, without Python's lock. Unlike ``shards.read_shard`` a
+sample that cannot be read does not end the shard: it comes back as the reason, for its reader to judge.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+
+import numpy as np
+
+from clipvip_lib.data.frames import JPEG, still
+from clipvip_lib.data.shard_index import Entry
+from clipvip_lib.data.shards import MEDIA
+from clipvip_lib.data.video import middle_index, read_frames
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.ofa import ofa_resize
+
+
+class NeverFetched(ClipVipError):
+    """A sample without media, of which key.json says that it could not be downloaded."""
+
+
+def middle_frame(media: bytes, name: str, size: int | None = None) -> np.ndarray:
+    """The middle frame of a video, or a JPEG itself: uint8 [H, W, 3].
+
+    ``size``: bring it to [size, size, 3] by OFA's bicubic resize. Raises VideoError with its name if it cannot be
+    read.
+    """
+    if media.startswith(JPEG):
+        frame = still(media, name)
+    else:
+        frame = read_frames(media, lambda total: [middle_index(total)], name)[0]
+    return frame if size is None else ofa_resize(frame, size)
+
+
+def middle_frames(
+    shard: str | Path, entries: Sequence[Entry], pool: Executor, ahead: int = 8, size: int | None = None
+) -> Iterator[tuple[str, np.ndarray | ClipVipError]]:
+    """Key and middle frame of each sample of a shard (``index_shard``), in order, or the reason why it has none.
+
+    ``pool`` reads and decodes, ``ahead`` samples before the reader. Raises ClipVipError if a key is there twice.
+    """
+    pending: deque[tuple[str, Future]] = deque()
+    seen: set[str] = set()
+    for entry in entries:
+        if entry.key in seen:
+            raise ClipVipError(
+                f"shard {shard} holds sample {entry.key} twice: expected each once; write the shard again"
+            )
+        seen.add(entry.key)
+        pending.append((entry.key, pool.submit(_try, Path(shard), entry, size)))
+        if len(pending) > ahead:
+            yield pending[0][0], pending.popleft()[1].result()
+    for key, future in pending:
+        yield key, future.result()
+
+
+def _try(shard: Path, entry: Entry, size: int | None) -> np.ndarray | ClipVipError:
+    name = f"{entry.key} of {shard}"
+    if entry.error:
+        return ClipVipError(f"{name}: {entry.error}; write the shard again")
+    kind = next((kind for kind in MEDIA if entry.files.get(kind, (0, 0))[1]), None)
+    if kind is None:
+        return _without_media(shard, entry, name)
+    try:
+        return middle_frame(_read(shard, entry, kind), name, size)
+    except ClipVipError as error:
+        return error
+
+
+def _read(shard: Path, entry: Entry, kind: str) -> bytes:
+    start, length = entry.files[kind]
+    try:
+        with shard.open("rb") as file:
+            file.seek(start)
+            content = file.read(length)
+    except OSError as error:
+        raise ClipVipError(f"cannot read {entry.key} of {shard}: {error.strerror}; fetch it again") from error
+    if len(content) != length:
+        raise ClipVipError(
+            f"{entry.key} of {shard} is cut: expected {length} bytes, got {len(content)}; fetch it again"
+        )
+    return content
+
+
+def _without_media(shard: Path, entry: Entry, name: str) -> ClipVipError:
+    """video2dataset leaves key.json with the status of what it could not download."""
+    try:
+        status = json.loads(_read(shard, entry, "json")).get("status") if "json" in entry.files else None
+    except (ValueError, AttributeError):
+        status = None
+    if isinstance(status, str) and status != "success":
+        return NeverFetched(f"{name} was never fetched ({status})")
+    return ClipVipError(f"{name} has no {' or '.join(MEDIA)}; write the shard again")

@@ -1,0 +1,57 @@
+"""Texts that stand beside a tar shard, by key, so that a shard of many gigabytes is never written again.
+
+``00000.captions.jsonl`` holds what OFA says of the middle frames, ``00000.texts.jsonl`` subtitles or alt-texts where
+the shard has none (HD-VILA's shards have not): JSON lines {"key", "caption"} and {"key", "text"}.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import write_bytes
+
+FIELDS = {"captions": "caption", "texts": "text"}  # kind of sidecar -> its field
+
+
+def sidecar_path(shard: str | Path, kind: str, folder: str | Path | None = None) -> Path:
+    """Where a shard's sidecar stands: beside it, or in ``folder``. ``00000.tar`` -> ``00000.captions.jsonl``."""
+    path = Path(shard).with_suffix(f".{kind}.jsonl")
+    return path if folder is None else Path(folder) / path.name
+
+
+def read_sidecar(path: str | Path, kind: str) -> dict[str, str]:
+    """Texts by key. ``kind``: "captions" or "texts".
+
+    Raises ClipVipError naming the file, and the line where there is one, if it cannot be read, a line is no JSON
+    object with text under key and caption (text), or a key is there twice.
+    """
+    field = FIELDS[kind]
+    texts: dict[str, str] = {}
+    try:
+        content = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ClipVipError(f"cannot read {kind} {path} ({error}); write them again") from error
+    for number, line in enumerate(content.removesuffix("\n").split("\n") if content else [], 1):
+        try:
+            row = json.loads(line)
+            key, text = row["key"], row[field]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ClipVipError(
+                f"line {number} of {path} is not a JSON object with key and {field}; remove the file and write it again"
+            ) from error
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise ClipVipError(f"line {number} of {path}: expected text as key and {field}; write it again")
+        if key in texts:
+            raise ClipVipError(f"line {number} of {path} names the key {key} a second time; write it again")
+        texts[key] = text
+    return texts
+
+
+def write_sidecar(path: str | Path, kind: str, texts: Iterable[tuple[str, str]]) -> int:
+    """Write (key, text) pairs as JSON lines, whole or not at all. Returns their number."""
+    lines = [json.dumps({"key": key, FIELDS[kind]: text}, ensure_ascii=False) + "\n" for key, text in texts]
+    write_bytes(path, "".join(lines).encode())
+    return len(lines)

@@ -1,0 +1,77 @@
+"""Texts with ids from a file that a person wrote or a benchmark brings: lines, JSON lines or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from clipvip_lib.errors import ClipVipError
+
+#: Names that a column of a .csv, or a field of a .jsonl, may have; the first that is there counts.
+ID_FIELDS, TEXT_FIELDS = ("id", "video_id"), ("text", "sentence", "caption")
+
+
+def read_texts(path: str | Path) -> list[tuple[str, str]]:
+    """(id, text) pairs of a file: .jsonl (id, text), .csv (columns id, text), or any other with one text a line.
+
+    A field may also be called as benchmarks do, video_id and sentence or caption; without an id it is the line's
+    number from 1. Raises ClipVipError naming file and line for what is no UTF-8, no JSON, or an empty text.
+    """
+    path = Path(path)
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ClipVipError(f"cannot read texts {path}: expected a file, got {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ClipVipError(
+            f"{path} is not UTF-8 ({error.reason} at byte {error.start}); convert it"
+        ) from error
+    suffix = path.suffix.lower()
+    if suffix == ".csv":
+        rows = ((reader.line_num, row) for reader in [_csv(path, content)] for row in reader)
+    elif suffix in (".jsonl", ".json"):
+        rows = ((number, _json(path, number, line)) for number, line in _lines(content))
+    else:
+        rows = ((number, {"text": line}) for number, line in _lines(content))
+    pairs = [_pair(path, number, row) for number, row in rows]
+    if not pairs:
+        raise ClipVipError(f"{path} holds no text: expected one or more; check the file")
+    return pairs
+
+
+def _lines(content: str) -> Iterable[tuple[int, str]]:
+    """Numbered lines; only an end of line ends one (a text may hold Unicode's other separators)."""
+    lines = content.replace("\r\n", "\n").split("\n")
+    return enumerate(lines[:-1] if lines and not lines[-1] else lines, 1)
+
+
+def _csv(path: Path, content: str) -> csv.DictReader:
+    reader = csv.DictReader(io.StringIO(content, newline=""))
+    if not set(TEXT_FIELDS) & set(reader.fieldnames or ()):
+        raise ClipVipError(
+            f"{path} expected a first line with the columns id and text, got {', '.join(reader.fieldnames or ())[:80]}"
+        )
+    return reader
+
+
+def _json(path: Path, number: int, line: str) -> dict:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ClipVipError(f"line {number} of {path} is not JSON ({error.msg}); mend it") from error
+    if not isinstance(row, dict):
+        raise ClipVipError(f"line {number} of {path}: expected an object with id and text, got {line[:60]}")
+    return row
+
+
+def _pair(path: Path, number: int, row: dict) -> tuple[str, str]:
+    text = next((row[name] for name in TEXT_FIELDS if name in row), None)
+    if None in row or not isinstance(text, str) or not text.strip():  # None: csv's name for columns too many
+        raise ClipVipError(
+            f"line {number} of {path}: expected a text, got {str(row.get(None, text))[:60]!r}; mend "
+            "or remove it (in .csv a text with commas stands in quotes)"
+        )
+    return str(next((row[name] for name in ID_FIELDS if row.get(name) is not None), number)), text.strip()

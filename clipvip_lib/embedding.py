@@ -1,0 +1,252 @@
+"""Videos and texts to folders of features (`clipvip embed`): any weights, any number of files, resumed after a kill.
+
+What is special: a folder of features knows the weights that made it by a checksum over the model itself (weights,
+configuration, vocabulary), so rows of two models never stand in one folder, and a query is encoded by the same model or
+not at all. A plain CLIP has no trained proxies: unless told otherwise it is taken as "mean_pool", its frames seen
+apart, for proxies drawn at random would only blur it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from clipvip_lib import __version__
+from clipvip_lib.data.clips import Clip
+from clipvip_lib.data.feature_writer import PART, FeatureWriter
+from clipvip_lib.data.video import VideoError
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.checkpoints import load_clip_vip
+from clipvip_lib.models.clip_tokenizer import ClipTokenizer
+from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.models.encoding import (
+    TEXT_BATCH,
+    encode_clips,
+    encode_texts,
+    fingerprint,
+    image_size,
+    tokenizer_of,
+)
+from clipvip_lib.models.load_report import LoadReport
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model with its tokenizer (None: none fits, and texts are refused), its checksum, and where it came from."""
+
+    model: ClipViP
+    tokenizer: ClipTokenizer | None
+    checksum: str
+    weights: str
+    pretrained_tag: str | None
+    report: LoadReport
+
+    @property
+    def untrained(self) -> list[str]:
+        """Names of weights that the source did not have."""
+        return sorted(self.report.added)
+
+    def texts(self, texts: Sequence[str], **options):
+        """Features of texts, as ``encoding.encode_texts``. Raises ClipVipError if there is no tokenizer."""
+        if self.tokenizer is None:
+            tokenizer_of(self.model, self.weights)  # says what is missing
+        return encode_texts(self.model, texts, tokenizer=self.tokenizer, **options)
+
+
+def load_encoder(
+    weights: str | Path,
+    pretrained_tag: str | None = None,
+    attention: str | None = None,
+    device: str | torch.device = "auto",
+) -> Encoder:
+    """Weights of any kind that ``checkpoints.load_clip_vip`` takes, ready to encode.
+
+    attention: by default the checkpoint's, and "mean_pool" for a CLIP without trained proxies.
+    device: "auto" is a GPU if there is one, else the CPU.
+
+    Raises ClipVipError as ``load_clip_vip`` does, or for a device that is not there.
+    """
+    place = _device(device)
+    model, report = load_clip_vip(weights, attention=attention, pretrained_tag=pretrained_tag)
+    if attention is None and report.added:
+        model, report = load_clip_vip(weights, attention="mean_pool", pretrained_tag=pretrained_tag)
+    try:
+        tokenizer = tokenizer_of(model, weights)
+    except ClipVipError:
+        tokenizer = None
+    checksum = fingerprint(model, tokenizer)
+    named = Path(weights).absolute() if Path(weights).exists() else weights
+    return Encoder(model.to(place).eval(), tokenizer, checksum, str(named), pretrained_tag, report)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch's word for a torch without CUDA is an assertion
+        reason = (str(error).strip().splitlines() or ["unknown"])[0]
+        raise ClipVipError(
+            f"device {name!r} cannot be used ({reason:.120}); expected cpu, cuda or cuda:1"
+        ) from error
+    return device
+
+
+# -------------------------------------------------------------------------------------------------------- videos
+
+
+def embed_videos(
+    encoder: Encoder,
+    clips: Sequence[Clip],
+    out: str | Path,
+    *,
+    frames: int | None = None,
+    antialias: bool = False,
+    bfloat16: bool = False,
+    stored: str = "float32",
+    batch: int | None = None,
+    workers: int | None = None,
+    part: int = PART,
+    skip_bad: int = 0,
+    progress: Progress = lambda done, total, note: None,
+) -> dict:
+    """Write the features of clips (data/clips.py) to the folder ``out`` (data/features.py); returns its meta.json.
+
+    What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, and "key"
+    in a shard; frames: how many the video shows.
+
+    Args:
+        frames: uniform frames of each video; by default as many as the model has temporal embeddings.
+        stored: type of the features on disk, "float32" or "float16".
+        part: videos in a part, the most that a kill can cost.
+        skip_bad: how many videos may be unreadable; they are listed in skipped.jsonl and have no row.
+
+    Raises VideoError naming the first unreadable video too many; ClipVipError if ``out`` was made with other weights or
+    settings, or nothing is left to write.
+    """
+    frames = encoder.model.config.temporal_size if frames is None else frames
+    settings = _settings(encoder, "videos", bfloat16, stored) | {
+        "frames": frames,
+        "size": image_size(encoder.model),
+        "antialias": antialias,
+    }
+    ids = [clip.id for clip in clips]
+    with FeatureWriter(out, settings, part) as writer:
+        todo = [clip for clip in clips if not writer.has(clip.id, clip.stamp)]
+        done = len(clips) - len(todo)
+        skipped = writer.skipped([clip.id for clip in clips if writer.has(clip.id, clip.stamp)])
+        if skipped > skip_bad:
+            raise ClipVipError(
+                f"{skipped} videos could not be read before (see {Path(out) / 'skipped.jsonl'}): expected at most "
+                f"{skip_bad}; mend them, or allow them with --skip-bad {skipped}"
+            )
+        progress(done, len(clips), "embedded before" if not todo else "")
+        options = {"bfloat16": bfloat16, "batch": batch, "workers": workers}
+        for clip, feature in encode_clips(encoder.model, todo, frames=frames, antialias=antialias, **options):
+            row = _row(clip.clip)
+            if clip.error is None:
+                writer.add({**row, "frames": clip.total}, clip.clip.stamp, feature)
+            else:
+                skipped += 1
+                if skipped > skip_bad:
+                    raise VideoError(
+                        f"{clip.error} (--skip-bad {skipped} would leave it out)"
+                    ) from clip.error
+                writer.skip(row, clip.clip.stamp, str(clip.error))
+            done += 1
+            progress(done, len(clips), f"{skipped} skipped" if skipped else "")
+        return writer.join(ids, _versions())
+
+
+def _row(clip: Clip) -> dict:
+    return {"id": clip.id, "path": clip.path} | ({"key": clip.key} if clip.key else {})
+
+
+# --------------------------------------------------------------------------------------------------------- texts
+
+
+def embed_texts(
+    encoder: Encoder,
+    texts: Sequence[tuple[str, str]],
+    out: str | Path,
+    *,
+    bfloat16: bool = False,
+    stored: str = "float32",
+    part: int = 16 * TEXT_BATCH,
+    progress: Progress = lambda done, total, note: None,
+) -> dict:
+    """Write the features of (id, text) pairs to the folder ``out``, as ``embed_videos``; a row is {"id", "text"}.
+
+    Raises ClipVipError if an id stands twice, the weights have no tokenizer, or ``out`` was made otherwise.
+    """
+    seen: set[str] = set()
+    for id, _ in texts:
+        if id in seen:
+            raise ClipVipError(
+                f"two texts have the id {id!r}: expected one each; number them, or leave ids out"
+            )
+        seen.add(id)
+    with FeatureWriter(out, _settings(encoder, "texts", bfloat16, stored), part) as writer:
+        stamps = {id: hashlib.sha256(text.encode()).hexdigest()[:16] for id, text in texts}
+        todo = [(id, text) for id, text in texts if not writer.has(id, stamps[id])]
+        done = len(texts) - len(todo)
+        progress(done, len(texts), "embedded before" if not todo else "")
+        for start in range(0, len(todo), TEXT_BATCH):
+            group = todo[start : start + TEXT_BATCH]
+            features = encoder.texts([text for _, text in group], bfloat16=bfloat16)
+            for (id, text), feature in zip(group, features, strict=True):
+                writer.add({"id": id, "text": text}, stamps[id], feature)
+            done += len(group)
+            progress(done, len(texts), "")
+        return writer.join([id for id, _ in texts], _versions())
+
+
+# ------------------------------------------------------------------------------------------------------ settings
+
+
+def _settings(encoder: Encoder, kind: str, bfloat16: bool, stored: str) -> dict:
+    return {
+        "kind": kind,
+        "weights": encoder.weights,
+        "pretrained_tag": encoder.pretrained_tag,
+        "checksum": encoder.checksum,
+        "attention": encoder.model.config.attention,
+        "precision": "bfloat16" if bfloat16 else "float32",
+        "stored": stored,
+    }
+
+
+def _versions() -> dict:
+    libraries = {name: version(name) for name in ("torch", "transformers", "decord", "av")}
+    return {"made_by": {"clipvip_lib": __version__} | libraries}
+
+
+def encoder_of(
+    settings: dict, weights: str | None = None, pretrained_tag: str | None = None, device: str = "auto"
+) -> Encoder:
+    """The encoder that made some features, by their settings; ``weights`` names anew where it lies.
+
+    Raises ClipVipError if the weights are gone, or are not those that the features were made with.
+    """
+    if weights is None:
+        weights, pretrained_tag = settings["weights"], settings["pretrained_tag"]
+        if pretrained_tag is None and not Path(weights).exists():
+            raise ClipVipError(
+                f"the weights {weights} that made these features are gone; name where they are now with --weights"
+            )
+    encoder = load_encoder(weights, pretrained_tag, settings["attention"], device)
+    if encoder.checksum != settings["checksum"]:
+        raise ClipVipError(
+            f"the weights {weights} are not those that made these features (checksum {encoder.checksum[:12]}.. and "
+            f"{settings['checksum'][:12]}..): they or the tokenizer beside them changed; name the right ones with "
+            "--weights, or embed again"
+        )
+    return encoder

@@ -1,0 +1,211 @@
+"""Files and strings to features: what ``ClipViP.encode_videos`` and ``encode_texts`` do.
+
+Frames go to the model as bytes: they are resized in the authors' way and rounded to 8 bits, a quarter of what floats
+would take from the decoding threads to the device. Post-pretraining and fine-tuning see the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clipvip_lib.data.clips import Clip, Decoded, decode_ahead
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
+
+#: What the study and `clipvip train` call the tokenizer that they save beside weights.
+TOKENIZER = "clip_tokenizer.json"
+TEXT_BATCH = 256
+
+
+def encode_videos(
+    model,
+    paths: Sequence[str | Path],
+    *,
+    frames: int | None = None,
+    antialias: bool = False,
+    bfloat16: bool = False,
+    batch: int | None = None,
+    workers: int | None = None,
+) -> np.ndarray:
+    """Videos to features, float32 [n, E], L2-normalised, in the order of ``paths``; repeats are allowed.
+
+    Args:
+        model: a ClipViP, on any device.
+        paths: video files or folders of numbered pictures.
+        frames: uniform frames of each video; by default as many as the model has temporal embeddings.
+        antialias: resize with Pillow, as CLIP does (and the mini study); by default the authors' way.
+        bfloat16: run the model in autocast.
+        batch: videos that are encoded together; by default 2 on a CPU (a larger one falls out of its caches), else 32.
+        workers: threads that decode; by default one a core.
+
+    Raises VideoError naming a video that cannot be read; ClipVipError for no path, or numbers below 1.
+    """
+    if isinstance(paths, str | Path) or not len(paths):
+        raise ClipVipError(f"encode_videos expected a list of one or more paths, got {paths!r:.80}")
+    clips = [Clip(str(path), str(path)) for path in paths]
+    found = encode_clips(
+        model, clips, frames=frames, antialias=antialias, bfloat16=bfloat16, batch=batch, workers=workers
+    )
+    rows = []
+    for clip, feature in found:
+        if clip.error is not None:
+            raise clip.error
+        rows.append(feature)
+    return np.stack(rows)
+
+
+def encode_clips(
+    model,
+    clips: Sequence[Clip],
+    *,
+    frames: int | None = None,
+    antialias: bool = False,
+    bfloat16: bool = False,
+    batch: int | None = None,
+    workers: int | None = None,
+) -> Iterator[tuple[Decoded, np.ndarray | None]]:
+    """(clip without its frames, feature float32 [E]) of each clip, in order; None where the clip has an error."""
+    frames = model.config.temporal_size if frames is None else frames
+    batch = (2 if model.device.type == "cpu" else 32) if batch is None else batch
+    if frames < 1 or batch < 1:
+        raise ClipVipError(f"expected frames and batch of at least 1, got {frames} and {batch}; raise them")
+    size = image_size(model)
+    waiting: list[Decoded] = []
+
+    def encoded() -> Iterator[tuple[Decoded, np.ndarray | None]]:
+        readable = [clip.frames for clip in waiting if clip.error is None]
+        rows = iter(_encode(model, np.stack(readable), bfloat16) if readable else ())
+        for clip in waiting:
+            done = Decoded(clip.clip, None, clip.total, clip.error)
+            yield done, None if clip.error is not None else next(rows)
+
+    for clip in decode_ahead(clips, frames, size, antialias, workers, ahead=2 * batch):
+        waiting.append(clip)
+        if len(waiting) == batch:
+            yield from encoded()
+            waiting.clear()
+    yield from encoded()
+
+
+def _encode(model, frames: np.ndarray, bfloat16: bool) -> np.ndarray:
+    """uint8 [B, N, size, size, 3] -> float32 [B, E]."""
+    with torch.inference_mode(), _autocast(model, bfloat16):
+        return model.encode_video(torch.from_numpy(frames).to(model.device)).float().cpu().numpy()
+
+
+def encode_texts(
+    model,
+    texts: Sequence[str],
+    *,
+    tokenizer: ClipTokenizer | None = None,
+    bfloat16: bool = False,
+    batch: int = TEXT_BATCH,
+) -> np.ndarray:
+    """Texts to features, float32 [n, E], L2-normalised. Longer texts than the model's context are cut.
+
+    tokenizer: by default ``tokenizer_of(model)``. Raises ClipVipError as that does, for no text, or a text that is not
+    a string.
+    """
+    tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
+    tokenizer(texts if isinstance(texts, str) else texts[:1])  # refuses what is no list of strings
+    rows = []
+    for start in range(0, len(texts), batch):
+        ids, mask = tokenizer(texts[start : start + batch])
+        with torch.inference_mode(), _autocast(model, bfloat16):
+            features = model.encode_text(ids.to(model.device), mask.to(model.device))
+        rows.append(features.float().cpu().numpy())
+    return np.concatenate(rows)
+
+
+def image_size(model) -> int:
+    """The side of the square frames that a model takes. Raises ClipVipError if they are not square."""
+    size = model.config.vision_config.image_size
+    sides = {size} if isinstance(size, int) else set(size)
+    if len(sides) != 1:
+        raise ClipVipError(
+            f"the model takes frames of {size} pixels: expected square ones; call encode_video with resized frames"
+        )
+    return sides.pop()
+
+
+# ---------------------------------------------------------------------------------------------------- tokenizer
+
+
+def tokenizer_of(model, beside: str | Path | None = None) -> ClipTokenizer:
+    """The tokenizer that was saved beside a model's weights (clip_tokenizer.json), else CLIP's own.
+
+    beside: the folder or file of the weights; by default where ``from_pretrained`` found them, a folder or a
+    repository of the hub. Raises ClipVipError if the tokenizer has another vocabulary than the model.
+    """
+    text = model.config.text_config
+    found = _saved_tokenizer(model, beside)
+    if found is not None:
+        tokenizer, where = ClipTokenizer.load(found), str(found)
+    elif text.vocab_size == CLIP_VOCAB:
+        return ClipTokenizer(text.max_position_embeddings)
+    else:
+        raise ClipVipError(
+            f"the model knows {text.vocab_size} tokens, CLIP's tokenizer {CLIP_VOCAB}: expected {TOKENIZER} beside the "
+            "weights; copy it there, or pass tokenizer="
+        )
+    if tokenizer.vocab_size != text.vocab_size or tokenizer.context_length > text.max_position_embeddings:
+        raise ClipVipError(
+            f"{where} has {tokenizer.vocab_size} tokens and texts of {tokenizer.context_length}, the model "
+            f"{text.vocab_size} and {text.max_position_embeddings}: expected the one of its training; copy it there"
+        )
+    return tokenizer
+
+
+def _saved_tokenizer(model, beside: str | Path | None) -> Path | None:
+    name = str(beside or model.name_or_path or "")
+    if not name:
+        return None
+    path = Path(name)
+    folder = path if path.is_dir() else path.parent if path.is_file() else None
+    if folder is not None:
+        return folder / TOKENIZER if (folder / TOKENIZER).is_file() else None
+    if beside is not None:  # an open_clip name: CLIP's own
+        return None
+    from transformers.utils import cached_file
+
+    # Whatever keeps it from being found (no network, a folder that is gone by now) leaves CLIP's own to be checked.
+    quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    try:
+        found = cached_file(name, TOKENIZER, revision=getattr(model.config, "_commit_hash", None), **quiet)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found)
+
+
+# -------------------------------------------------------------------------------------------------- fingerprint
+
+
+def fingerprint(model, tokenizer: ClipTokenizer | None) -> str:
+    """SHA-256 of all that decides a feature: weights, configuration and vocabulary; wherever the file lies."""
+    config = model.config
+    towers = [
+        {name: getattr(tower, name, None) for name in TELLING}
+        for tower in (config.vision_config, config.text_config)
+    ]
+    about = [config.attention, config.proxies, config.temporal_size, config.sequence_layers, towers]
+    words = None if tokenizer is None else [tokenizer.context_length, tokenizer.vocabulary]
+    digest = hashlib.sha256(json.dumps([about, words], sort_keys=True).encode())
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+#: What a tower's weights do not tell.
+TELLING = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")
+
+
+def _autocast(model, bfloat16: bool) -> contextlib.AbstractContextManager:
+    return torch.autocast(model.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()

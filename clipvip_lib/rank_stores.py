@@ -1,0 +1,172 @@
+"""Frame stores that the ranks decode together: shards or a benchmark's splits, once, a part at a time.
+
+Beside NAME.npy (data/frames.py) stands NAME.json: how it was decoded, and which clips it holds; it is written last,
+so that a store that has it is whole. Finished parts are skipped, so that decoding goes on after a kill; parts that
+hold other videos, or were decoded otherwise, are refused.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from clipvip_lib.captioning import read_captions
+from clipvip_lib.data.benchmarks import Item
+from clipvip_lib.data.frames import FrameStore, write_store
+from clipvip_lib.data.shards import read_shard
+from clipvip_lib.distributed import Ranks, share, together
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import make_folder, read_json, write_json
+from clipvip_lib.losses import needs
+from clipvip_lib.models.clip_tokenizer import ClipTokenizer
+from clipvip_lib.progress import quiet
+from clipvip_lib.recipes import TrainRecipe
+from clipvip_lib.training import Pairs, Tokens
+
+PART = 64  # clips of a benchmark that are decoded into one file, by one rank; a kill loses at most so many
+
+
+def store_shards(
+    shards: Sequence[Path], folder: Path, recipe: TrainRecipe, size: int, ranks: Ranks, progress=quiet
+) -> None:
+    """Decode tar shards into ``folder``: NAME.npy (frames) and NAME.json (keys and texts), one rank a shard.
+
+    Shards that are there are skipped. Raises ClipVipError for two shards of one name, stores that were decoded
+    otherwise, and as ``data.shards.read_shard`` and ``data.video.read_frames`` for a damaged sample: a store takes
+    whole shards.
+    """
+    names = sorted(path.stem for path in shards)
+    doubled = [name for name, after in itertools.pairwise(names) if name == after]
+    if doubled:
+        raise ClipVipError(
+            f"expected shards of different names for one frame store, {doubled[0]} is there twice; give each folder "
+            "its own --frames-store"
+        )
+
+    def decode(shard: Path) -> None:
+        samples = list(read_shard(shard))
+        sources = [(f"{sample.key} of {shard}", sample.media) for sample in samples]
+        clips = [{"key": sample.key, "text": sample.text} for sample in samples]
+        _write(folder / f"{shard.stem}.npy", sources, clips, recipe, size)
+
+    def done(shard: Path) -> bool:
+        described = folder / f"{shard.stem}.json"
+        return described.exists() and bool(_clips(described, recipe, size))
+
+    _in_turns(shards, done, decode, folder, ranks, progress, "shards decoded")
+
+
+def store_split(
+    items: Sequence[Item],
+    folder: Path,
+    split: str,
+    recipe: TrainRecipe,
+    size: int,
+    ranks: Ranks,
+    progress=quiet,
+) -> FrameStore:
+    """Decode the videos of a benchmark's split into ``folder``/SPLIT-NNNNN.npy, parts dealt out over the ranks.
+
+    Parts that are there are skipped. Raises ClipVipError if they hold other videos or were decoded otherwise, and
+    as ``data.video.read_frames`` for a damaged video.
+    """
+    parts = [items[start : start + PART] for start in range(0, len(items), PART)]
+    paths = [folder / f"{split}-{number:05d}.npy" for number in range(len(parts))]
+
+    def decode(number: int) -> None:
+        sources = [(item.video_id, item.path) for item in parts[number]]
+        _write(paths[number], sources, [{"key": name, "text": ""} for name, _ in sources], recipe, size)
+
+    def done(number: int) -> bool:
+        described = paths[number].with_suffix(".json")
+        if not described.exists():
+            return False
+        if [clip["key"] for clip in _clips(described, recipe, size)] != [i.video_id for i in parts[number]]:
+            raise ClipVipError(
+                f"{described} holds other videos than the {split} split: expected those of the same benchmark; give "
+                "another --frames-store or remove it"
+            )
+        return True
+
+    _in_turns(range(len(parts)), done, decode, folder, ranks, progress, f"parts of {split} decoded")
+    return FrameStore(paths)
+
+
+def _write(path: Path, sources: list, clips: list[dict], recipe: TrainRecipe, size: int) -> None:
+    """One store, then what it holds and how it was decoded; the second file says that the first is whole."""
+    write_store(path, sources, len(sources), recipe.kept_frames, size, recipe.antialias, quiet)
+    write_json(path.with_suffix(".json"), {"decoded": _decoded(recipe, size), "clips": clips})
+
+
+def _decoded(recipe: TrainRecipe, size: int) -> dict:
+    return {"frames": recipe.kept_frames, "size": size, "antialias": recipe.antialias}
+
+
+def _clips(described: Path, recipe: TrainRecipe, size: int) -> list[dict]:
+    """What a store holds. Raises ClipVipError if it was decoded otherwise, or the file is something else."""
+    found = read_json(described)
+    if not isinstance(found, dict) or set(found) != {"decoded", "clips"}:
+        raise ClipVipError(f"{described} expected what a frame store holds, got other JSON; decode it again")
+    if found["decoded"] != _decoded(recipe, size):
+        raise ClipVipError(
+            f"{described} was decoded with {found['decoded']}, expected {_decoded(recipe, size)}; give another "
+            "--frames-store, or the recipe and model that it was made for"
+        )
+    return found["clips"]
+
+
+def _in_turns(work: Sequence, done, do, folder: Path, ranks: Ranks, progress, note: str) -> None:
+    """Every rank does its share, in rounds: a rank that fails stops the others after one part, not in the end."""
+    make_folder(folder)
+    # The main rank's list is everybody's: a rank that looks later would miss what others have made since.
+    missing: list = []
+    with together(ranks):
+        if ranks.main:
+            missing = [part for part in work if not done(part)]
+    missing = ranks.collect(missing)[0]
+    for start in range(0, len(missing), ranks.size):
+        with together(ranks):
+            for part in share(missing[start : start + ranks.size], ranks):
+                do(part)
+        if ranks.main:
+            progress(min(start + ranks.size, len(missing)), len(missing), note)
+
+
+def read_stores(
+    stores: Sequence[Path],
+    captions: Callable[[str], Path],
+    loss: str,
+    tokenizer: ClipTokenizer,
+    recipe: TrainRecipe,
+    size: int,
+) -> Pairs:
+    """Frame stores (NAME.npy) that ``store_shards`` wrote, as training pairs. ``captions``: from a store's name to
+    its caption file. Raises ClipVipError if a store was decoded otherwise, or the captions that the loss needs are
+    missing."""
+    rows, said = [], []
+    for store in stores:
+        part = _clips(store.with_suffix(".json"), recipe, size)
+        rows += part
+        if "C" in needs(loss):
+            found = read_captions(captions(store.stem))
+            said += [found.get(row["key"], "") for row in part]
+    return Pairs(
+        FrameStore(stores),
+        Tokens.of([row["text"] for row in rows], tokenizer),
+        [[row] for row in range(len(rows))],
+        captions=Tokens.of(said, tokenizer) if said else None,
+        caption_mask=torch.tensor([bool(text) for text in said]) if said else None,
+        group=recipe.group,
+    )
+
+
+def split_pairs(items: Sequence[Item], store: FrameStore, tokenizer: ClipTokenizer) -> Pairs:
+    """A benchmark's split as training pairs: every clip with all its texts."""
+    texts = [text for item in items for text in item.texts]
+    ends = np.cumsum([len(item.texts) for item in items])
+    rows = [list(range(end - len(item.texts), end)) for item, end in zip(items, ends, strict=True)]
+    return Pairs(store, Tokens.of(texts, tokenizer), rows)

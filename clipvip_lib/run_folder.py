@@ -1,0 +1,182 @@
+"""The folder of one training run: what must survive a kill, and what a person reads.
+
+    checkpoint.pt    weights, optimiser, step, every rank's place in its data; whole or not at all
+    metrics.jsonl    a row a step; cut back to the checkpoint when a run goes on
+    best-NNNNNN.pt   weights of the best evaluation so far
+    step-NNNNNN/     snapshots that were asked for, as save_pretrained writes them
+    model/           the result, with its tokenizer; every loader reads it
+    result.json      written last: the run is done
+
+What is exact after a resumption. On the same number of ranks everything: one CPU thread gives the same weights, bit
+for bit. On another number: weights, optimiser, step and schedule, and the batches where they come from a frame
+store (batch number ``step`` of the whole is a function of seed and step, and is dealt out anew); gradients are then
+the same up to the order of sums. Streams of shards go on as ``data/stream.py`` says.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from clipvip_lib.distributed import Ranks, together
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import atomic_path, make_folder, write_bytes
+from clipvip_lib.models.clip_tokenizer import ClipTokenizer
+from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.training import UNREADABLE
+
+TOKENIZER = "clip_tokenizer.json"  # beside the weights
+
+
+@dataclass
+class RunFolder:
+    """Paths and state of a run. ``about``: what the run is; a checkpoint of another one is refused."""
+
+    path: Path
+    about: Mapping[str, object]
+    ranks: Ranks
+    evaluations: list[dict] = field(default_factory=list)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    def best(self, step: int) -> Path:
+        return self.path / f"best-{step:06d}.pt"
+
+    # ---- checkpoints ----
+
+    def save(
+        self, step: int, model: ClipViP, optimizer: torch.optim.Optimizer, position: object, rng: torch.Tensor
+    ) -> None:
+        """Write the checkpoint; every rank must call. ``position``: of this rank in its data, as JSON has it.
+
+        Raises ClipVipError if it cannot be written, on the other ranks StoppedElsewhere.
+        """
+        states = self.ranks.collect({"position": position, "rng": rng})
+        with together(self.ranks):
+            if self.ranks.main:
+                state = {
+                    "step": step,
+                    "about": json.dumps(self.about),
+                    "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "positions": json.dumps([each["position"] for each in states]),
+                    "rng": [each["rng"] for each in states],
+                    "evaluations": self.evaluations,
+                }
+                with atomic_path(self.checkpoint) as partial:
+                    torch.save(state, partial)
+                self._drop_old_bests()
+
+    def resume(
+        self,
+        model: ClipViP,
+        optimizer: torch.optim.Optimizer,
+        place: Callable[[list, int], None],
+    ) -> int:
+        """Load the checkpoint if there is one; returns the number of steps done.
+
+        place: called with every rank's position in the data (of as many ranks as there were) and the step.
+        Raises ClipVipError if the checkpoint is damaged, or of another run (says in what).
+        """
+        if not self.checkpoint.exists():
+            return 0
+        try:
+            state = torch.load(self.checkpoint, weights_only=True, map_location="cpu")
+            before = json.loads(state["about"])
+        except UNREADABLE as error:
+            raise ClipVipError(
+                f"cannot resume from {self.checkpoint}: expected a checkpoint of clipvip train, got something else "
+                "or half of it; remove it to start anew"
+            ) from error
+        now = json.loads(json.dumps(self.about))
+        for name in sorted({*before, *now}):
+            if before.get(name) != now.get(name):
+                raise ClipVipError(
+                    f"cannot resume from {self.checkpoint}: {name} was {before.get(name)!r} and is "
+                    f"{now.get(name)!r}; give the former one, or another --out to start anew"
+                )
+        try:
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+        except UNREADABLE as error:
+            raise ClipVipError(
+                f"cannot resume from {self.checkpoint}: it does not fit this model; give the same --weights and "
+                "options, or another --out to start anew"
+            ) from error
+        positions = json.loads(state["positions"])
+        if len(positions) == self.ranks.size:
+            torch.set_rng_state(state["rng"][self.ranks.rank])
+        place(positions, int(state["step"]))
+        self.evaluations = state["evaluations"]
+        return int(state["step"])
+
+    def evaluated(self, step: int, score: float, model: ClipViP) -> None:
+        """Note a score on validation; the weights are kept if none was better. Every rank must call."""
+        best = max((row["score"] for row in self.evaluations), default=float("-inf"))
+        self.evaluations.append({"step": step, "score": score})
+        with together(self.ranks):
+            if self.ranks.main and score >= best:
+                with atomic_path(self.best(step)) as partial:
+                    torch.save(model.state_dict(), partial)
+
+    def best_step(self) -> int | None:
+        """The step of the best score, the latest of equal ones; None without evaluations."""
+        rows = self.evaluations
+        return max(rows, key=lambda row: (row["score"], row["step"]))["step"] if rows else None
+
+    def load_best(self, model: ClipViP) -> None:
+        """The weights of the best evaluation into the model, if there was one."""
+        if (step := self.best_step()) is not None:
+            model.load_state_dict(torch.load(self.best(step), weights_only=True, map_location="cpu"))
+
+    def _drop_old_bests(self) -> None:
+        for path in self.path.glob("best-*.pt"):
+            if path != self.best(self.best_step() or -1):
+                path.unlink()
+
+    # ---- rows and results ----
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def cut_metrics(self, step: int) -> None:
+        """Keep the rows of the first ``step`` steps: what was written after the checkpoint is done again."""
+        if self.ranks.main:
+            rows = [row for row in read_metrics(self.metrics) if row["step"] <= step]
+            write_bytes(self.metrics, "".join(json.dumps(row) + "\n" for row in rows).encode())
+
+    def save_model(self, name: str, model: ClipViP, tokenizer: ClipTokenizer) -> None:
+        """Write the model and its tokenizer as a folder, whole or not at all. Every rank must call."""
+        with together(self.ranks):
+            if self.ranks.main:
+                partial = make_folder(self.path / f"{name}.partial")
+                model.save_pretrained(partial)
+                tokenizer.save(partial / TOKENIZER)
+                shutil.rmtree(self.path / name, ignore_errors=True)
+                partial.rename(self.path / name)
+
+    def clear(self) -> None:
+        """After the result: checkpoints are of no more use."""
+        if self.ranks.main:
+            for path in (self.checkpoint, *self.path.glob("best-*.pt")):
+                path.unlink(missing_ok=True)
+
+
+def read_metrics(path: str | Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    path = Path(path)
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

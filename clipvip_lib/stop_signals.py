@@ -1,0 +1,33 @@
+"""SIGTERM and SIGINT as a wish that a loop sees between two steps, instead of an end in the middle of one."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopSignals:
+    """Within ``with StopSignals() as stop:`` the attribute ``stop.number`` is 0, or the signal that came first.
+
+    torchrun forwards its own signals to the ranks, and a terminal sends Ctrl-C to all of them at once, so a rank
+    may get a second one: with ``patient`` it is taken for the same wish. Without, a second signal acts as usual.
+    """
+
+    def __init__(self, patient: bool = False):
+        self.number, self.patient, self._before = 0, patient, {}
+
+    def __enter__(self) -> StopSignals:
+        self._before = {number: signal.signal(number, self._came) for number in WATCHED}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, before in self._before.items():
+            signal.signal(number, before)
+
+    def _came(self, number: int, _: FrameType | None) -> None:
+        self.number = self.number or number
+        if not self.patient:
+            for each, before in self._before.items():
+                signal.signal(each, before)

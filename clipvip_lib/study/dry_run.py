@@ -1,0 +1,273 @@
+"""``clipvip reproduce --plan``: what a run would do, on how much data and for how long. Nothing is run or written.
+
+At ``paper`` from arithmetic and stated assumptions (paper_plan.py); at the other profiles from the very stages of
+the run: which are done, what they took, and what the others are expected to take.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from clipvip_lib import files, flops, scaling
+from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.progress import duration
+from clipvip_lib.study import data_at_hand, paper_plan
+from clipvip_lib.study.board import Board
+from clipvip_lib.study.machine import default_workers
+from clipvip_lib.study.page_stage import page_stage
+from clipvip_lib.study.pipeline import check_notebooks
+from clipvip_lib.study.plan import Plan, check_seeds, study_plan
+from clipvip_lib.study.stages import Stage, closure
+from clipvip_lib.study.workers import check_workers
+
+WIDTH = 120
+PAPER = "paper"
+SUMMARIES = ("07", "08")  # of what all other notebooks compute
+
+
+def dry_run(
+    profile: str = "mini",
+    *,
+    only: Sequence[str] = (),
+    seeds: Sequence[int] = (0,),
+    set: Mapping[str, object] | None = None,
+    workers: int | None = None,
+    plan: Plan | None = None,
+    notebooks: Path | None = None,
+    home: Path | None = None,
+    stream: TextIO | None = None,
+) -> int:
+    """Print the plan of a run with these arguments (``pipeline.reproduce`` takes the same); returns 0.
+
+    At ``paper`` ``set`` says where data and weights are and changes assumptions (``paper_plan.Settings``).
+    Raises ClipVipError for what ``reproduce`` would refuse before anything runs.
+    """
+    stream, plan = stream or sys.stdout, plan or study_plan()
+    seeds = check_seeds(list(seeds))
+    asked = {plan.find(name) for name in only}
+    names = [name for name in plan.notebooks if name in asked or not asked]
+    check_workers(workers)
+    if profile == PAPER:
+        lines = paper_lines(get_profile(profile), names, seeds, paper_plan.Settings.of(set or {}))
+    else:
+        home, folder = home or files.home(), notebooks or files.CHECKOUT / "notebooks"
+        sized = plan.profile(profile)
+        parameters = check_notebooks(folder, names, {"profile": profile, "seeds": seeds}, dict(set or {}))
+        pages = [
+            page_stage(
+                name,
+                (folder / f"{name}.ipynb").read_text(encoding="utf-8"),
+                parameters[name],
+                sized,
+                plan.stages_for(name, sized, seeds),
+            )
+            for name in names
+        ]
+        lines = [
+            _head(profile, names, seeds),
+            "",
+            *stage_lines(closure(pages), home, workers or default_workers()),
+        ]
+    print("\n".join(lines), file=stream, flush=True)
+    return 0
+
+
+# -------------------------------------------------------------------------------------- the stages of a cache
+
+
+def stage_lines(stages: Sequence[Stage], home: Path, workers: int) -> list[str]:
+    """A row a stage, with its state and its seconds, and the sum."""
+    board, waiting = Board(len(stages), workers, stream=io.StringIO(), mode="plain"), []
+    rows = [("stage", "state", "expected s", "took s")]
+    spent = declared = 0.0
+    for stage in stages:
+        if stage.done(home):
+            seconds = stage.facts(home)["seconds"]
+            board.ran(stage, seconds)
+            spent, declared = spent + seconds, declared + stage.cost
+            rows.append((stage.name, "done", f"{stage.cost:,.0f}", f"{seconds:,.1f}"))
+        else:
+            waiting.append(stage)
+            state = "begun" if stage.partial_folder(home).exists() else "to do"
+            rows.append((stage.name, state, f"{stage.cost:,.0f}", "-"))
+    left = board.remaining([], waiting, 0.0)
+    lines = columns(rows, right=(2, 3))
+    lines += [
+        "",
+        f"{len(stages) - len(waiting)} of {len(stages)} stages are done, they took {duration(spent)}.",
+    ]
+    if waiting:
+        pace = (
+            "" if not spent else f", at the {spent / declared:.2f} times of the expected that those done took"
+        )
+        total = sum(stage.cost for stage in waiting)
+        lines.append(
+            f"{len(waiting)} are to do: {duration(total)} expected of a laptop's core; about {duration(left)}"
+        )
+        lines.append(f"with {workers} workers{pace}.")
+    return lines
+
+
+# ------------------------------------------------------------------------------------------------- paper size
+
+
+def paper_lines(
+    profile: Profile, names: Sequence[str], seeds: Sequence[int], settings: paper_plan.Settings
+) -> list[str]:
+    """The plan at paper size as lines."""
+    numbers = [name.split("_")[0] for name in names]
+    chosen = [] if any(number in SUMMARIES for number in numbers) else numbers
+    rows = paper_plan.works(profile, seeds, settings, chosen)
+    by_gpus = {
+        gpus: paper_plan.works(profile, seeds, dataclasses.replace(settings, gpus=gpus), chosen)
+        for gpus in scaling.GPUS
+    }
+    at_hand = data_at_hand.look(profile, settings)
+    lines = [
+        _head(profile.name, names, seeds),
+        *_model_lines(profile),
+        "",
+        f"Data and weights (data_root: {_root_text(settings)})",
+        *_data_lines(rows, at_hand),
+        "",
+        f"Stages, with {settings.gpus} GPUs a run (GFLOP: of a clip in a training step, of an image or text forward;",
+        "computing: GPU hours if that were all; wall: the resource that sets the pace; disk: what is kept)",
+        *_work_lines(rows),
+        "",
+        "Sum (days: every run on all these GPUs, one run after the other; evaluations are seconds and left out)",
+        *_sum_lines(by_gpus, settings),
+        "",
+        "Notebooks",
+        *_notebook_lines(names, rows, at_hand),
+        "",
+        "Assumptions: not measured here; change one with --set NAME=VALUE (also gpus=N, for the stages' table)",
+        *columns(
+            [
+                ("name", "value", "unit", "reason"),
+                *(
+                    (r["assumption"], f"{r['value']:g}", r["unit"], r["reason"])
+                    for r in settings.assumed.rows()
+                ),
+            ],
+            right=(1,),
+        ),
+    ]
+    return lines
+
+
+def _model_lines(profile: Profile) -> list[str]:
+    sizes, post, fine = paper_plan.sizes_of(profile), profile.postpretrain, profile.finetune
+    million = flops.clip_parameters(sizes) / 1e6
+    model = (
+        f"Model: width {sizes.width}, {sizes.layers} layers, {sizes.frames} frames of {sizes.image_size} pixels in "
+        f"patches of {sizes.patch_size}, {sizes.proxies} proxies: {flops.video_flops(sizes) / 1e9:.1f} GFLOP a video, "
+        f"{million:.1f} million weights."
+    )
+    training = (
+        f"Post-pretraining: {post.steps:,} steps of {post.batch:,} clips, one epoch of {paper_plan.LARGEST} "
+        f"({paper_plan.epoch_clips(profile) / 1e6:.1f} million clips); fine-tuning: {fine.steps:,} steps of "
+        f"{fine.batch}."
+    )
+    return [*textwrap.wrap(model, WIDTH), *textwrap.wrap(training, WIDTH)]
+
+
+def _root_text(settings: paper_plan.Settings) -> str:
+    root = settings.data_root
+    return "not given" if root is None else f"{root}" if root.is_dir() else f"{root}, no such folder"
+
+
+def _data_lines(rows: Sequence[paper_plan.Work], at_hand: Mapping[str, data_at_hand.Need]) -> list[str]:
+    table = [("what", "notebooks", "where", "at hand", "whole GB")]
+    for name, need in at_hand.items():
+        users = sorted(frozenset().union(*(row.notebooks for row in rows if name in row.needs)))
+        if users:
+            size = f"{need.bytes / 1e9:,.0f}" if need.bytes else "-"
+            table.append((need.name, " ".join(users), _short(need.where), need.state, size))
+    return columns(table, right=(4,))
+
+
+def _work_lines(rows: Sequence[paper_plan.Work]) -> list[str]:
+    table = [("notebooks", "stage", "runs", "steps", "GFLOP", "GPU hours", "computing", "wall", "disk GB")]
+    for row in rows:
+        table.append(
+            (
+                " ".join(sorted(row.notebooks)),
+                row.what,
+                str(row.runs),
+                f"{row.steps:,}" if row.steps else "-",
+                f"{row.clip_flops / 1e9:,.1f}",
+                f"{row.hours:,.2f}",
+                f"{row.computing:,.2f}",
+                row.wall,
+                f"{row.bytes / 1e9:,.1f}",
+            )
+        )
+    hours, computing = sum(row.hours for row in rows), sum(row.computing for row in rows)
+    runs, kept = sum(row.runs for row in rows), sum(row.bytes for row in rows)
+    table.append(
+        ("", "sum", str(runs), "", "", f"{hours:,.2f}", f"{computing:,.2f}", "", f"{kept / 1e9:,.1f}")
+    )
+    return columns(table, right=(2, 3, 4, 5, 6, 8))
+
+
+def _sum_lines(by_gpus: Mapping[int, Sequence[paper_plan.Work]], settings: paper_plan.Settings) -> list[str]:
+    table = [("GPUs", "GPU hours", "days", "USD", "hours by wall")]
+    for gpus, rows in by_gpus.items():
+        hours, walls = sum(row.hours for row in rows), {}
+        for row in rows:
+            walls[row.wall] = walls.get(row.wall, 0.0) + row.hours
+        shares = {
+            wall: 100 * walls[wall] / hours for wall in sorted(walls, key=walls.__getitem__, reverse=True)
+        }
+        said = ", ".join(f"{wall} {share:.1f} %" for wall, share in shares.items() if share >= 0.05)
+        days = sum(row.elapsed for row in rows) / 24
+        price = hours * settings.assumed.gpu_hour_price
+        table.append((f"{gpus}", f"{hours:,.0f}", f"{days:,.1f}", f"{price:,.0f}", said))
+    return columns(table, right=(0, 1, 2, 3))
+
+
+def _notebook_lines(
+    names: Sequence[str], rows: Sequence[paper_plan.Work], at_hand: Mapping[str, data_at_hand.Need]
+) -> list[str]:
+    table = []
+    for name in names:
+        number = name.split("_")[0]
+        if number in SUMMARIES:
+            table.append((name, "sums up what the others have"))
+            continue
+        lacks = data_at_hand.missing_of(number, rows, at_hand)
+        table.append((name, f"lacks {', '.join(lacks)}" if lacks else "has what it needs"))
+    return columns(table)
+
+
+# ------------------------------------------------------------------------------------------------------ tables
+
+
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Rows of cells as lines, columns two apart; those in ``right`` aligned to the right. Cut at WIDTH."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        line = "  ".join(cells).rstrip()
+        lines.append(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…")
+    return lines
+
+
+def _short(path: str, most: int = 40) -> str:
+    return path if len(path) <= most else "…" + path[1 - most :]
+
+
+def _head(profile: str, names: Sequence[str], seeds: Sequence[int]) -> str:
+    numbers = " ".join(name.split("_")[0] for name in names)
+    said = ", ".join(map(str, seeds))
+    return f"Plan at profile {profile}, notebooks {numbers}, seeds {said}; nothing is run or written."

@@ -1,0 +1,264 @@
+"""The study at paper size as a plan: stages, data and weights, GPU hours, disk. Nothing is run or written.
+
+What is special: the plan follows from the profile and the study's graph (experiments.py), from counted FLOPs
+(flops.py) and from stated assumptions (scaling.py), so a change of any of them changes the plan. The embedded world
+and its small models have no place at paper size: corpora, benchmarks, CLIP and OFA come from the data at hand, and
+the plan says which are there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from clipvip_lib import flops, scaling
+from clipvip_lib.claims import BENCHMARKS, CORPORA
+from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.losses import needs
+from clipvip_lib.profiles import Profile
+from clipvip_lib.study import experiments
+from clipvip_lib.study.experiments import BASELINE, LARGEST, METHOD, SHARES, Arm
+from clipvip_lib.study.stages import Stage
+
+WEIGHTS = {"weights": "CLIP's weights", "ofa": "OFA-large caption weights"}  # by the names that --set has
+PAIRS = "caption-pairs"  # texts of an image-caption corpus, for notebook 02
+READERS = tuple(name.split("_")[0] for name in experiments.NOTEBOOKS[:-2])  # the last two sum these up
+CAPTION_LINE_BYTES = 100  # {"key": .., "caption": ..} with a caption of about ten words
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``--set`` may say: where data and weights are, how many GPUs a training has, and every assumption."""
+
+    data_root: Path | None = None
+    weights: Path | None = None
+    ofa: Path | None = None
+    gpus: int = scaling.GPUS[0]
+    assumed: scaling.Assumptions = field(default_factory=scaling.Assumptions)
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> Settings:
+        """Settings from names and values. Raises ClipVipError for an unknown name or a value of another kind."""
+        paths = ("data_root", *WEIGHTS)
+        assumptions = [f.name for f in dataclasses.fields(scaling.Assumptions)]
+        found: dict[str, object] = {}
+        changed: dict[str, float] = {}
+        for name, value in given.items():
+            if name in paths:
+                if not isinstance(value, str) or not value.strip():
+                    raise ClipVipError(
+                        f"--set {name}=...: expected a file or folder, got {value!r}; name one"
+                    )
+                found[name] = Path(value).expanduser()
+            elif name == "gpus":
+                if type(value) is not int or value < 1:
+                    raise ClipVipError(
+                        f"--set gpus=...: expected a whole number from 1, got {value!r}; change it"
+                    )
+                found[name] = value
+            elif name in assumptions:
+                changed[name] = value
+            else:
+                raise unknown("setting of a plan", name, [*paths, "gpus", *assumptions])
+        return cls(**found, assumed=scaling.Assumptions().but(**changed))
+
+
+@dataclass(frozen=True)
+class Work:
+    """Like stages in one row.
+
+    clip_flops: of a clip, image or text, a training step's or a forward pass. hours: GPU hours of all runs;
+    computing: those if data came at once and gradients took no time. elapsed: hours if these runs come one after the
+    other, each on all its GPUs. bytes: what stays on disk.
+    """
+
+    notebooks: frozenset[str]
+    what: str
+    runs: int
+    needs: frozenset[str]
+    steps: int = 0
+    clip_flops: float = 0.0
+    hours: float = 0.0
+    computing: float = 0.0
+    elapsed: float = 0.0
+    wall: str = ""
+    bytes: float = 0.0
+
+
+# ------------------------------------------------------------------------------------------------- the work
+
+
+def works(
+    profile: Profile, seeds: Sequence[int], settings: Settings, notebooks: Sequence[str] = ()
+) -> list[Work]:
+    """Everything that would be computed, in its order; with ``notebooks`` (numbers) only what these read."""
+    wanted = frozenset(notebooks) or frozenset(READERS)
+    tuned = [each for each in _finetunings(profile, seeds).values() if each[2] & wanted]
+    starts: dict[str, tuple[Stage, Arm, set[str]]] = {}
+    for stage, arm, readers in tuned:
+        if arm.corpus:
+            start = stage.inputs["start"]
+            starts.setdefault(start.name, (start, arm, set()))[2].update(readers)
+    groups: dict[str, list[tuple[Stage, Arm, set[str]]]] = {}
+    for start in starts.values():
+        groups.setdefault(f"post-pretrain {start[1].slug}", []).append(start)
+    for each in tuned:
+        groups.setdefault(f"fine-tune for {min(each[2])}", []).append(each)
+    rows = [_language_gap(profile, seeds, settings), _captions(profile, starts.values(), settings)]
+    rows += [_trainings(profile, what, members, settings) for what, members in groups.items()]
+    return [row for row in rows if row.notebooks & wanted]
+
+
+def _finetunings(profile: Profile, seeds: Sequence[int]) -> dict[str, tuple[Stage, Arm, set[str]]]:
+    """Every fine-tuning of the study once, by name: the stage, its arm, the notebooks that read it."""
+    asked: list[tuple[str, Arm, Iterable[str], int | None]] = [("00", BASELINE, ("msrvtt",), None)]
+    asked += [("01", BASELINE, ("msrvtt",), None)]
+    steps = experiments.snapshots(profile)
+    asked += [("01", Arm(corpus=name), ("msrvtt",), step) for name in CORPORA for step in steps]
+    asked += [("04", arm, BENCHMARKS, None) for arm in experiments.attention_arms(profile).values()]
+    asked += [("05", arm, BENCHMARKS, None) for arm in experiments.loss_arms().values()]
+    asked += [("06", arm, BENCHMARKS, None) for arm in (BASELINE, METHOD)]
+    found: dict[str, tuple[Stage, Arm, set[str]]] = {}
+    for notebook, arm, benchmarks, step in asked:
+        for name in benchmarks:
+            for seed in seeds:
+                stage = experiments.finetuned(profile, arm, name, seed, step)
+                found.setdefault(stage.name, (stage, arm, set()))[2].add(notebook)
+    return found
+
+
+def sizes_of(profile: Profile, attention: str = "proxy", proxies: int | None = None) -> flops.ClipSizes:
+    """The model of a profile for counting, by default under its own proxies.
+
+    The text tower is that of the CLIPs of this width, the default of ``flops.ClipSizes``: a profile names none.
+    """
+    m = profile.model
+    return flops.ClipSizes(
+        attention=attention,
+        proxies=proxies or m.proxies,
+        frames=m.frames,
+        width=m.width,
+        layers=m.layers,
+        mlp=4 * m.width,
+        image_size=m.image_size,
+        patch_size=m.patch_size,
+        embed_dim=m.embed_dim,
+        context_length=m.context_length,
+    )
+
+
+def method_step(
+    profile: Profile, gpus: int, assumed: scaling.Assumptions, batch: int | None = None
+) -> scaling.Step:
+    """A step of post-pretraining by the whole method (V-S,C + F-C), at the profile's batch if none is given."""
+    return arm_step(profile, METHOD, METHOD.loss, batch or profile.postpretrain.batch, gpus, assumed)
+
+
+def arm_step(
+    profile: Profile, arm: Arm, loss: str, batch: int, gpus: int, assumed: scaling.Assumptions
+) -> scaling.Step:
+    """A training step of an arm."""
+    sizes = sizes_of(profile, arm.attention, arm.proxies)
+    return scaling.training_step(
+        clip_flops=flops.step_flops(sizes, needs(loss)),
+        parameters=flops.clip_parameters(sizes),
+        embed=sizes.embed_dim,
+        loss=loss,
+        sources=len(needs(loss)),
+        batch=batch,
+        gpus=gpus,
+        assumed=assumed,
+    )
+
+
+def _trainings(
+    profile: Profile, what: str, members: list[tuple[Stage, Arm, set[str]]], settings: Settings
+) -> Work:
+    """A row of trainings: post-pretrainings of one arm, or fine-tunings of one notebook."""
+    hours, computing, elapsed, kept, products, clips = 0.0, 0.0, 0.0, 0.0, 0.0, 0
+    walls, asked = [], {"weights"}
+    for stage, arm, _ in members:
+        config, recipe = stage.config, stage.config["recipe"]
+        loss = config.get("loss", experiments.BASELINE_LOSS)
+        sizes, gpus = sizes_of(profile, arm.attention, arm.proxies), min(settings.gpus, recipe["batch"])
+        step = arm_step(profile, arm, loss, recipe["batch"], gpus, settings.assumed)
+        elapsed += recipe["steps"] * step.seconds / 3600
+        hours += recipe["steps"] * step.seconds * gpus / 3600
+        computing += recipe["steps"] * step.computing * gpus / 3600
+        walls.append(step.wall)
+        kept += len(config.get("snapshots", [0])) * flops.clip_parameters(sizes) * scaling.FLOAT32
+        products += recipe["steps"] * recipe["batch"] * flops.step_flops(sizes, needs(loss))
+        clips += recipe["steps"] * recipe["batch"]
+        asked |= {arm.corpus} if "loss" in config else {stage.name.split("/")[1]}
+        asked |= {"captions"} if "loss" in config and arm.captions else set()
+    notebooks = frozenset().union(*(names for _, _, names in members))
+    steps = members[0][0].config["recipe"]["steps"]
+    wall = max(walls, key=walls.count)
+    return Work(
+        notebooks,
+        what,
+        len(members),
+        frozenset(asked),
+        steps,
+        products / clips,
+        hours,
+        computing,
+        elapsed,
+        wall,
+        kept,
+    )
+
+
+def epoch_clips(profile: Profile, corpus: str = LARGEST) -> float:
+    """Clips of a corpus: post-pretraining is one epoch of the largest, the others have their share of it."""
+    return profile.postpretrain.steps * profile.postpretrain.batch * SHARES[corpus]
+
+
+def caption_flops(batch: int = 64) -> float:
+    """FLOPs of a caption by OFA-large under the released settings: 480 pixels, its beam at full length."""
+    from clipvip_lib.models.beam import BeamSettings
+    from clipvip_lib.models.ofa import OFA_SIZES
+
+    beam = BeamSettings()
+    steps = beam.max_len_b + 1
+    pixels, prompt = scaling.CAPTION_PIXELS, scaling.PROMPT_TOKENS
+    return flops.ofa_flops(OFA_SIZES["large"], pixels, prompt, beam.beam_size, steps, batch) / batch
+
+
+def _captions(profile: Profile, starts: Iterable[tuple[Stage, Arm, set[str]]], settings: Settings) -> Work:
+    readers = frozenset({"02", "03"}.union(*(names for _, arm, names in starts if arm.captions)))
+    clips, an_image, batch = epoch_clips(profile), caption_flops(), 64
+    step = scaling.caption_step(an_image, settings.gpus, settings.assumed, batch)
+    each = clips / batch / 3600  # GPU hours a second of a step, for a step is a batch on every GPU
+    return Work(
+        readers,
+        f"caption {LARGEST} with OFA-large",
+        runs=1,
+        needs=frozenset({LARGEST, "ofa"}),
+        clip_flops=an_image,
+        hours=each * step.seconds,
+        computing=each * step.computing,
+        elapsed=each * step.seconds / settings.gpus,
+        wall=step.wall,
+        bytes=clips * CAPTION_LINE_BYTES,
+    )
+
+
+def _language_gap(profile: Profile, seeds: Sequence[int], settings: Settings) -> Work:
+    stage, a_text = experiments.language_gap(profile, seeds[0]), flops.text_flops(sizes_of(profile))
+    texts = sum(name.startswith("text-") for name in stage.inputs) * profile.nmi_texts
+    per_second = settings.assumed.gpu_tflops * settings.assumed.gpu_share * 1e12
+    hours = texts * a_text * len(seeds) / per_second / 3600
+    return Work(
+        frozenset({"02", "03"}),
+        f"language gap of {texts:,} texts",
+        runs=len(seeds),
+        needs=frozenset({"weights", "captions", PAIRS, *CORPORA, *BENCHMARKS}),
+        clip_flops=a_text,
+        hours=hours,
+        computing=hours,
+        elapsed=hours,
+        wall="towers",
+    )

@@ -1,0 +1,253 @@
+"""A run of ``clipvip train`` from its options to its result: weights, data, training, scores, files."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from clipvip_lib.captioning import captions_path
+from clipvip_lib.data.benchmarks import load_benchmark
+from clipvip_lib.data.stream import ClipStream, expand
+from clipvip_lib.distributed import Ranks, together
+from clipvip_lib.distributed_evaluation import encode_pairs, scores
+from clipvip_lib.distributed_training import Source, train
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import make_folder, read_json, write_json
+from clipvip_lib.losses import needs
+from clipvip_lib.models.checkpoints import TEMPORAL, load_checkpoint
+from clipvip_lib.models.clip_tokenizer import ClipTokenizer
+from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.progress import Progress, quiet
+from clipvip_lib.rank_batches import StoreBatches, StreamBatches, own_rows
+from clipvip_lib.rank_stores import read_stores, split_pairs, store_shards, store_split
+from clipvip_lib.recipes import FREE, TrainRecipe, get_recipe
+from clipvip_lib.run_folder import TOKENIZER, RunFolder
+from clipvip_lib.training import Pairs
+
+
+def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks) -> None:
+    """Run, or go on with, what the options of ``clipvip train`` say; the result is printed as JSON on the main rank.
+
+    Raises as ``distributed_training.train``, and ClipVipError for options, weights or data that are not right.
+    """
+    needs(arguments.loss)
+    recipe = get_recipe(recipe_name, **dict(arguments.set))
+    own_rows(recipe.batch, ranks)
+    out = make_folder(arguments.out)
+    model, tokenizer = load_model(arguments, recipe)
+    job = _postpretraining if arguments.stage == "postpretrain" else _finetuning
+    with contextlib.ExitStack() as stack:
+        shown = stack.enter_context(_Shown(ranks, out / "tensorboard" if arguments.tensorboard else None))
+        recipe, source, evaluate, score = job(arguments, recipe, model, tokenizer, ranks, shown.progress)
+        stack.callback(source.close)
+        run = RunFolder(out, _about(arguments, recipe), ranks)
+        if (done := _finished(run)) is None:
+            started = time.monotonic()
+            train(
+                model,
+                source,
+                arguments.loss,
+                recipe,
+                run=run,
+                progress=shown.progress("train"),
+                evaluate=evaluate,
+                snapshots=arguments.snapshots,
+                snapshot=lambda step: run.save_model(f"step-{step:06d}", model, tokenizer),
+                report=shown.report,
+            )
+            done = {
+                "stage": arguments.stage,
+                "recipe": recipe_name,
+                "steps": recipe.steps,
+                "clips_a_step": recipe.batch,
+                "ranks": ranks.size,
+                "seconds": round(time.monotonic() - started, 2),
+                "model": str(out / "model"),
+                **({"evaluations": run.evaluations, "best_step": run.best_step()} if evaluate else {}),
+                **score(model),
+            }
+            run.save_model("model", model, tokenizer)
+            with together(ranks):
+                if ranks.main:
+                    write_json(out / "result.json", {"result": done, "about": run.about})
+            run.clear()
+    if ranks.main:
+        print(json.dumps(done))
+
+
+def load_model(arguments: argparse.Namespace, recipe: TrainRecipe) -> tuple[ClipViP, ClipTokenizer]:
+    """The model of the weights that were named, under the attention that was asked for, and its tokenizer."""
+    options = {
+        name: value for name in ("attention", "proxies") if (value := getattr(arguments, name)) is not None
+    }
+    options |= {"pretrained_tag": arguments.tag, "seed": arguments.seed}
+    model, report = load_checkpoint(arguments.weights, **options)
+    if not isinstance(model, ClipViP):
+        raise ClipVipError(
+            f"{arguments.weights} expected a CLIP or CLIP-ViP, got {type(model).__name__}; name another"
+        )
+    if TEMPORAL in report.added and model.config.temporal_size != recipe.frames:
+        model, report = load_checkpoint(arguments.weights, **options, frames=recipe.frames)
+    text = model.config.text_config
+    length = min(recipe.text_tokens, text.max_position_embeddings)
+    beside = Path(arguments.weights, TOKENIZER)
+    kept = ClipTokenizer.load(beside).vocabulary if beside.is_file() else None
+    tokenizer = ClipTokenizer(length, kept)
+    if tokenizer.vocab_size != text.vocab_size:
+        raise ClipVipError(
+            f"{arguments.weights} has {text.vocab_size} tokens, its tokenizer {tokenizer.vocab_size}: expected the "
+            f"tokenizer that belongs to the model as {TOKENIZER} beside the weights"
+        )
+    return model, tokenizer
+
+
+def _about(arguments: argparse.Namespace, recipe: TrainRecipe) -> dict:
+    """What must be the same when a run goes on."""
+    fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in FREE}
+    named = (
+        "stage",
+        "weights",
+        "tag",
+        "attention",
+        "proxies",
+        "seed",
+        "loss",
+        "shards",
+        "benchmark",
+        "frames_store",
+    )
+    return {name: getattr(arguments, name) for name in named} | {f"recipe.{k}": v for k, v in fields.items()}
+
+
+def _finished(run: RunFolder) -> dict | None:
+    """The result of a run that is done; one of another run in its place is refused."""
+    path = run.path / "result.json"
+    if not path.exists():
+        return None
+    stored = read_json(path)
+    if stored["about"] != json.loads(json.dumps(run.about)):
+        raise ClipVipError(f"{path} holds the result of another run; give another --out, or remove it")
+    return stored["result"]
+
+
+# ------------------------------------------------------------------------------------------------------ stages
+
+
+def _postpretraining(
+    arguments: argparse.Namespace,
+    recipe: TrainRecipe,
+    model: ClipViP,
+    tokenizer: ClipTokenizer,
+    ranks: Ranks,
+    progress: Callable[[str], Progress],
+) -> tuple[TrainRecipe, Source, None, Callable[[ClipViP], dict]]:
+    """Shards as streams, or decoded once into frame stores."""
+    size = model.config.vision_config.image_size
+    captions = Path(arguments.captions) if arguments.captions else None
+    shards = expand(arguments.shards) if arguments.shards else []
+    if arguments.frames_store:
+        folder = Path(arguments.frames_store)
+        store_shards(shards, folder, recipe, size, ranks, progress("decode"))
+        stores = [folder / f"{shard.stem}.npy" for shard in shards] or sorted(folder.glob("*.npy"))
+        if not stores:
+            raise ClipVipError(f"{folder} holds no frame store; add --shards PATTERN to decode some into it")
+        shard_of = {shard.stem: shard for shard in shards}
+
+        def captions_of(name: str) -> Path:
+            beside = captions_path(shard_of.get(name, folder / name))
+            return captions / beside.name if captions else beside
+
+        pairs = read_stores(stores, captions_of, arguments.loss, tokenizer, recipe, size)
+        recipe = recipe.for_data(len(pairs.store))
+        return recipe, StoreBatches(pairs, arguments.loss, recipe, arguments.seed, ranks), None, lambda _: {}
+    stream = ClipStream(
+        shards,
+        frames=recipe.frames,
+        size=size,
+        antialias=recipe.antialias,
+        seed=arguments.seed,
+        rank=ranks.rank,
+        ranks=ranks.size,
+        workers=arguments.workers,
+        skip_share=arguments.skip_share,
+        skip_log=Path(arguments.out) / f"skipped-{ranks.rank:05d}.jsonl",
+        captions="C" in needs(arguments.loss),
+        **({"captions_dir": captions} if captions else {}),
+    )
+
+    def counted(_: ClipViP) -> dict:
+        return {"samples_by_rank": ranks.collect(dict(stream.counts))}
+
+    recipe = recipe.for_data(None)
+    return recipe, StreamBatches(stream, tokenizer, arguments.loss, recipe, ranks), None, counted
+
+
+def _finetuning(
+    arguments: argparse.Namespace,
+    recipe: TrainRecipe,
+    model: ClipViP,
+    tokenizer: ClipTokenizer,
+    ranks: Ranks,
+    progress: Callable[[str], Progress],
+) -> tuple[TrainRecipe, Source, Callable[[ClipViP], float], Callable[[ClipViP], dict]]:
+    """Train on the training split, choose on validation, score the test split once, in the end."""
+    folder = Path(arguments.frames_store or Path(arguments.out) / "frames")
+    size = model.config.vision_config.image_size
+    splits: dict[str, Pairs] = {}
+    notes = []
+    for split in ("train", "val", "test"):
+        items = load_benchmark(arguments.benchmark, arguments.data, split, arguments.allow_missing)
+        store = store_split(items, folder, split, recipe, size, ranks, progress("decode"))
+        splits[split] = split_pairs(items, store, tokenizer)
+        notes += [f"{split} {items.note()}"] if items.note() else []
+    recipe = recipe.for_data(len(splits["train"].store))
+
+    def encoded(model: ClipViP, split: str):
+        return encode_pairs(model, splits[split], recipe.frames, ranks, recipe.bfloat16)
+
+    def evaluate(model: ClipViP) -> float:
+        return scores(*encoded(model, "val"))["simple"]["text_to_video"]["R@1"]
+
+    def score(model: ClipViP) -> dict:
+        return {"test": scores(*encoded(model, "test")), **({"missing": notes} if notes else {})}
+
+    return recipe, StoreBatches(splits["train"], "V-S", recipe, arguments.seed, ranks), evaluate, score
+
+
+class _Shown:
+    """What a person follows: lines on stderr from the main rank, and TensorBoard where it was asked for."""
+
+    def __init__(self, ranks: Ranks, board: Path | None):
+        self.ranks, self.board = ranks, None
+        if board is not None and ranks.main:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError as error:
+                raise ClipVipError(
+                    "--tensorboard expected the package tensorboard, it is not installed; install it or leave the "
+                    "switch out, metrics.jsonl has the same numbers"
+                ) from error
+            self.board = SummaryWriter(str(board))
+
+    def __enter__(self) -> _Shown:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.board:
+            self.board.close()
+
+    def progress(self, label: str) -> Progress | Callable:
+        import sys
+
+        return Progress(label, stream=sys.stderr) if self.ranks.main else quiet
+
+    def report(self, row: dict) -> None:
+        if self.board:
+            for name, value in row.items():
+                if name != "step":
+                    self.board.add_scalar(f"train/{name}", value, row["step"])

@@ -1,0 +1,250 @@
+"""`clipvip caption`: real processes, alone and under torchrun, killed and started again; bad input in a sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import caption_corpus as corpus
+import pytest
+
+from clipvip_lib import cli
+from clipvip_lib.captioners import load_ofa_captioner
+from clipvip_lib.commands import caption
+from clipvip_lib.data.middle_frames import middle_frames
+from clipvip_lib.data.shard_index import index_shard
+
+SHARDS, CLIPS = 6, 50
+PATIENCE = 280  # seconds, for machines that others use too
+POLL = 2.0  # seconds between a waiting rank's looks
+
+COMMAND = """
+import sys
+from clipvip_lib import cli
+from clipvip_lib.commands import caption
+if caption.add not in cli.COMMANDS:
+    cli.COMMANDS += (caption.add,)
+sys.exit(cli.main())
+"""
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with a corpus, a captioner, and its captions by one process."""
+    folder = tmp_path_factory.mktemp("place")
+    corpus.write_corpus(folder / "corpus", SHARDS, CLIPS)
+    corpus.trained().save(folder / "ofa")
+    (folder / "command.py").write_text(COMMAND)
+    return folder
+
+
+@pytest.fixture
+def line(place, tmp_path) -> list[str]:
+    pattern = f"{place}/corpus/{{00000..{SHARDS - 1:05d}}}.tar"
+    return f"caption --shards {pattern} --out {tmp_path}/out --weights {place}/ofa --batch 16".split()
+
+
+@pytest.fixture
+def main(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    if caption.add not in cli.COMMANDS:
+        monkeypatch.setattr(cli, "COMMANDS", (*cli.COMMANDS, caption.add))
+    return cli.main
+
+
+def start(place: Path, line: list[str], rank: int = 0, ranks: int = 1) -> subprocess.Popen:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(ranks)}
+    command = [sys.executable, str(place / "command.py"), *line]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def assert_whole(out: Path) -> None:
+    """Every shard once, every sample once, each with what its middle frame shows, and nothing else there."""
+    for number in range(SHARDS):
+        assert corpus.texts(out / f"{number:05d}.captions.jsonl") == corpus.expected(number, CLIPS)
+    assert sorted(path.name for path in out.iterdir()) == [
+        ".locks",
+        *(f"{number:05d}.captions.jsonl" for number in range(SHARDS)),
+        "captions.json",
+    ]
+    assert [path.name for path in (out / ".locks").iterdir()] == ["folder.lock"]
+
+
+def stop_in_the_middle(process: subprocess.Popen, out: Path, least_done: int = 1) -> None:
+    """Stop (SIGSTOP) a process at a moment when it holds a shard and has not finished it."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if len(list(out.glob("*.captions.jsonl"))) >= least_done:
+            process.send_signal(signal.SIGSTOP)
+            locks = list((out / ".locks").glob("0*.lock"))
+            if any(f"process {process.pid} of" in lock.read_text() for lock in locks):
+                return
+            process.send_signal(signal.SIGCONT)
+        time.sleep(0.002)
+    raise AssertionError("it never held a shard")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_torchruns_ranks_share_the_work(place, line, tmp_path, main, capsys):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*torchrun, str(place / "command.py"), *line],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(row) for row in done.stdout.splitlines()]
+    assert sorted((row["rank"], row["ranks"]) for row in rows) == [(0, 2), (1, 2)]
+    assert sum(row["written"] for row in rows) == SHARDS
+    assert sum(row["captions"] for row in rows) == SHARDS * CLIPS
+    assert all(row["shards"] == SHARDS for row in rows)
+    assert_whole(tmp_path / "out")
+    line[line.index("--out") + 1] = str(tmp_path / "alone")
+    assert main(line) == 0
+    for path in sorted((tmp_path / "alone").glob("*.json*")):
+        assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+    said = capsys.readouterr()
+    assert json.loads(said.out)["written"] == SHARDS
+    assert "images/s" in said.err
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_in_the_middle_it_goes_on_where_it_was(place, line, tmp_path):
+    out = tmp_path / "out"
+    process = start(place, line)
+    stop_in_the_middle(process, out)
+    process.kill()
+    process.communicate()
+    found = len(list(out.glob("*.captions.jsonl")))
+    assert 1 <= found < SHARDS
+    again = start(place, line)
+    said, told = again.communicate(timeout=PATIENCE)
+    assert again.returncode == 0, told
+    row = json.loads(said)
+    assert (row["found"], row["written"], row["captions"]) == (
+        found,
+        SHARDS - found,
+        (SHARDS - found) * CLIPS,
+    )
+    assert f"{found} of {SHARDS} shards were captioned before" in told
+    assert f"which process {process.pid} of" in told
+    assert_whole(out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_living_rank_takes_up_what_a_killed_one_held(place, line, tmp_path):
+    out = tmp_path / "out"
+    dies = start(place, line, rank=1, ranks=2)
+    lives = None
+    try:
+        stop_in_the_middle(dies, out)
+        held = {path.name.removesuffix(".lock") for path in (out / ".locks").glob("0*.lock")}
+        lives = start(place, line, rank=0, ranks=2)
+        for told in lives.stderr:  # what it says up to its waiting
+            if "waiting for" in told:
+                break
+        assert f"(process {dies.pid} of" in told and lives.poll() is None
+        done = {f"{number:05d}.captions.jsonl" for number in range(SHARDS)} - held
+        while {path.name for path in out.glob("*.captions.jsonl")} != done:  # it finishes what it still has
+            assert lives.poll() is None
+            time.sleep(0.05)
+        time.sleep(2 * POLL)
+        assert lives.poll() is None and {path.name for path in out.glob("*.captions.jsonl")} == done
+        dies.kill()
+        _, told = lives.communicate(timeout=PATIENCE)
+    finally:
+        for process in (dies, lives):
+            if process is not None:
+                process.kill()
+                process.communicate()
+    assert lives.returncode == 0, told
+    assert told.count("taking up") == len(held)
+    assert_whole(out)
+
+
+def test_released_weights_and_their_tokenizer(place, line, tmp_path, main, capsys):
+    weights, bpe = corpus.write_released(tmp_path)
+    line[line.index("--weights") + 1] = str(weights)
+    line[line.index("--shards") + 1] = f"{place}/corpus/00001.tar"
+    line[line.index("--batch") + 1] = str(CLIPS)
+    assert main(line) == 2
+    assert "name a folder that has both with --bpe" in capsys.readouterr().err
+    assert main([*line, "--bpe", str(bpe), "--size", "32", "--beam", "3", "--max-tokens", "4"]) == 0
+    about = json.loads((tmp_path / "out" / "captions.json").read_text())
+    assert (about["size"], about["beam_size"], about["max_len_b"], about["bfloat16"]) == (32, 3, 4, False)
+    found = corpus.texts(tmp_path / "out" / "00001.captions.jsonl")
+    again = load_ofa_captioner(weights, bpe=bpe, size=32, beam=3, max_tokens=4)
+    tar = place / "corpus" / "00001.tar"
+    with ThreadPoolExecutor(1) as pool:
+        frames = dict(middle_frames(tar, index_shard(tar), pool))
+    assert found == list(zip(frames, again.caption(list(frames.values())), strict=True))
+    assert main([*line, "--bpe", str(bpe), "--size", "32", "--bf16"]) == 2
+    assert "captions made in another way" in capsys.readouterr().err
+
+
+def test_bad_samples_and_the_share_that_may_be_skipped(line, tmp_path, main, capsys):
+    shard = corpus.write_shard(tmp_path / "bad.tar", 0, 5)
+    corpus.change(shard, "000000001.mp4", b"no video")
+    line[line.index("--shards") + 1] = str(shard)
+    assert main(line) == 2
+    said = capsys.readouterr().err
+    assert "000000001 of" in said and said.count("\n") == 1
+    assert main([*line, "--skip-share", "0.2"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["skipped"] == 1
+    assert "skipped 1 of 5 samples of bad.tar, see bad.skipped.jsonl" in said.err
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--batch", "0"], "expected a whole number of at least 1, got '0'"),
+        (["--skip-share", "1"], "a share to skip of at least 0 and below 1"),
+        (["--skip-share", "x"], "invalid float value: 'x'"),
+        (["--device", "cuda:99"], "cannot use the device 'cuda:99'"),
+        (["--device", "gpu"], "cannot use the device 'gpu'"),
+        (["--weights", "none.pt"], "no weights none.pt"),
+        (["--shards", "none/{00000..00003}.tar"], "none/00000.tar"),
+        (["--hugging-face", "x"], "not allowed with argument"),
+        (["--out="], "expected a folder, got ''"),
+    ],
+)
+def test_bad_input_is_one_sentence(line, main, capsys, change, words):
+    assert main([*line, *change]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("clipvip: ") and words in said and said.count("\n") == 1
+
+
+def test_ranks_that_make_no_sense(line, main, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(line) == 2
+    assert "expected RANK below WORLD_SIZE" in capsys.readouterr().err
+
+
+def test_weights_must_be_named(main, capsys):
+    assert main(["caption", "--shards", "a.tar", "--out", "out"]) == 2
+    assert "one of the arguments --weights --hugging-face is required" in capsys.readouterr().err
+
+
+def test_options_of_ofa_are_no_ones_of_hugging_face(line, main, capsys):
+    at = line.index("--weights")
+    line[at : at + 2] = ["--hugging-face", "some/model", "--size", "224"]
+    assert main(line) == 2
+    assert "--bpe and --size belong to OFA" in capsys.readouterr().err

@@ -1,0 +1,313 @@
+"""Captions of a corpus: each shard once and whole, whoever works, dies or stops; bad samples named or skipped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+from pathlib import Path
+
+import caption_corpus as corpus
+import pytest
+import torch
+
+from clipvip_lib.caption_shards import MADE_BY, caption_shards
+from clipvip_lib.captioners import describe
+from clipvip_lib.captioning import Captioner, caption_shard, captions_path, read_captions
+from clipvip_lib.errors import ClipVipError
+
+torch.set_num_threads(1)
+TESTS = Path(__file__).parent
+SHARDS, CLIPS = 3, 10
+
+
+@pytest.fixture(scope="module")
+def captioner() -> Captioner:
+    return corpus.trained()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> list[Path]:
+    return corpus.write_corpus(tmp_path_factory.mktemp("corpus"), SHARDS, CLIPS)
+
+
+@pytest.fixture
+def shards(written, tmp_path) -> list[Path]:
+    """A copy that a test may damage."""
+    shutil.copytree(written[0].parent, tmp_path / "corpus")
+    return sorted((tmp_path / "corpus").iterdir())
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.is_file())
+
+
+class Watched:
+    """A real captioner, of which a test sees the batches, and which may be made to wait or to fail."""
+
+    def __init__(self, captioner: Captioner, before=lambda frames: None) -> None:
+        self.captioner, self.before, self.batches = captioner, before, []
+        self.image_size = captioner.image_size
+
+    def caption(self, images, batch=64):
+        self.before(images)
+        self.batches.append(len(images))
+        return self.captioner.caption(images, batch)
+
+
+# ------------------------------------------------------------------------------------------- what is written
+
+
+def test_every_shard_is_captioned_once_by_its_middle_frames(captioner, written, tmp_path):
+    shown = []
+    tally = caption_shards(
+        written, tmp_path, captioner, batch=4, progress=lambda done, total, note: shown.append((done, total))
+    )
+    for number, shard in enumerate(written):
+        assert corpus.texts(tmp_path / captions_path(shard).name) == corpus.expected(number, CLIPS)
+    assert names(tmp_path) == [f"{number:05d}.captions.jsonl" for number in range(SHARDS)]
+    assert (tally.written, tally.captions, tally.found, tally.skipped) == (SHARDS, SHARDS * CLIPS, 0, 0)
+    assert shown[-1] == (SHARDS * CLIPS, SHARDS * CLIPS)
+    assert all(done < total for done, total in shown[:-1])
+    assert [done for done, _ in shown] == sorted(done for done, _ in shown)
+
+
+def test_the_sidecars_are_those_of_caption_shard(captioner, shards, tmp_path):
+    caption_shards(shards, tmp_path / "out", captioner)
+    for shard in shards:
+        caption_shard(shard, None, captioner)
+        assert (tmp_path / "out" / captions_path(shard).name).read_bytes() == captions_path(
+            shard
+        ).read_bytes()
+
+
+def test_finished_shards_are_skipped(captioner, written, tmp_path):
+    caption_shards(written[:1], tmp_path, captioner)
+    first = (tmp_path / "00000.captions.jsonl").stat().st_mtime_ns
+    said = []
+    watched = Watched(captioner)
+    tally = caption_shards(written, tmp_path, watched, batch=CLIPS, say=said.append)
+    assert (tally.found, tally.written, watched.batches) == (1, 2, [CLIPS, CLIPS])
+    assert said == ["1 of 3 shards were captioned before"]
+    assert (tmp_path / "00000.captions.jsonl").stat().st_mtime_ns == first
+    assert caption_shards(written, tmp_path, watched).written == 0 and len(watched.batches) == 2
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(4, [3, 3, 4]), (10, [10]), (64, [10]), (3, [2, 3, 2, 3])])
+def test_a_shards_batches_are_of_nearly_one_size(captioner, written, tmp_path, batch, sizes):
+    watched = Watched(captioner)
+    caption_shards(written[:1], tmp_path, watched, batch=batch)
+    assert watched.batches == sizes
+
+
+def test_a_captioner_without_a_size_gets_the_frames_as_they_are(captioner, written, tmp_path):
+    shapes = set()
+    watched = Watched(captioner, lambda frames: shapes.update(frame.shape for frame in frames))
+    watched.image_size = None
+    caption_shards(written[:1], tmp_path, watched)
+    assert shapes == {(32, 48, 3)}
+    assert corpus.texts(tmp_path / "00000.captions.jsonl") == corpus.expected(0, CLIPS)
+
+
+def test_any_caption_is_one_line(captioner, written, tmp_path):
+    class Odd(Watched):
+        def caption(self, images, batch=64):
+            return ["two\u2028lines \x85 \n é"] * len(images)
+
+    caption_shards(written[:1], tmp_path, Odd(captioner))
+    assert set(read_captions(tmp_path / "00000.captions.jsonl").values()) == {"two\u2028lines \x85 \n é"}
+
+
+# ------------------------------------------------------------------------------------------------ bad samples
+
+
+def test_a_bad_sample_stops_by_its_name_and_keeps_what_is_done(captioner, shards, tmp_path):
+    corpus.change(shards[1], "000010004.mp4", b"no video at all")
+    with pytest.raises(ClipVipError, match=r"1 of 10 samples .*00001\.tar .* 0 may be skipped.*000010004 of"):
+        caption_shards(shards, tmp_path / "out", captioner)
+    assert "00001.captions.jsonl" not in names(tmp_path / "out")
+    corpus.write_shard(shards[1], 1, CLIPS)  # mended, in the same process: nothing is held any more
+    caption_shards(shards, tmp_path / "out", captioner)
+    assert corpus.texts(tmp_path / "out" / "00001.captions.jsonl") == corpus.expected(1, CLIPS)
+
+
+def test_bad_samples_are_skipped_and_named_up_to_a_share(captioner, shards, tmp_path):
+    cut = corpus.video([(9, 9, 9)] * 30)
+    corpus.change(shards[1], "000010004.mp4", cut[: len(cut) // 2])
+    corpus.change(shards[1], "000010008.jpg", b"\xff\xd8 cut")
+    with pytest.raises(ClipVipError, match="2 of 10 samples .* 1 may be skipped"):
+        caption_shards(shards, tmp_path / "out", captioner, skip_share=0.1)
+    said = []
+    tally = caption_shards(shards, tmp_path / "out", captioner, skip_share=0.11, say=said.append)
+    assert tally.skipped == 2 and tally.written + tally.found == SHARDS
+    good = [row for row in corpus.expected(1, CLIPS) if row[0] not in ("000010004", "000010008")]
+    assert corpus.texts(tmp_path / "out" / "00001.captions.jsonl") == good
+    lines = (tmp_path / "out" / "00001.skipped.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [(row["shard"], row["key"]) for row in rows] == [
+        ("00001.tar", "000010004"),
+        ("00001.tar", "000010008"),
+    ]
+    assert all(row["reason"] for row in rows)
+    assert "skipped 2 of 10 samples of 00001.tar, see 00001.skipped.jsonl" in said
+    assert "00000.skipped.jsonl" not in names(tmp_path / "out")
+
+
+def test_a_shard_of_nothing_but_bad_samples(captioner, shards, tmp_path):
+    corpus.change(shards[0], r".*\.(mp4|jpg)", b"none")
+    tally = caption_shards(shards[:1], tmp_path / "out", captioner, skip_share=0.99)
+    assert (tally.skipped, tally.captions) == (CLIPS, 0)
+    assert read_captions(tmp_path / "out" / "00000.captions.jsonl") == {}
+
+
+def test_samples_that_were_never_fetched_are_no_bad_ones(captioner, shards, tmp_path):
+    corpus.change(shards[0], "000000003.mp4", None)
+    corpus.change(shards[0], "000000003.json", b'{"status": "failed_to_download"}')
+    tally = caption_shards(shards[:1], tmp_path / "out", captioner)
+    assert (tally.absent, tally.skipped, tally.captions) == (1, 0, CLIPS - 1)
+    corpus.change(shards[1], "000010003.mp4", None)  # fetched, as its json says, and yet without media
+    with pytest.raises(ClipVipError, match="000010003 of .* has no mp4 or jpg"):
+        caption_shards(shards[1:], tmp_path / "out", captioner)
+
+
+def test_damaged_and_doubled_shards_are_named(captioner, shards, tmp_path):
+    whole = shards[1].read_bytes()
+    shards[1].write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ClipVipError, match=r"00001\.tar is damaged"):
+        caption_shards(shards, tmp_path / "out", captioner, skip_share=0.5)
+    assert "00001.captions.jsonl" not in names(tmp_path / "out")
+    corpus.write_tar(shards[1], {f"{key}.jpg": corpus.still((9, 9, 9)) for key in "ab"})
+    with tarfile.open(shards[1], "a") as tar:
+        tar.add(shards[2], "a.jpg")
+    with pytest.raises(ClipVipError, match="holds sample a twice"):
+        caption_shards(shards, tmp_path / "out", captioner)
+
+
+# -------------------------------------------------------------------------------------------- bad arguments
+
+
+def test_bad_lists_of_shards_are_refused(captioner, shards, tmp_path):
+    with pytest.raises(ClipVipError, match="at least one shard, got none"):
+        caption_shards([], tmp_path / "out", captioner)
+    with pytest.raises(ClipVipError, match=r"1 of 2 shards are missing, first .*none\.tar"):
+        caption_shards([shards[0], tmp_path / "none.tar"], tmp_path / "out", captioner)
+    twin = corpus.write_shard(tmp_path / shards[0].name, 0, 1)
+    with pytest.raises(ClipVipError, match="would both write"):
+        caption_shards([shards[0], twin], tmp_path / "out", captioner)
+    for options in ({"skip_share": 1.0}, {"batch": 0}, {"threads": 0}, {"rank": 2, "ranks": 2}):
+        with pytest.raises(ClipVipError, match="expected a share"):
+            caption_shards(shards, tmp_path / "out", captioner, **options)
+
+
+def test_captions_of_two_captioners_do_not_mix(captioner, shards, tmp_path):
+    made_by = describe(captioner)
+    caption_shards(shards[:1], tmp_path / "out", captioner, made_by=made_by)
+    assert json.loads((tmp_path / "out" / MADE_BY).read_text()) == made_by
+    caption_shards(shards[:2], tmp_path / "out", captioner, made_by=made_by)
+    with pytest.raises(ClipVipError, match=r"another way \(beam_size 2 then, 5 now\); choose another folder"):
+        caption_shards(shards, tmp_path / "out", captioner, made_by=made_by | {"beam_size": 5})
+    assert "00002.captions.jsonl" not in names(tmp_path / "out")
+    (tmp_path / "out" / MADE_BY).unlink()
+    with pytest.raises(ClipVipError, match=r"holds 00000\.captions\.jsonl but no captions\.json"):
+        caption_shards(shards, tmp_path / "out", captioner, made_by=made_by)
+
+
+# ---------------------------------------------------------------------------- who holds what, and who dies
+
+
+def python(code: str, *arguments: object, **options) -> subprocess.Popen:
+    environment = os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, **options)
+
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from clipvip_lib.shard_locks import Task, hold
+assert hold(Task(Path(sys.argv[1]), Path(sys.argv[2])))
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(captioner, written, tmp_path):
+    out = tmp_path / "00001.captions.jsonl"
+    other = python(HOLD, written[1], out)
+    try:
+        assert other.stdout.readline() == "held\n"
+        os.kill(other.pid, signal.SIGSTOP)  # alive, however slow: its shard is its own
+        said, waited = [], threading.Event()
+
+        def say(text: str) -> None:
+            said.append(text)
+            if text.startswith("waiting"):
+                waited.set()
+
+        done: list = []
+        work = threading.Thread(
+            target=lambda: done.append(caption_shards(written, tmp_path, captioner, say=say, poll=0.05))
+        )
+        work.start()
+        assert waited.wait(200)
+        work.join(0.5)
+        assert work.is_alive() and not out.exists()
+        assert f"process {other.pid} of" in said[-1]
+        other.kill()
+        work.join(200)
+    finally:
+        other.kill()
+        other.communicate()
+    assert done[0].written == SHARDS
+    assert f"taking up 00001.tar, which process {other.pid} of {os.uname().nodename} had begun" in said
+    assert corpus.texts(out) == corpus.expected(1, CLIPS)
+
+
+# A process that kills itself when half of the captions of the second shard are on the disk.
+DIE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from clipvip_lib.caption_shards import caption_shards
+from clipvip_lib.captioning import Captioner
+whole = Path.write_bytes
+def write(self, content):
+    if self.name.startswith("00001.captions"):
+        whole(self, content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    return whole(self, content)
+Path.write_bytes = write
+caption_shards(sorted(Path(sys.argv[1]).glob("*.tar")), sys.argv[2], Captioner.load(sys.argv[3]))
+"""
+
+
+def test_a_kill_while_writing_leaves_no_half_file(captioner, shards, tmp_path):
+    folder, out = captioner.save(tmp_path / "captioner"), tmp_path / "out"
+    process = python(DIE_WRITING, shards[0].parent, out, folder)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    left = names(out)
+    half = [name for name in left if name.endswith(".partial")]
+    assert left[0] == "00000.captions.jsonl" and len(half) == 1 and "00001.captions.jsonl" not in left
+    said = []
+    tally = caption_shards(shards, out, captioner, say=said.append)
+    assert tally.found == 1 and tally.written == 2
+    assert any(text.startswith("taking up 00001.tar") for text in said)
+    assert names(out) == [f"{number:05d}.captions.jsonl" for number in range(SHARDS)]
+    for number in range(SHARDS):
+        assert corpus.texts(out / f"{number:05d}.captions.jsonl") == corpus.expected(number, CLIPS)
+
+
+def test_a_failing_captioner_ends_the_reading_too(captioner, written, tmp_path):
+    def fail(frames):
+        raise RuntimeError("the device fell off")
+
+    with pytest.raises(RuntimeError, match="fell off"):
+        caption_shards(written, tmp_path, Watched(captioner, fail), batch=1)
+    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
+    assert names(tmp_path) == []
+    assert caption_shards(written, tmp_path, captioner).written == SHARDS

@@ -1,0 +1,192 @@
+"""What sources hold, and their frames: files, folders, frame folders and shards are read alike."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import videos
+from PIL import Image
+from small_clip import write_videos
+
+from clipvip_lib.data.clips import decode_ahead, list_clips, read_clip
+from clipvip_lib.data.transform import resize
+from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
+from clipvip_lib.errors import ClipVipError
+
+N, SIZE = 4, 32
+
+
+def by_hand(video: Path | bytes, antialias: bool = False) -> np.ndarray:
+    return resize(read_frames(video, lambda total: uniform_indices(total, N), "by hand"), SIZE, antialias)
+
+
+def write_shard(path: Path, samples: dict[str, dict[str, bytes]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for key, files in samples.items():
+            for extension, content in files.items():
+                member = tarfile.TarInfo(f"{key}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def sample(frames: int) -> dict[str, bytes]:
+    return {"mp4": videos.encode(frames, size=(48, 64)), "txt": b"a text", "json": b"{}"}
+
+
+def jpeg() -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(videos.pictures(1, 48, 64)[0]).save(file, "jpeg")
+    return file.getvalue()
+
+
+def write_pictures(folder: Path, frames: np.ndarray) -> Path:
+    folder.mkdir(parents=True)
+    for i, frame in enumerate(frames):
+        Image.fromarray(frame).save(folder / f"{folder.name}_{i:03d}.png")
+    return folder
+
+
+def test_folders_are_searched_in_order(tmp_path):
+    write_videos(tmp_path / "b" / "deep", 2)
+    write_videos(tmp_path, 1)
+    (tmp_path / "v.0.MKV").write_bytes(videos.encode(5, container="matroska"))
+    for name in ("notes.txt", ".hidden.mp4", "b/._v00.mp4"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "poster.jpg").write_bytes(jpeg())  # beside videos it is no frame
+    write_pictures(tmp_path / "a", videos.pictures(5))
+    write_shard(tmp_path / "c" / "00000.tar", {"000": sample(4)})
+    clips = list_clips([tmp_path])
+    assert [clip.id for clip in clips] == ["v.0", "v00", "a", "b/deep/v00", "b/deep/v01", "000"]
+    assert all(Path(clip.path).is_absolute() and Path(clip.path).exists() and clip.stamp for clip in clips)
+    assert [clip.id for clip in list_clips([tmp_path / "b" / "deep" / "v01.mp4", tmp_path / "a"])] == [
+        "v01",
+        "a",
+    ]
+    whole = [clip.id for clip in list_clips([tmp_path], ids="path")]
+    assert whole[1] == str(tmp_path / "v00.mp4") and whole[-1] == str(tmp_path / "c" / "00000.tar") + "/000"
+
+
+def test_paths_are_those_of_the_caller_made_whole(tmp_path, monkeypatch):
+    write_videos(tmp_path, 1)
+    monkeypatch.chdir(tmp_path)
+    assert [clip.path for clip in list_clips(["v00.mp4"])] == [str(tmp_path / "v00.mp4")]
+
+
+def test_shards_and_patterns(tmp_path):
+    failed = {"json": json.dumps({"status": "failed_to_download"}).encode()}
+    for shard, samples in enumerate(
+        ({"000": sample(4), "001": failed, "002": sample(9)}, {"003": sample(6)})
+    ):
+        write_shard(tmp_path / f"{shard:05d}.tar", samples)
+    clips = list_clips([str(tmp_path / "{00000..00001}.tar")])
+    assert [clip.id for clip in clips] == ["000", "002", "003"]
+    assert clips == list_clips([tmp_path / "00000.tar", tmp_path / "00001.tar"])
+    for clip, frames in zip(clips, (4, 9, 6), strict=True):
+        shown, total = read_clip(clip, N, SIZE)
+        assert total == frames and (shown == by_hand(sample(frames)["mp4"])).all()
+    with pytest.raises(ClipVipError, match="1 of 3 names of the shard pattern"):
+        list_clips([str(tmp_path / "{00000..00002}.tar")])
+
+
+def test_every_kind_is_read_as_read_frames_reads_it(tmp_path):
+    (path,) = write_videos(tmp_path, 1, first=11)
+    whole = read_frames(path, range(11))
+    write_pictures(tmp_path / "frames", whole)
+    write_shard(tmp_path / "s.tar", {"k": {"mp4": path.read_bytes()}, "still": {"jpg": jpeg()}})
+    for antialias in (False, True):
+        expected = by_hand(path, antialias)
+        for source in (path, tmp_path / "frames"):
+            (clip,) = list_clips([source])
+            shown, total = read_clip(clip, N, SIZE, antialias)
+            assert total == 11 and (shown == expected).all()
+        packed, picture = list_clips([tmp_path / "s.tar"])
+        assert (read_clip(packed, N, SIZE, antialias)[0] == expected).all()
+        shown, total = read_clip(picture, N, SIZE, antialias)
+        assert total == 1 and shown.shape == (N, SIZE, SIZE, 3) and (shown == shown[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("sources", "words"),
+    [
+        (["absent"], "no file or folder absent"),
+        (["empty"], "empty holds no video"),
+        (["a/v00.mp4", "a"], "v00.mp4 is named twice"),
+        (["a", "b"], "two videos have the id 'v00'.*--ids path"),
+        (["cut.tar"], "cut.tar is damaged"),
+        (["no{.tar"], "brace"),
+        (["*.avi"], "no tar file"),
+    ],
+)
+def test_what_is_not_there_or_not_clear_is_refused(tmp_path, monkeypatch, sources, words):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        write_videos(tmp_path / name, 2)
+    (tmp_path / "empty").mkdir()
+    whole = write_shard(tmp_path / "whole.tar", {"0": sample(4)}).read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ClipVipError, match=words):
+        list_clips(sources)
+
+
+def test_ids_kinds_and_workers_are_checked(tmp_path):
+    with pytest.raises(ClipVipError, match="did you mean 'path'"):
+        list_clips([], ids="paths")
+    with pytest.raises(ClipVipError, match="workers expected 0 or more"):
+        list(decode_ahead([], N, SIZE, workers=-1))
+    assert list(decode_ahead([], N, SIZE)) == []
+
+
+def test_a_sample_that_is_there_twice_is_one_bad_clip(tmp_path):
+    path = write_shard(tmp_path / "s.tar", {"a": sample(4), "b": sample(4)})
+    with tarfile.open(path, "a") as tar:
+        for _ in range(2):
+            member = tarfile.TarInfo("c.mp4")
+            member.size = 3
+            tar.addfile(member, io.BytesIO(b"abc"))
+    a, b, c = decode_ahead(list_clips([path]), N, SIZE)
+    assert a.error is None and b.error is None and "c.mp4 is there twice" in str(c.error)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_decoding_ahead_keeps_the_order_and_names_what_is_bad(tmp_path, workers):
+    paths = write_videos(tmp_path, 12)
+    paths[3].write_bytes(b"no video")
+    paths[8].write_bytes(paths[8].read_bytes()[:200])
+    found = list(decode_ahead(list_clips([tmp_path]), N, SIZE, workers=workers, ahead=2))
+    assert [decoded.clip.path for decoded in found] == [str(path) for path in paths]
+    for i, decoded in enumerate(found):
+        if i in (3, 8):
+            assert isinstance(decoded.error, VideoError) and paths[i].name in str(decoded.error)
+            assert decoded.frames is None
+        else:
+            assert decoded.total == 4 + i and (decoded.frames == by_hand(paths[i])).all()
+
+
+def test_few_clips_wait_and_no_thread_stays(tmp_path, monkeypatch):
+    from clipvip_lib.data import clips as module
+
+    asked = []
+    read = module.read_clip
+    monkeypatch.setattr(module, "read_clip", lambda clip, *rest: asked.append(clip.id) or read(clip, *rest))
+    write_videos(tmp_path, 12)
+    ready = decode_ahead(list_clips([tmp_path]), N, SIZE, workers=2, ahead=5)
+    next(ready)
+    assert len(asked) <= 6
+    ready.close()
+    assert len(asked) <= 6 and not [t for t in threading.enumerate() if t.name.startswith("decode")]
+
+
+def test_a_member_beyond_a_cut_shard_is_a_bad_clip(tmp_path):
+    path = write_shard(tmp_path / "s.tar", {"a": sample(4), "b": sample(30)})
+    clips = list_clips([path])
+    path.write_bytes(path.read_bytes()[: clips[1].start + 100])
+    a, b = decode_ahead(clips, N, SIZE)
+    assert a.error is None and "b of" in str(b.error) and "is cut: expected" in str(b.error)

@@ -1,0 +1,160 @@
+"""`clipvip embed` and `clipvip search` as a person runs them, with real processes and a real kill."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_clip import WORDS, save_small, write_videos
+from test_clips import sample, write_shard
+
+from clipvip_lib.cli import Parser
+from clipvip_lib.commands import embed, search
+from clipvip_lib.data.features import Features
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.clip_vip import ClipViP
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return save_small(tmp_path_factory.mktemp("weights"))
+
+
+def run(*line: object) -> int:
+    """A command line of these two commands, run in this process."""
+    top = Parser(prog="clipvip")
+    commands = top.add_subparsers(dest="command", required=True)
+    for command in (embed, search):
+        command.add(commands)
+    arguments = top.parse_args([str(word) for word in line])
+    return arguments.run(arguments)
+
+
+def test_embed_then_search(weights, tmp_path, capsys):
+    paths = write_videos(tmp_path / "videos", 5)
+    (tmp_path / "texts.txt").write_text("\n".join(WORDS))
+    out = tmp_path / "out"
+    line = (
+        "embed",
+        tmp_path / "videos",
+        "--texts",
+        tmp_path / "texts.txt",
+        "--weights",
+        weights,
+        "--out",
+        out,
+    )
+    assert run(*line) == 0
+    said = capsys.readouterr()
+    assert f"5 videos in {out / 'features.npy'}, 24 numbers each" in said.out
+    assert f"4 texts in {out / 'texts' / 'features.npy'}" in said.out and "embed 5/5" in said.err
+    assert run("search", "a dog runs", "--video", paths[2], "--in", out, "--top", 2) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 6 and lines[0] == "a dog runs" and lines[3] == str(paths[2])
+    assert lines[4].split() == ["1", "+1.0000", "v02", str(paths[2])]
+    assert run("search", WORDS[1], "--in", out / "texts", "--json", "--top", 1) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["results"][0]["text"] == WORDS[1] and found["results"][0]["rank"] == 1
+    assert run(*line) == 0
+    assert "embed 5/5 100 %, embedded before" in capsys.readouterr().err
+
+
+def test_shards_frame_folders_and_switches_reach_the_features(weights, tmp_path, capsys):
+    write_shard(tmp_path / "00000.tar", {"000": sample(4), "001": sample(9)})
+    write_shard(tmp_path / "00001.tar", {"002": sample(5)})
+    pattern, out = str(tmp_path / "{00000..00001}.tar"), tmp_path / "out"
+    switches = (
+        "--frames 2 --antialias --float16 --attention mean_pool --batch 1 --workers 1 --part 2 --device cpu"
+    )
+    assert run("embed", pattern, "--weights", weights, "--out", out, *switches.split(), "--ids", "path") == 0
+    found = Features(out)
+    assert [found.row(i)["key"] for i in range(3)] == ["000", "001", "002"]
+    assert found.row(0)["id"] == f"{tmp_path / '00000.tar'}/000" and found.array.dtype == np.float16
+    how = {name: found.settings[name] for name in ("frames", "antialias", "attention", "stored", "precision")}
+    assert list(how.values()) == [2, True, "mean_pool", "float16", "float32"]
+    assert len(list((out / "parts").iterdir())) == 2
+    assert run("search", "a dog", "--in", out, "--top", 1) == 0
+    assert ".tar (00" in capsys.readouterr().out
+
+
+def test_untrained_weights_are_said(weights, tmp_path, capsys):
+    from transformers import CLIPConfig, CLIPModel
+
+    config = ClipViP.from_pretrained(weights).config
+    parts = {name: getattr(config, name).to_dict() for name in ("text_config", "vision_config")}
+    CLIPModel(CLIPConfig(**parts, projection_dim=24)).save_pretrained(tmp_path / "clip")
+    (path,) = write_videos(tmp_path / "videos", 1)
+    run("embed", path, "--weights", tmp_path / "clip", "--out", tmp_path / "a")
+    assert "untrained" not in capsys.readouterr().err
+    run("embed", path, "--weights", tmp_path / "clip", "--out", tmp_path / "b", "--attention", "proxy")
+    assert "2 weights are not in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("embed --weights W --out O", "expected videos or --texts FILE, got neither"),
+        ("embed absent.mp4 --weights W --out O", "no file or folder absent.mp4"),
+        ("embed V --weights absent --out O", "no file or folder 'absent'"),
+        ("embed V --weights W --out O --attention proxi", "did you mean 'proxy'"),
+        ("embed V --weights W --out O --device cuda:99", "device 'cuda:99' cannot be used"),
+        ("embed V --weights W --out O --part 0", "parts of at least 1 row"),
+        ("embed V --weights W --out O --frames 0", "expected frames and batch of at least 1"),
+        ("embed V --weights W --out O --workers -2", "workers expected 0 or more"),
+        ("embed V --weights W --out O --texts absent.txt", "cannot read texts absent.txt"),
+        ("embed V --weights W", "the following arguments are required: --out"),
+        ("search --in O", "expected a text or --video FILE"),
+        ("search dog --in absent", "no features in absent: expected"),
+        ("search dog --in T", "no features in T (those of texts are in texts/)"),
+        ("search dog --in O --probes 3", "--probes belongs to --faiss"),
+    ],
+)
+def test_bad_input_is_one_sentence(weights, tmp_path, monkeypatch, line, words):
+    monkeypatch.chdir(tmp_path)
+    write_videos(tmp_path / "V", 1)
+    (tmp_path / "W").symlink_to(weights)
+    (tmp_path / "T" / "texts").mkdir(parents=True)
+    (tmp_path / "T" / "texts" / "meta.json").touch()
+    with pytest.raises(ClipVipError) as caught:
+        run(*line.split())
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
+    """SIGKILL in the middle: no half file, no result that looks whole; the next start goes on from the parts."""
+    some, many, out = write_videos(tmp_path / "some", 10), tmp_path / "many", tmp_path / "out"
+    many.mkdir()
+    for i in range(400):
+        shutil.copy(some[i % 10], many / f"{i:03d}.mp4")
+    code = "import sys; from test_embed_commands import run; run(*sys.argv[1:])"
+    line = ["embed", many, "--weights", weights, "--out", out, "--part", 8]
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, line)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 200
+    while len(list(out.glob("parts/*.npz"))) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = {path: path.read_bytes() for path in out.glob("parts/*.npz")}
+    assert 3 <= len(before) < 50 and not (out / "meta.json").exists()
+    with pytest.raises(ClipVipError, match="not finished; run the same `clipvip embed` again"):
+        Features(out)
+    assert run(*line) == 0
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(list(out.glob("parts/*.npz"))) == 50  # 400 videos in parts of 8: nothing was done twice
+    found = Features(out)
+    expected = ClipViP.from_pretrained(weights).eval().encode_videos(some)
+    assert [found.row(i)["id"] for i in range(400)] == [f"{i:03d}" for i in range(400)]
+    assert np.abs(found.array - np.tile(expected, (40, 1))).max() < 1e-6

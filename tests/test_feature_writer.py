@@ -1,0 +1,214 @@
+"""Parts, joins and readers: whatever happens on the way, row i is what line i says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clipvip_lib.data.feature_writer import FeatureWriter
+from clipvip_lib.data.features import Features, write_parquet
+from clipvip_lib.errors import ClipVipError
+
+HOW = {"kind": "videos", "weights": "w", "pretrained_tag": None, "checksum": "c", "stored": "float32"}
+
+
+def feature(id: str, stamp: str) -> np.ndarray:
+    """A feature that tells of which item, in which state, it is."""
+    row = np.random.default_rng([*f"{id}/{stamp}".encode()]).standard_normal(8)
+    return (row / np.linalg.norm(row)).astype(np.float32)
+
+
+def write(folder, items: dict[str, str], part: int = 4, how: dict = HOW) -> dict:
+    with FeatureWriter(folder, how, part) as writer:
+        for id, stamp in items.items():
+            if not writer.has(id, stamp):
+                writer.add({"id": id, "path": f"/{id}", "frames": 3}, stamp, feature(id, stamp))
+        return writer.join(list(items))
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.lists(st.tuples(st.integers(0, 8), st.sampled_from("ab"), st.booleans()), max_size=9),
+        st.integers(1, 5),
+        st.booleans(),
+        st.randoms(use_true_random=False),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(STEPS)
+@settings(max_examples=60, deadline=None)
+def test_rows_and_ids_are_never_mixed(tmp_path_factory, steps):
+    """Runs that add, replace, skip, break off and join in any order."""
+    folder, known = tmp_path_factory.mktemp("features"), {}
+    for items, part, breaks_off, shuffle in steps:
+        try:
+            with FeatureWriter(folder, HOW, part) as writer:
+                for number, (stamp, bad) in {n: rest for n, *rest in items}.items():
+                    id = f"v{number}"
+                    assert writer.has(id, stamp) == (known.get(id, ("", False))[0] == stamp and id in known)
+                    if bad:
+                        writer.skip({"id": id}, stamp, "bad")
+                    else:
+                        writer.add({"id": id}, stamp, feature(id, stamp))
+                    known[id] = (stamp, bad)
+                if breaks_off:
+                    raise RuntimeError("the power went")
+                order = list(known)
+                shuffle.shuffle(order)
+                whole = [id for id in order if not known[id][1]]
+                if whole:
+                    assert writer.join(order)["rows"] == len(whole)
+                    found = Features(folder)
+                    assert [found.row(i)["id"] for i in range(len(found))] == whole
+                    assert (found.array == np.stack([feature(id, known[id][0]) for id in whole])).all()
+        except RuntimeError:
+            pass
+
+
+def test_a_part_is_kept_when_something_fails(tmp_path):
+    with pytest.raises(KeyError), FeatureWriter(tmp_path, HOW) as writer:
+        writer.add({"id": "a"}, "1", feature("a", "1"))
+        raise KeyError
+    with FeatureWriter(tmp_path, HOW) as writer:
+        assert writer.has("a", "1") and not writer.has("a", "2") and not writer.has("b", "1")
+        with pytest.raises(ClipVipError, match="1 items have no features yet, first b"):
+            writer.join(["a", "b"])
+
+
+@pytest.mark.parametrize("row", [np.full(8, np.nan), np.zeros(8), np.full(8, 2.0)])
+def test_what_is_no_unit_vector_is_refused(tmp_path, row):
+    with FeatureWriter(tmp_path, HOW) as writer, pytest.raises(ClipVipError, match="feature of a has length"):
+        writer.add({"id": "a"}, "1", row.astype(np.float32))
+
+
+def test_one_writer_at_a_time(tmp_path):
+    write(tmp_path, {"a": "1"})
+    with (
+        FeatureWriter(tmp_path, HOW),
+        pytest.raises(ClipVipError, match="another process is writing features"),
+    ):
+        FeatureWriter(tmp_path, HOW).__enter__()
+    write(tmp_path, {"a": "1", "b": "1"})
+
+
+def test_other_settings_are_named_but_weights_may_move(tmp_path):
+    write(tmp_path, {"a": "1"})
+    with pytest.raises(ClipVipError, match="checksum was c and is d; choose"):
+        write(tmp_path, {"a": "1"}, how={**HOW, "checksum": "d"})
+    with pytest.raises(ClipVipError, match="size was None and is 8"):
+        write(tmp_path, {"a": "1"}, how={**HOW, "size": 8})
+    assert write(tmp_path, {"a": "1"}, how={**HOW, "weights": "moved"})["settings"]["weights"] == "moved"
+    with pytest.raises(ClipVipError, match="parts of at least 1 row"):
+        FeatureWriter(tmp_path, HOW, 0)
+
+
+def damage(path, how):
+    content = path.read_bytes()
+    path.write_bytes(
+        {"cut": content[:-20], "empty": b"", "turned": content[:90] + b"\xff" * 9 + content[99:]}[how]
+    )
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "turned"])
+def test_a_damaged_part_is_named(tmp_path, how):
+    write(tmp_path, {f"v{i}": "1" for i in range(8)})
+    damage(tmp_path / "parts" / "000001.npz", how)
+    with pytest.raises(ClipVipError, match=r"000001\.npz is damaged .*remove it and embed again"):
+        write(tmp_path, {"v0": "1"})
+    (tmp_path / "parts" / "000001.npz").unlink()
+    assert write(tmp_path, {f"v{i}": "1" for i in range(8)})["rows"] == 8
+
+
+def test_a_reader_takes_only_what_belongs_together(tmp_path):
+    for name in ("meta.json", "ids.jsonl", "features.npy"):
+        folder = tmp_path / f"without {name}"
+        write(folder, {"a": "1", "b": "1"})
+        (folder / name).unlink()
+        with pytest.raises(ClipVipError, match="not finished" if name == "meta.json" else "are damaged"):
+            Features(folder)
+    with pytest.raises(ClipVipError, match="no features in"):
+        Features(tmp_path / "absent")
+    write(tmp_path, {"a": "1", "b": "1"})
+    assert Features(tmp_path).row(1) == {"id": "b", "path": "/b", "frames": 3}
+    lines = (tmp_path / "ids.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "ids.jsonl").write_text("".join(reversed(lines)))
+    with pytest.raises(ClipVipError, match="rows and ids may be mixed"):
+        Features(tmp_path)
+    (tmp_path / "ids.jsonl").write_text("".join(lines))
+    np.save(tmp_path / "features.npy", np.zeros((3, 8), np.float32))
+    with pytest.raises(ClipVipError, match="rows and ids may be mixed"):
+        Features(tmp_path)
+
+
+def test_chunks_and_odd_texts(tmp_path):
+    odd = ["a\nb", "é\u2028x", '"quoted"', "\\", "plain"]
+    write(tmp_path, dict.fromkeys(odd, "1"), part=2)
+    found = Features(tmp_path)
+    assert [found.row(i)["id"] for i in range(5)] == odd
+    starts, parts = zip(*found.chunks(2), strict=True)
+    assert starts == (0, 2, 4) and (np.concatenate(parts) == np.stack([feature(x, "1") for x in odd])).all()
+
+
+KILLED = """
+import sys, numpy as np
+from clipvip_lib.data.feature_writer import FeatureWriter
+how = dict(kind="videos", weights="w", pretrained_tag=None, checksum="c", stored="float32")
+row = np.eye(1, 512, dtype=np.float32)[0]
+with FeatureWriter(sys.argv[1], how, 3) as writer:
+    for i in range(100000):
+        writer.add({"id": str(i), "path": "p", "frames": i}, "1", np.roll(row, i))
+        if i == 60:
+            print("going", flush=True)
+"""
+
+
+def test_a_kill_leaves_whole_parts(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    with FeatureWriter(tmp_path, HOW, 3) as writer:  # the dead process's lock is gone
+        done = sum(writer.has(str(i), "1") for i in range(100000))
+        assert done >= 60 and all(writer.has(str(i), "1") for i in range(done))
+        writer.join([str(i) for i in range(done)])
+    found = Features(tmp_path)
+    assert (found.array.argmax(1) == np.arange(done) % 512).all() and found.row(done - 1)[
+        "frames"
+    ] == done - 1
+
+
+def test_parquet(tmp_path):
+    pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    write(tmp_path, {"a": "1", "b": "1"})
+    table = pq.read_table(write_parquet(tmp_path)).to_pylist()
+    assert [(row["id"], row["path"], row["key"], row["frames"]) for row in table] == [
+        ("a", "/a", None, 3), ("b", "/b", None, 3)
+    ]  # fmt: skip
+    assert (np.array([row["feature"] for row in table], np.float32) == Features(tmp_path).array).all()
+
+
+def test_parquet_without_pyarrow_is_one_sentence(tmp_path, monkeypatch):
+    write(tmp_path, {"a": "1"})
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ClipVipError, match="run pip install pyarrow"):
+        write_parquet(tmp_path)
+
+
+def test_settings_are_readable(tmp_path):
+    write(tmp_path, {"a": "1"})
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert (meta["rows"], meta["width"], meta["skipped"], meta["settings"]) == (1, 8, 0, HOW)

@@ -1,0 +1,207 @@
+"""HD-VILA's metadata, the authors' LMDBs and WebVid's table are read as they are, and what is wrong is named."""
+
+import json
+
+import lmdb
+import pytest
+
+from clipvip_lib.data import webvid
+from clipvip_lib.data.hdvila import (
+    Clip,
+    ClipIds,
+    LmdbTexts,
+    Video,
+    json_lines,
+    read_captions_json,
+    read_metadata,
+    read_texts_jsonl,
+    seconds,
+    write_download_list,
+)
+from clipvip_lib.errors import ClipVipError
+
+ID = "QMi8x8o55Ns"
+LINE = {
+    "video_id": ID,
+    "url": f"https://www.youtube.com/watch?v={ID}",
+    "clip": [
+        {"clip_id": f"{ID}.16.mp4", "span": ["00:04:52.140", "01:05:03.350"]},
+        {"clip_id": f"{ID}.1.mp4", "span": ["00:00:17.759", "00:00:23.279"]},
+    ],
+}
+
+
+def metadata(path, *lines):
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines or (LINE,)), encoding="utf-8")
+    return path
+
+
+def make_lmdb(path, texts, subdir=True):
+    """As the authors' tools write it: one transaction of id -> bytes, and the ids beside it."""
+    environment = lmdb.open(str(path), map_size=2**24, subdir=subdir)
+    with environment.begin(write=True) as transaction:
+        for key, value in texts.items():
+            transaction.put(key.encode(), value if isinstance(value, bytes) else value.encode())
+    environment.close()
+    return path
+
+
+def test_the_metadata_gives_clips_in_seconds(tmp_path):
+    (video,) = read_metadata(metadata(tmp_path / "a.jsonl"))
+    clips = (Clip(f"{ID}.16.mp4", 292.14, 3903.35), Clip(f"{ID}.1.mp4", 17.759, 23.279))
+    assert video == Video(ID, LINE["url"], clips)
+
+
+@pytest.mark.parametrize(("time", "value"), (("01:02:03.5", 3723.5), ("0:00:07", 7), (12.5, 12.5), (3, 3)))
+def test_times(time, value):
+    assert seconds(time) == value
+
+
+@pytest.mark.parametrize("time", ("1:2", "00:61:00", "", None, True, "-1:00:00"))
+def test_what_is_no_time_is_refused(time):
+    with pytest.raises(ClipVipError, match="expected a time as HH:MM:SS"):
+        seconds(time)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    (
+        ({"video_id": "a"}, "line 2 of .*a.jsonl: expected video_id, url and clip"),
+        (LINE | {"clip": [{"clip_id": "x", "span": ["00:00:01.0"]}]}, "line 2"),
+        (LINE | {"clip": [{"clip_id": "x", "span": ["00:00", "1"]}]}, "line 2 .*expected a time"),
+        (LINE | {"clip": [{"clip_id": "x", "span": [3, 3]}]}, "clip x ends at 3.0 s, before it begins"),
+        ([], "line 2"),
+    ),
+)
+def test_a_bad_line_of_the_metadata_is_named(tmp_path, line, message):
+    with pytest.raises(ClipVipError, match=message):
+        list(read_metadata(metadata(tmp_path / "a.jsonl", LINE, line)))
+
+
+def test_what_is_no_json_or_no_file_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"b"\n')
+    with pytest.raises(ClipVipError, match=r"line 3 of .*a\.jsonl is not JSON"):
+        list(json_lines(tmp_path / "a.jsonl"))
+    with pytest.raises(ClipVipError, match=r"cannot read .*absent\.jsonl"):
+        list(read_metadata(tmp_path / "absent.jsonl"))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"a": "\xe9"}\n')
+    with pytest.raises(ClipVipError, match=r"cannot read .*latin\.jsonl .*expected JSON lines in UTF-8"):
+        list(read_metadata(tmp_path / "latin.jsonl"))
+
+
+def test_the_download_list_is_what_video2dataset_takes(tmp_path):
+    files = [
+        metadata(tmp_path / f"{part}.jsonl", LINE, LINE | {"video_id": f"other{part}"}) for part in range(2)
+    ]
+    assert write_download_list(files, tmp_path / "list.json") == (4, 8)
+    rows = json.loads((tmp_path / "list.json").read_text())
+    assert rows[0] == {"url": LINE["url"], "video_id": ID, "clips": [[17.759, 23.279], [292.14, 3903.35]]}
+    assert [row["video_id"] for row in rows] == [ID, "other0", ID, "other1"]
+
+
+def test_a_clip_is_found_by_its_video_and_span(tmp_path):
+    ids = ClipIds([metadata(tmp_path / "a.jsonl")])
+    assert len(ids) == 2
+    for about in (
+        {"video_id": ID, "clips": [[17.759, 23.279]]},
+        {"url": LINE["url"] + "&t=3", "clips": [["00:00:17.759", "00:00:23.279"]]},
+        {"url": f"https://youtu.be/{ID}", "clips": [17.759, 23.279]},
+    ):
+        assert ids.find(about) == f"{ID}.1.mp4"
+    for about in (
+        {},
+        {"video_id": ID},
+        {"video_id": ID, "clips": []},
+        {"video_id": ID, "clips": [[17.7, 23.279]]},
+        {"video_id": "x", "clips": [[17.759, 23.279]]},
+        {"video_id": ID, "clips": [["a", "b"]]},
+        {"video_id": ID, "clips": [[1]]},
+    ):
+        assert ids.find(about) is None
+
+
+@pytest.mark.parametrize("subdir", (True, False))
+def test_texts_of_an_lmdb(tmp_path, subdir):
+    listed = json.dumps(
+        [{"image_id": "a.2.mp4", "caption": "a dog"}, {"image_id": "a.3.mp4", "caption": "a cat"}]
+    )
+    path = make_lmdb(
+        tmp_path / "texts",
+        {
+            "a.1.mp4": "so ünï",
+            "a.2.mp4": listed,
+            "a.3.mp4": listed,
+            "a.4.mp4": "[Music] hello",
+            "a.5.mp4": "[1, 2]",
+        },
+        subdir,
+    )
+    texts = LmdbTexts(path)
+    assert texts.count == 5
+    found = [texts.get(f"a.{i}.mp4") for i in range(1, 7)]
+    assert found == ["so ünï", "a dog", "a cat", "[Music] hello", "[1, 2]", None] and texts.get("") is None
+    texts.close()
+
+
+def test_a_bad_lmdb_is_named(tmp_path):
+    with pytest.raises(ClipVipError, match="no LMDB .*absent"):
+        LmdbTexts(tmp_path / "absent")
+    (tmp_path / "data.mdb").write_bytes(b"no LMDB at all" * 999)
+    with pytest.raises(ClipVipError, match="is no LMDB that can be read"):
+        LmdbTexts(tmp_path)
+    two = json.dumps([{"image_id": "x", "caption": "one"}, {"image_id": "y", "caption": "two"}])
+    texts = LmdbTexts(make_lmdb(tmp_path / "a", {"latin": b"\xe9", "two": two}))
+    with pytest.raises(ClipVipError, match="the text of latin in .* is not UTF-8"):
+        texts.get("latin")
+    with pytest.raises(ClipVipError, match="two in .*: expected one caption with this image_id, got 2"):
+        texts.get("two")
+
+
+def test_the_authors_other_forms(tmp_path):
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps([{"image_id": "a.1.mp4", "caption": "a dog"}]))
+    assert read_captions_json(path) == {"a.1.mp4": "a dog"}
+    for content, message in (
+        ("{}", "expected a list"),
+        ('[{"caption": "x"}]', "entry 0"),
+        ("[", "is not JSON"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ClipVipError, match=message):
+            read_captions_json(path)
+    lines = tmp_path / "texts.jsonl"
+    lines.write_text('{"clip_id": "a.1.mp4", "text": "hello"}\n')
+    assert read_texts_jsonl(lines) == {"a.1.mp4": "hello"}
+    lines.write_text('{"clip_id": "a.1.mp4"}\n')
+    with pytest.raises(ClipVipError, match="line 1 of .*expected an object with clip_id and text"):
+        read_texts_jsonl(lines)
+
+
+def test_webvids_table(tmp_path):
+    path = tmp_path / "results.csv"
+    path.write_text(
+        "\ufeffvideoid,contentUrl,duration,page_dir,name\r\n"
+        '21179416,https://a/b.mp4,PT00H00M11S,006001_006050,"Aerial shot, winter forest"\r\n'
+        "5629184,https://a/c.mp4,PT00H00M29S,071501_071550,Senior couple\r\n",
+        encoding="utf-8",
+    )
+    assert webvid.read_texts(path) == {"21179416": "Aerial shot, winter forest", "5629184": "Senior couple"}
+    assert webvid.read_texts(path, "page_dir", "duration")["006001_006050"] == "PT00H00M11S"
+    with pytest.raises(
+        ClipVipError, match="has no column caption: expected videoid and caption, got videoid, contentUrl"
+    ):
+        webvid.read_texts(path, "videoid", "caption")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    (
+        ("1,a,b\n", "line 2: expected 2 columns"),
+        ("1\n", "line 2: expected 2 columns"),
+        ("1,a\n1,b\n", "line 3: 1 has a second, other text"),
+    ),
+)
+def test_a_bad_row_of_a_table_is_named(tmp_path, rows, message):
+    (tmp_path / "a.csv").write_text("videoid,name\n" + rows)
+    with pytest.raises(ClipVipError, match=message):
+        webvid.read_texts(tmp_path / "a.csv")

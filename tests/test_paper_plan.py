@@ -1,0 +1,291 @@
+"""The dry run: the plan at paper size follows from profile, arms, arithmetic and assumptions; nothing is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import small_study
+
+from clipvip_lib import cli, flops, scaling
+from clipvip_lib.claims import ATTENTION_ARMS, CORPORA, LOSS_ARMS
+from clipvip_lib.data import corpora
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import get_profile
+from clipvip_lib.progress import quiet
+from clipvip_lib.study import data_at_hand, dry_run, experiments, paper_plan
+from clipvip_lib.study.paper_plan import Settings, works
+from clipvip_lib.study.stages import closure, run_stage
+
+PAPER = get_profile("paper")
+NONE = Settings()
+
+
+def post(rows: list[paper_plan.Work]) -> dict[str, paper_plan.Work]:
+    return {row.what.split()[1]: row for row in rows if row.what.startswith("post-pretrain")}
+
+
+def lines_of(*arguments: str, home: Path) -> list[str]:
+    """``clipvip reproduce --plan`` in another process."""
+    command = [sys.executable, "-m", "clipvip_lib.cli", "reproduce", "--plan", *arguments]
+    environment = os.environ | {"CLIPVIP_HOME": str(home)}
+    done = subprocess.run(
+        command, env=environment, cwd=home.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return done.stdout.splitlines()
+
+
+# ---------------------------------------------------------------------------------------------------- the work
+
+
+def test_every_arm_of_the_study_is_in_the_plan_once():
+    found = post(works(PAPER, [0], NONE))
+    attention = {arm.slug for arm in experiments.attention_arms(PAPER).values()}
+    losses = {arm.slug for arm in experiments.loss_arms().values()}
+    sizes = {experiments.Arm(corpus=name).slug for name in CORPORA}
+    assert (len(attention), len(losses), len(sizes)) == (len(ATTENTION_ARMS), len(LOSS_ARMS), 3) == (7, 6, 3)
+    assert found.keys() == attention | losses | sizes and len(found) == 7 + 6 + 3 - 2
+    assert found["mean_pool/V-S/hdvila-100m"].notebooks == {"01", "04"}
+    assert found["proxy-4/V-S/hdvila-100m"].notebooks == {"04", "05"}
+    assert found["proxy-4/V-S,C+F-C/hdvila-100m"].notebooks == {"05", "06"}
+
+
+def test_the_plan_has_the_runs_graphs_fine_tunings():
+    """At mini, where the graph can be asked, the plan's trainings are exactly those that would be run."""
+    mini = get_profile("mini")
+    stages = closure(
+        stage for name in experiments.NOTEBOOKS[:7] for stage in experiments.stages_for(name, mini, [0, 1])
+    )
+    planned = works(mini, [0, 1], NONE)
+    for kind, beginning in (("post-pretrain", "postpretrain/"), ("fine-tune", "finetune/")):
+        runs = sum(row.runs for row in planned if row.what.startswith(kind))
+        assert runs == sum(stage.name.startswith(beginning) for stage in stages) > 20
+
+
+def test_hours_and_bytes_by_hand():
+    row = post(works(PAPER, [0], NONE))["proxy-4/V-S,C+F-C/hdvila-100m"]
+    clips = PAPER.postpretrain.steps * PAPER.postpretrain.batch
+    assert row.steps == PAPER.postpretrain.steps and row.wall == "decode"
+    assert row.hours == pytest.approx(clips * 0.095 / 16 / 3600) == pytest.approx(8 * row.elapsed)
+    towers = clips * row.clip_flops / (989e12 * 0.4) / 3600
+    assert towers < row.computing < 1.1 * towers  # the loss, which every rank computes whole, comes on top
+    assert row.clip_flops == flops.step_flops(paper_plan.sizes_of(PAPER), frozenset("VSFC"))
+    snapshots = len(experiments.snapshots(PAPER))
+    assert row.bytes == snapshots * 4 * flops.clip_parameters(paper_plan.sizes_of(PAPER))
+    [captions] = [row for row in works(PAPER, [0], NONE) if row.what.startswith("caption ")]
+    assert captions.hours == pytest.approx(clips * 0.050 / 16 / 3600)
+    assert captions.computing == pytest.approx(clips * paper_plan.caption_flops() / (989e12 * 0.2) / 3600)
+
+
+def test_the_plan_follows_from_profile_seeds_and_assumptions():
+    base, rows = works(PAPER, [0], NONE), {}
+    rows["steps"] = works(
+        get_profile("paper", **{"postpretrain.steps": PAPER.postpretrain.steps // 2}), [0], NONE
+    )
+    rows["seeds"] = works(PAPER, [0, 1, 2], NONE)
+    rows["share"] = works(PAPER, [0], Settings.of({"gpu_share": 0.8, "loss_tflops": 54}))
+    rows["cores"] = works(PAPER, [0], Settings.of({"cores_per_gpu": 32}))
+    sums = {name: sum(row.hours for row in post(found).values()) for name, found in rows.items()}
+    computing = {name: sum(row.computing for row in post(found).values()) for name, found in rows.items()}
+    hours = sum(row.hours for row in post(base).values())
+    computed = sum(row.computing for row in post(base).values())
+    assert sums["steps"] == pytest.approx(hours / 2) and sums["seeds"] == pytest.approx(3 * hours)
+    assert sums["cores"] == pytest.approx(hours / 2) and computing["cores"] == pytest.approx(computed)
+    assert sums["share"] == pytest.approx(hours) and computing["share"] == pytest.approx(
+        computed / 2, rel=1e-3
+    )
+    fewer = dataclasses.replace(PAPER, proxy_counts=(4,))
+    assert len(post(works(fewer, [0], NONE))) == len(post(base)) - 3
+    wider = get_profile("paper", **{"model.patch_size": 16})
+    assert post(works(wider, [0], NONE))["full/V-S/hdvila-100m"].clip_flops > 4e12 / 3
+
+
+def test_only_some_notebooks():
+    rows = works(PAPER, [0], NONE, ["04"])
+    assert post(rows).keys() == {arm.slug for arm in experiments.attention_arms(PAPER).values()}
+    assert sum(row.runs for row in rows if row.what.startswith("fine-tune")) == 7 * 2
+    assert not any(row.what.startswith("caption") for row in rows)
+    assert [row.what for row in works(PAPER, [0], NONE, ["02"])] == [
+        "language gap of 4,200 texts", "caption hdvila-100m with OFA-large",
+    ]  # fmt: skip
+
+
+def test_corpora_are_as_large_as_their_names_say():
+    million = {name: paper_plan.epoch_clips(PAPER, name) / 1e6 for name in CORPORA}
+    assert million == pytest.approx({"webvid-2.5m": 2.5, "hdvila-10m": 10, "hdvila-100m": 100}, rel=1e-4)
+
+
+# ------------------------------------------------------------------------------------------- what is at hand
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A data_root with the largest corpus and one whole benchmark, as the embedded world writes them."""
+    root = tmp_path_factory.mktemp("data")
+    (root / "hdvila-100m").mkdir()
+    corpora.write_corpus(root / "hdvila-100m" / "00000.tar", "hdvila-100m", 0, 0, 1, quiet)
+    corpora.write_benchmark(root / "msrvtt", "msrvtt", 0, {"train": 4, "val": 4, "test": 4}, quiet)
+    (root / "didemo").mkdir()
+    (root / "clip.pt").write_bytes(b"weights")
+    return root
+
+
+def test_what_is_there_and_what_is_missing_is_told(root):
+    settings = Settings.of(
+        {"data_root": str(root), "weights": str(root / "clip.pt"), "ofa": str(root / "ofa.pt")}
+    )
+    found = data_at_hand.look(PAPER, settings)
+    size = (root / "hdvila-100m" / "00000.tar").stat().st_size / 1e6
+    assert found["hdvila-100m"].state == f"1 files, {size:,.1f} MB" and found["hdvila-100m"].there
+    assert found["hdvila-10m"].there and found["hdvila-10m"].state == "to be drawn out of hdvila-100m"
+    assert not found["webvid-2.5m"].there and found["webvid-2.5m"].state == "no folder"
+    assert found["msrvtt"].there and found["msrvtt"].state == "4 test videos"
+    assert not found["didemo"].there and found["didemo"].state == "not whole: clipvip check-data didemo tells"
+    assert found["weights"].there and found["ofa"].state == "missing"
+    rows = works(PAPER, [0], settings)
+    lacks = {number: data_at_hand.missing_of(number, rows, found) for number in paper_plan.READERS}
+    assert lacks["00"] == [] and lacks["01"] == ["webvid-2.5m"] and lacks["04"] == ["didemo"]
+    assert lacks["05"] == ["didemo", "ofa"]
+    captions = root / "hdvila-100m" / "00000.captions.jsonl"
+    captions.write_text('{"key": "v", "caption": "a dog"}\n')
+    try:  # captions that are there need no OFA any more
+        assert data_at_hand.missing_of("05", rows, data_at_hand.look(PAPER, settings)) == ["didemo"]
+    finally:
+        captions.unlink()
+
+
+def test_a_benchmark_without_its_videos_is_not_whole(root, tmp_path):
+    (tmp_path / "msrvtt").mkdir()
+    for file in (root / "msrvtt").glob("*.*"):
+        (tmp_path / "msrvtt" / file.name).write_bytes(file.read_bytes())
+    found = data_at_hand.look(PAPER, Settings.of({"data_root": str(tmp_path)}))
+    assert not found["msrvtt"].there and "not whole" in found["msrvtt"].state
+
+
+def test_a_data_root_that_is_no_folder_is_said(tmp_path, capsys):
+    assert cli.main(["reproduce", "--profile", "paper", "--plan", "--set", f"data_root={tmp_path}/none"]) == 0
+    said = capsys.readouterr().out
+    assert f"(data_root: {tmp_path}/none, no such folder)" in said
+    assert re.search(r"^hdvila-100m .* no folder +50,000$", said, re.MULTILINE)
+    assert re.search(r"^didemo .* no folder +-$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"data_rot": "x"}, "unknown setting of a plan 'data_rot'.*did you mean 'data_root'"),
+        ({"data_root": 3}, "expected a file or folder, got 3"),
+        ({"weights": " "}, "expected a file or folder"),
+        ({"gpus": 0}, "gpus=.*whole number from 1, got 0"),
+        ({"gpus": True}, "gpus=.*got True"),
+        ({"gpu_share": 40}, "gpu_share.*at most 1, got 40"),
+        ({"gpu_hour_price": "cheap"}, "expected a number above 0, got 'cheap'"),
+    ],
+)
+def test_senseless_settings_are_sentences(given, words):
+    with pytest.raises(ClipVipError, match=words):
+        Settings.of(given)
+
+
+# -------------------------------------------------------------------------------------------------- the command
+
+
+def test_the_command_prints_the_whole_plan_and_writes_nothing(root, tmp_path):
+    before = sorted(root.rglob("*"))
+    said = lines_of(
+        "--profile", "paper", "--set", f"data_root={root}", "--set", "gpus=64", "--seeds", "0,1",
+        home=tmp_path / "home",
+    )  # fmt: skip
+    assert max(map(len, said)) <= 120
+    text = "\n".join(said)
+    for slug in post(works(PAPER, [0], NONE)):
+        assert len(re.findall(rf"post-pretrain {re.escape(slug)}  +2 ", text)) == 1, slug
+    assert [line.split()[0] for line in said[said.index("Notebooks") + 1 :][:9]] == list(
+        experiments.NOTEBOOKS
+    )
+    assert re.search(r"^01_data_size +lacks webvid-2.5m, weights$", text, re.MULTILINE)
+    rows = works(PAPER, [0, 1], Settings(gpus=64))
+    total = f"{sum(row.hours for row in rows):,.2f}"
+    assert re.search(rf"^ +sum +\d+ +{total} ", text, re.MULTILINE)
+    for field in dataclasses.fields(scaling.Assumptions):
+        assert re.search(rf"^{field.name} +\S+ ", text, re.MULTILINE)
+    assert sorted(root.rglob("*")) == before and list(tmp_path.iterdir()) == []
+
+
+def test_the_sum_is_told_for_more_gpus(capsys):
+    assert dry_run.dry_run("paper", only=["04", "05", "06"]) == 0
+    table = capsys.readouterr().out.partition("\nSum ")[2].partition("\n\n")[0].splitlines()[2:]
+    gpus, hours, days = zip(*(map(float, line.replace(",", "").split()[:3]) for line in table), strict=True)
+    assert gpus == scaling.GPUS
+    assert days[0] == pytest.approx(hours[0] / 8 / 24, abs=0.06) and days[0] > days[1] > days[2]
+    for line in table:
+        shares = [float(share) for share in re.findall(r"[a-z-]+ (\d+\.\d) %", line)]
+        assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.2)
+    rows = works(PAPER, [0], NONE, ["04", "05", "06"])
+    assert hours[0] == pytest.approx(sum(row.hours for row in rows), abs=0.5)
+
+
+def test_a_plan_takes_no_force_and_no_folder(capsys):
+    assert cli.main(["reproduce", "--profile", "paper", "--plan", "--force", "clip"]) == 2
+    assert "expected no --force" in capsys.readouterr().err
+    assert cli.main(["reproduce", "--plan", "--out", "x"]) == 2
+    assert "expected no --out" in capsys.readouterr().err
+    assert cli.main(["reproduce", "--plan", "--profile", "papier"]) == 2
+    assert "did you mean 'paper'" in capsys.readouterr().err
+    assert cli.main(["reproduce", "--plan", "--profile", "paper", "--only", "09"]) == 2
+    assert "unknown notebook" in capsys.readouterr().err
+
+
+def test_without_plan_paper_is_still_refused(capsys):
+    assert cli.main(["reproduce", "--profile", "paper"]) == 2
+    assert "needs real corpora" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- a profile that runs
+
+
+def test_smoke_lists_its_stages_and_writes_nothing(tmp_path):
+    said = lines_of("--profile", "smoke", "--only", "05", home=tmp_path / "home")
+    expected = closure(experiments.stages_for("05_ocl_losses", get_profile("smoke"), [0]))
+    listed = {line.split()[0] for line in said[3:] if re.search(r" (to do|done|begun) ", line)}
+    assert listed == {stage.name for stage in expected} | {"page/05_ocl_losses"}
+    assert f"0 of {len(listed)} stages are done" in "\n".join(said)
+    assert max(map(len, said)) <= 120 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_cache_tells_what_is_done_and_what_it_took(tmp_path):
+    home, notebooks = tmp_path / "home", small_study.write_notebooks(tmp_path / "notebooks")
+    base, *arms = closure(small_study.stages_for("00_first", small_study.profile("quick"), [0, 1]))
+    run_stage(base, home)
+    arms[1].partial_folder(home).mkdir(parents=True)
+    before = sorted(home.rglob("*"))
+    stream = io.StringIO()
+    code = dry_run.dry_run(
+        "quick", seeds=[0, 1], only=["00"], plan=small_study.PLAN, notebooks=notebooks, home=home, stream=stream,
+        workers=2,
+    )  # fmt: skip
+    said = stream.getvalue()
+    assert code == 0 and sorted(home.rglob("*")) == before
+    took = base.facts(home)["seconds"]
+    assert re.search(rf"^base +done +2 +{took:.1f}$", said, re.MULTILINE)
+    assert re.search(r"^arm/seed0 +to do +1 +-$", said, re.MULTILINE)
+    assert re.search(r"^arm/seed1 +begun +1 +-$", said, re.MULTILINE)
+    assert re.search(r"^page/00_first +to do +8 +-$", said, re.MULTILINE)
+    assert "1 of 4 stages are done" in said and "3 are to do: 10 s expected" in said
+
+
+def test_a_parameter_that_no_notebook_declares_is_refused(tmp_path):
+    notebooks = small_study.write_notebooks(tmp_path / "notebooks")
+    with pytest.raises(ClipVipError, match="unknown notebook parameter 'x'"):
+        dry_run.dry_run("quick", plan=small_study.PLAN, notebooks=notebooks, home=tmp_path, set={"x": 1})
+    with pytest.raises(ClipVipError, match="workers is 0"):
+        dry_run.dry_run("quick", plan=small_study.PLAN, notebooks=notebooks, home=tmp_path, workers=0)

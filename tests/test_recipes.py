@@ -1,0 +1,74 @@
+"""The authors' recipes: the values of the facts, each with a source, changed only to what makes sense."""
+
+import dataclasses
+
+import pytest
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import get_profile
+from clipvip_lib.recipes import FREE, RECIPES, SOURCES, TrainRecipe, get_recipe, source
+
+
+def test_the_authors_values():
+    post, full, msrvtt = (RECIPES[name] for name in ("postpretrain", "postpretrain-full", "finetune-msrvtt"))
+    assert (post.batch, post.lr, post.weight_decay, post.clip_norm, post.text_tokens) == (
+        1024,
+        5e-6,
+        0.05,
+        5.0,
+        70,
+    )
+    assert (msrvtt.batch, msrvtt.lr, msrvtt.weight_decay, msrvtt.clip_norm, msrvtt.text_tokens) == (
+        128,
+        1e-6,
+        0.2,
+        1.0,
+        50,
+    )
+    assert post.for_data(None).steps == 97_656 == get_profile("paper").postpretrain.steps
+    assert full.for_data(None).steps == 3 * 97_656
+    assert msrvtt.for_data(9_000).steps == 100 * 70  # one of 20 captions a pass: 5 epochs over all of them
+    assert RECIPES["finetune-activitynet"].frames == 32
+    assert RECIPES["finetune-activitynet"].text_tokens == RECIPES["finetune-didemo-b16"].text_tokens == 70
+    assert [RECIPES[f"finetune-{name}"].epochs for name in ("didemo", "lsmdc", "activitynet")] == [20, 10, 20]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_whatever_differs_from_this_projects_defaults_has_a_source(name):
+    recipe, default = (
+        RECIPES[name],
+        TrainRecipe(reduction="mean", batch=0, lr=0.0, weight_decay=0.0, clip_norm=0.0, warmup=0.0),
+    )
+    own = {"lr_added", "kept_frames"}  # follow from lr and frames, no word of the authors
+    for field in dataclasses.fields(recipe):
+        if getattr(recipe, field.name) != getattr(default, field.name) and field.name not in own:
+            assert "default" not in source(name, field.name), field.name
+    assert source(name, "chunk") == "this project's default"
+
+
+def test_sources_and_free_fields_are_fields():
+    fields = {field.name for field in dataclasses.fields(TrainRecipe)}
+    assert set(FREE) < fields
+    assert all(set(found) < fields for found in SOURCES.values())
+
+
+def test_changes_are_checked():
+    assert get_recipe("postpretrain", batch=256, lr=1).lr == 1
+    for changes, sentence in (
+        ({"batch": "256"}, "'batch' expected int like 1024, got '256'"),
+        ({"bfloat16": 1}, "'bfloat16' expected bool like True, got 1"),
+        ({"batch": 0}, "'batch' expected a number above 0"),
+        ({"reduction": "max"}, "unknown reduction 'max'"),
+        ({"frames": 30}, "'kept_frames' expected at least the 30 frames"),
+        ({"rate": 1.0}, "unknown recipe field 'rate'"),
+    ):
+        with pytest.raises(ClipVipError, match=sentence):
+            get_recipe("postpretrain", **changes)
+
+
+def test_steps_come_from_the_data_or_are_asked_for():
+    assert get_recipe("postpretrain", steps=7).for_data(None).steps == 7
+    assert get_recipe("finetune-didemo", batch=10, epochs=2).for_data(35).steps == 6
+    assert get_recipe("finetune-didemo", batch=10, epochs=0.1).for_data(35).steps == 1
+    with pytest.raises(ClipVipError, match="--set steps=N or --set samples=N"):
+        get_recipe("finetune-didemo").for_data(None)

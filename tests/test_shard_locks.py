@@ -1,0 +1,53 @@
+"""Shards are dealt out by locks: each is held by one living process, and none is lost or held twice."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+
+import pytest
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.shard_locks import Task, deal, hold
+
+
+def tasks(folder: Path, count: int) -> list[Task]:
+    return [Task(folder / f"{n}.tar", folder / f"{n}.captions.jsonl") for n in range(count)]
+
+
+def test_ranks_begin_with_their_share_and_help_from_the_far_end(tmp_path):
+    taken: dict[int, list[str]] = {0: [], 1: []}
+    ranks = {rank: deal(tasks(tmp_path, 7), rank, 2, lambda: True, lambda left: None) for rank in (0, 1)}
+    for rank in (0, 0, 1, 0, 0, 0, 1, 0):  # rank 0 is fast
+        held = next(ranks[rank], None)
+        if held:
+            held.task.out.write_text("")
+            held.release()
+            taken[rank].append(held.task.shard.stem)
+    assert taken == {0: ["0", "2", "4", "6", "5"], 1: ["1", "3"]}
+    assert next(ranks[0], None) is None and next(ranks[1], None) is None
+    assert list((tmp_path / ".locks").iterdir()) == []
+
+
+def test_what_is_held_or_done_cannot_be_taken(tmp_path):
+    task, other = tasks(tmp_path, 2)
+    held = hold(task)
+    assert hold(task) is None and hold(other) is not None
+    held.release()
+    again = hold(task)
+    assert again.left_by == f"process {os.getpid()} of {os.uname().nodename}"
+    task.out.write_text("")
+    again.release()
+    again.release()
+    assert hold(task) is None
+
+
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ClipVipError, match="expected a file system with locks, got No locks available"):
+        hold(tasks(tmp_path, 1)[0])

@@ -1,0 +1,208 @@
+"""``clipvip train`` under torchrun: as one rank, stopped, killed, resumed; a failure ends all with one message."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import small_runs
+from small_runs import finish, settings, torchrun, train
+
+from clipvip_lib import cli
+from clipvip_lib.data import corpora
+from clipvip_lib.progress import quiet
+from clipvip_lib.run_folder import read_metrics
+
+pytestmark = pytest.mark.slow
+STEPS = 150  # of runs that are interrupted: seconds
+LONG = {"steps": STEPS, "save_minutes": 0.0}
+
+
+class Made:
+    """Model, data, and the runs of two ranks that other tests compare with."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        small_runs.write_model(folder / "model")
+        self.pattern = small_runs.write_shards(folder / "shards")
+        corpora.write_benchmark(folder / "set", "msrvtt", 0, {"train": 16, "val": 4, "test": 8}, quiet)
+        listed = folder / "set/MSRVTT_JSFUSION_test.csv"  # seven: not divisible by two ranks
+        listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:-1]))
+        (folder / "damaged").mkdir()
+        for number, cut in enumerate((None, 40_000)):
+            content = (folder / "shards/00000.tar").read_bytes()[:cut]
+            (folder / f"damaged/{number}.tar").write_bytes(content)
+
+    def options(self, out: str, *more: str, store: bool = True, **changes) -> list[str]:
+        source = ["--frames-store", self.folder / "store"] if store else []
+        given = [
+            "--stage",
+            "postpretrain",
+            "--shards",
+            self.pattern,
+            "--weights",
+            self.folder / "model",
+            *source,
+        ]
+        return [*map(str, [*given, "--out", self.folder / out, *more]), *settings(**changes)]
+
+    def finetune(self, out: str) -> list[str]:
+        given = ["--stage", "finetune", "--benchmark", "msrvtt", "--data", self.folder / "set"]
+        given += ["--weights", self.folder / "model", "--out", self.folder / out]
+        return [*map(str, given), *settings()]
+
+    def runs(self, name: str, ranks: int, runs: dict[str, list[str]]) -> dict[str, list[dict]]:
+        """Runs in one start of as many ranks (rank_runs.py); how each ended on each rank."""
+        told = self.folder / f"{name}.json"
+        told.write_text(json.dumps(runs))
+        entry = small_runs.CHECKOUT / "tests/rank_runs.py"
+        finish(torchrun(ranks, *small_runs.BEFORE, entry, self.folder, told))
+        return {
+            run: [json.loads((self.folder / f"{run}.{rank}.json").read_text()) for rank in range(ranks)]
+            for run in runs
+        }
+
+    def weights(self, out: str) -> bytes:
+        return (self.folder / out / "model/model.safetensors").read_bytes()
+
+    def losses(self, out: str) -> list[float]:
+        return [row["loss"] for row in read_metrics(self.folder / out / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    return Made(tmp_path_factory.mktemp("runs"))
+
+
+def interrupted(made, out: str, send: int) -> tuple[str, float]:
+    """Start two ranks, send a signal to the last one after some steps; what was said, and seconds until all ended."""
+    process = train(2, *made.options(out, "--timeout", "200", **LONG))
+    rows = made.folder / out / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + small_runs.SECONDS
+        while len(read_metrics(rows)) < 5:
+            assert process.poll() is None, process.communicate()[1][-3000:]
+            assert time.monotonic() < deadline, "no steps"
+            time.sleep(0.02)
+        os.kill(pid_of_rank(process.pid, 1), send)
+        sent = time.monotonic()
+        _, err = finish(process, code=1)
+    finally:
+        small_runs.end(process)
+    assert len(read_metrics(rows)) < STEPS, "the run was over before the signal came"
+    return err, time.monotonic() - sent
+
+
+def pid_of_rank(torchrun_pid: int, rank: int) -> int:
+    for child in small_runs.children(torchrun_pid):
+        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
+            return child
+    raise AssertionError(f"no rank {rank} under {torchrun_pid}")
+
+
+@pytest.fixture(scope="module")
+def stopped(made):
+    return interrupted(made, "stopped", signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def killed(made):
+    return interrupted(made, "killed", signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def two(made, stopped, killed):
+    """Every kind of run on two ranks, in one start of them; the interrupted ones go on."""
+    shutil.copytree(made.folder / "stopped", made.folder / "before")
+    damaged = made.options("two-damaged", "--loss", "V-S")
+    damaged[damaged.index("--shards") + 1] = f"{made.folder}/damaged/{{0..1}}.tar"
+    damaged[damaged.index("--frames-store") + 1] = f"{made.folder}/damaged-store"
+    return made.runs(
+        "two",
+        2,
+        {
+            "stopped": made.options("stopped", **LONG),
+            "killed": made.options("killed", **LONG),
+            "two-long": made.options("two-long", steps=STEPS),
+            "two-store": made.options("two-store"),
+            "two-stream": made.options("two-stream", store=False),
+            "two-finetune": made.finetune("two-finetune"),
+            "two-infinite": made.options("two-infinite", lr=1e30, lr_added=1e30),
+            "two-odd": made.options("two-odd", batch=7),
+            "two-damaged": damaged,
+        },
+    )
+
+
+def test_two_ranks_train_as_one_does(made, two):
+    assert two["two-store"] == [{"error": "", "message": ""}] * 2
+    assert cli.main(["train", *made.options("one-store")]) == 0
+    assert made.losses("two-store") == pytest.approx(made.losses("one-store"), rel=1e-4)
+
+
+def test_uneven_shards_keep_nobody_waiting_and_samples_are_counted(made, two):
+    """16 and 8 clips; 48 are asked for: two whole passes of what each rank is dealt."""
+    assert two["two-stream"] == [{"error": "", "message": ""}] * 2
+    counts = json.loads((made.folder / "two-stream/result.json").read_text())["result"]["samples_by_rank"]
+    assert [count["samples"] for count in counts] == [24, 24]
+
+
+def test_finetuning_scores_a_test_split_that_is_not_divisible_as_one_rank_does(made, two):
+    assert two["two-finetune"] == [{"error": "", "message": ""}] * 2
+    assert cli.main(["train", *made.finetune("one-finetune")]) == 0
+    one, both = (
+        json.loads((made.folder / out / "result.json").read_text())["result"]
+        for out in ("one-finetune", "two-finetune")
+    )
+    assert one["test"]["simple"]["text_to_video"]["queries"] == 7
+    assert both["test"] == one["test"]
+    assert both["evaluations"] == one["evaluations"]
+
+
+def test_failures_of_all_or_one_rank_end_all_with_the_reason(two):
+    assert [end["error"] for end in two["two-infinite"]] == ["ClipVipError"] * 2
+    assert all(
+        "expected a finite number; lower the learning rate" in end["message"] for end in two["two-infinite"]
+    )
+    assert all("a multiple of 2 ranks, got 7" in end["message"] for end in two["two-odd"])
+    failed, other = sorted(two["two-damaged"], key=lambda end: end["error"])
+    assert "1.tar is damaged" in failed["message"]
+    assert other["error"] == "StoppedElsewhere"
+
+
+def test_sigterm_to_one_rank_stops_all_after_a_step_with_a_checkpoint(made, stopped, two):
+    err, seconds = stopped
+    assert err.count("clipvip: stopped by SIGTERM: all ranks finished their step") == 1
+    assert "exitcode  : 143" in err
+    assert seconds < 100
+    left = sorted(path.name for path in (made.folder / "before").iterdir())  # a copy, taken before it went on
+    assert left == ["checkpoint.pt", "metrics.jsonl"]
+
+
+def test_a_killed_rank_stops_the_others_with_one_clear_message(killed):
+    err, seconds = killed
+    assert err.count("clipvip: expected 2 ranks, one of them died or gave no answer within 200 s") == 1
+    assert "start the same command again" in err
+    assert seconds < 100
+
+
+def test_resumed_runs_end_with_the_same_weights_bit_for_bit(made, two):
+    assert two["two-long"] == [{"error": "", "message": ""}] * 2
+    for name in ("stopped", "killed"):
+        assert two[name] == [{"error": "", "message": ""}] * 2
+        assert made.weights(name) == made.weights("two-long")
+        assert made.losses(name) == made.losses("two-long")
+
+
+def test_on_another_number_of_ranks_the_batches_are_the_same(made, two):
+    """The first steps agree to rounding; then rounding grows, as it does with another number of threads."""
+    done = len(read_metrics(made.folder / "before/metrics.jsonl"))
+    shutil.copytree(made.folder / "before", made.folder / "fewer")
+    assert cli.main(["train", *made.options("fewer", **LONG)]) == 0
+    one, both = made.losses("fewer"), made.losses("two-long")
+    assert one[:done] == both[:done]
+    assert one[done : done + 10] == pytest.approx(both[done : done + 10], rel=1e-3)
+    assert len(one) == STEPS
