@@ -26,10 +26,10 @@ import time
 
 import torch
 
-from clipvip_lib.distributed import Ranks
-from clipvip_lib.distributed_training import one_step, prepare, wrap
+from clipvip_lib.distributed.loop import one_step, prepare, wrap
+from clipvip_lib.distributed.ranks import Ranks
+from clipvip_lib.distributed.recipes import get_recipe
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
-from clipvip_lib.recipes import get_recipe
 from clipvip_lib.study.machine import machine
 from clipvip_lib.training import Batch, Tokens, parameter_groups
 

@@ -21,7 +21,6 @@ from safetensors.torch import save_file
 
 from clipvip_lib.data.frames import JPEG, still
 from clipvip_lib.data.shards import count_samples, read_shard
-from clipvip_lib.data.sidecars import read_sidecar, sidecar_path
 from clipvip_lib.data.video import middle_index, read_frames
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
@@ -29,6 +28,7 @@ from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import OFA, PROMPT, OFAConfig, ofa_preprocess
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.models.ofa_weights import TIED, load_ofa
+from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path
 
 Progress = Callable[[int, int, str], None]
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)

@@ -14,12 +14,14 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from clipvip_lib import distributed, distributed_training, grad_cache, training
-from clipvip_lib.distributed import Ranks
+from clipvip_lib import training
+from clipvip_lib.distributed import grad_cache, loop
+from clipvip_lib.distributed import ranks as distributed
+from clipvip_lib.distributed.ranks import Ranks
+from clipvip_lib.distributed.recipes import get_recipe
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.losses import LOSSES, needs
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
-from clipvip_lib.recipes import get_recipe
 
 GLOBAL = 8  # clips of the global batch
 RECIPE = get_recipe(
@@ -79,7 +81,7 @@ def gradients_of_a_loss(ranks: Ranks) -> list[dict]:
                 whole = dataclasses.replace(whole, frame=None, captions=None, caption_mask=None)
             alone = grad_cache.Encoder(model)
             expected_loss, expected = gradient(alone, model, whole, loss, Ranks())
-            encoder = distributed_training.wrap(model, RECIPE, ranks)
+            encoder = loop.wrap(model, RECIPE, ranks)
             for chunk in (0, 1, 3):
                 value, found = gradient(encoder, model, own_part(whole, ranks), loss, ranks, chunk)
                 rows.append(
@@ -132,14 +134,12 @@ def twenty_steps(ranks: Ranks) -> dict:
     losses, models = {}, {}
     for name, with_ranks in (("ranks", ranks), ("alone", Ranks())):
         model = models[name] = small_model()
-        encoder = distributed_training.wrap(model, RECIPE, with_ranks)
+        encoder = loop.wrap(model, RECIPE, with_ranks)
         groups = training.parameter_groups(model, RECIPE)
         optimizer = torch.optim.AdamW(groups, lr=RECIPE.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
         for step in range(20):
             batch = own_part(global_batch(step), with_ranks)
-            row = distributed_training.one_step(
-                encoder, model, optimizer, batch, "V-S,C + F-C", RECIPE, with_ranks, step
-            )
+            row = loop.one_step(encoder, model, optimizer, batch, "V-S,C + F-C", RECIPE, with_ranks, step)
             losses.setdefault(name, []).append(row["loss"])
     flat = {name: torch.nn.utils.parameters_to_vector(model.parameters()) for name, model in models.items()}
     return {

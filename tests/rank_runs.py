@@ -10,9 +10,10 @@ import json
 import sys
 from pathlib import Path
 
-from clipvip_lib import cli, distributed
+from clipvip_lib import cli
 from clipvip_lib.commands.train import check
-from clipvip_lib.training_run import train_as_told
+from clipvip_lib.distributed import ranks as distributed
+from clipvip_lib.distributed.run import train_as_told
 
 
 def main(folder: Path, runs: dict[str, list[str]]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.data.corpora import encode_h264, write_corpus, write_shard
-from clipvip_lib.data.stream import ClipStream, StreamedClip
 from clipvip_lib.data.world import render, rng_for, sample_video
+from clipvip_lib.streams.stream import ClipStream, StreamedClip
 
 VIDEOS = (3, 2, 4, 2, 1)  # long videos of the five shards: 12, 8, 16, 8, 4 clips
 CLIPS = 48

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from clipvip_lib.data.ahead import ahead
+from clipvip_lib.streams.ahead import ahead
 
 
 def test_the_next_item_is_made_while_the_first_is_used():

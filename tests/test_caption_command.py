@@ -17,8 +17,8 @@ import pytest
 from clipvip_lib import cli
 from clipvip_lib.captioners import load_ofa_captioner
 from clipvip_lib.commands import caption
-from clipvip_lib.data.middle_frames import middle_frames
-from clipvip_lib.data.shard_index import index_shard
+from clipvip_lib.streams.middle_frames import middle_frames
+from clipvip_lib.streams.shard_index import index_shard
 
 SHARDS, CLIPS = 6, 50
 PATIENCE = 280  # seconds, for machines that others use too

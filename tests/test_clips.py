@@ -14,10 +14,10 @@ import videos
 from PIL import Image
 from small_clip import write_videos
 
-from clipvip_lib.data.clips import decode_ahead, list_clips, read_clip
 from clipvip_lib.data.transform import resize
 from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.clips import decode_ahead, list_clips, read_clip
 
 N, SIZE = 4, 32
 
@@ -171,7 +171,7 @@ def test_decoding_ahead_keeps_the_order_and_names_what_is_bad(tmp_path, workers)
 
 
 def test_few_clips_wait_and_no_thread_stays(tmp_path, monkeypatch):
-    from clipvip_lib.data import clips as module
+    from clipvip_lib.streams import clips as module
 
     asked = []
     read = module.read_clip

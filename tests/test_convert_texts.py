@@ -13,9 +13,9 @@ from clipvip_lib.cli import Parser
 from clipvip_lib.commands import convert_texts
 from clipvip_lib.data.corpora import write_corpus, write_shard
 from clipvip_lib.data.shards import read_shard
-from clipvip_lib.data.sidecars import read_sidecar
-from clipvip_lib.data.stream import ClipStream, expand
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.sidecars import read_sidecar
+from clipvip_lib.streams.stream import ClipStream, expand
 
 
 def run(*line):
@@ -216,6 +216,7 @@ def test_a_bad_argument_is_one_sentence(corpus, line, message):
 
 
 def test_the_command_needs_nothing_heavy():
-    code = "import sys, clipvip_lib.commands.convert_texts, clipvip_lib.data.shard_texts; print('torch' in sys.modules)"
+    modules = "clipvip_lib.commands.convert_texts, clipvip_lib.streams.shard_texts"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "False", done.stderr

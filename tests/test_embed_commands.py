@@ -18,8 +18,8 @@ from test_clips import sample, write_shard
 
 from clipvip_lib.cli import Parser
 from clipvip_lib.commands import embed, search
-from clipvip_lib.data.features import Features
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.folder import Features
 from clipvip_lib.models.clip_vip import ClipViP
 
 

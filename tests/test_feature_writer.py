@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipvip_lib.data.feature_writer import FeatureWriter
-from clipvip_lib.data.features import Features, write_parquet
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.folder import Features, write_parquet
+from clipvip_lib.features.writer import FeatureWriter
 
 HOW = {"kind": "videos", "weights": "w", "pretrained_tag": None, "checksum": "c", "stored": "float32"}
 
@@ -162,7 +162,7 @@ def test_chunks_and_odd_texts(tmp_path):
 
 KILLED = """
 import sys, numpy as np
-from clipvip_lib.data.feature_writer import FeatureWriter
+from clipvip_lib.features.writer import FeatureWriter
 how = dict(kind="videos", weights="w", pretrained_tag=None, checksum="c", stored="float32")
 row = np.eye(1, 512, dtype=np.float32)[0]
 with FeatureWriter(sys.argv[1], how, 3) as writer:

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from rank_checks import RECIPE, global_batch, gradient, relative, small_model
 from torch import nn
 
-from clipvip_lib import grad_cache, training
-from clipvip_lib.distributed import Ranks
-from clipvip_lib.distributed_training import prepare
+from clipvip_lib import training
+from clipvip_lib.distributed import grad_cache
+from clipvip_lib.distributed.loop import prepare
+from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.losses import LOSSES
 from clipvip_lib.models.checkpoints import adapt
@@ -110,6 +111,7 @@ def test_chunks_and_checkpoints_keep_less():
     assert kept_bytes(0, checkpointing=True) < 0.8 * plain
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of torch's compiler, about its own workings
 @pytest.mark.parametrize("checkpointing", (False, True))
 def test_a_compiled_model_has_the_same_gradient_and_names(monkeypatch, checkpointing):
@@ -119,6 +121,7 @@ def test_a_compiled_model_has_the_same_gradient_and_names(monkeypatch, checkpoin
     prepare(model, RECIPE, ONE)
     _, expected = of_a_step(model, global_batch(1), "V-S,C + F-C", 0)
     prepare(model, dataclasses.replace(RECIPE, compile=True, checkpointing=checkpointing), ONE)
+    torch._dynamo.reset()
     before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     for chunk in (0, 3):
         _, found = of_a_step(model, global_batch(1), "V-S,C + F-C", chunk)

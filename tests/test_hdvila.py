@@ -5,8 +5,9 @@ import json
 import lmdb
 import pytest
 
-from clipvip_lib.data import webvid
-from clipvip_lib.data.hdvila import (
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams import webvid
+from clipvip_lib.streams.hdvila import (
     Clip,
     ClipIds,
     LmdbTexts,
@@ -18,7 +19,6 @@ from clipvip_lib.data.hdvila import (
     seconds,
     write_download_list,
 )
-from clipvip_lib.errors import ClipVipError
 
 ID = "QMi8x8o55Ns"
 LINE = {

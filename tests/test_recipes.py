@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
+from clipvip_lib.distributed.recipes import FREE, RECIPES, SOURCES, TrainRecipe, get_recipe, source
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
-from clipvip_lib.recipes import FREE, RECIPES, SOURCES, TrainRecipe, get_recipe, source
 
 
 def test_the_authors_values():

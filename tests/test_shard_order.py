@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipvip_lib.data.shard_order import Order, Unit, deal
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.shard_order import Order, Unit, deal
 
 sizes = st.lists(st.integers(0, 9), min_size=1, max_size=9)
 buffers = st.sampled_from((0, 3, 20, 1000))

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from clipvip_lib.stop_signals import StopSignals
+from clipvip_lib.distributed.stop_signals import StopSignals
 
 
 def send(number):

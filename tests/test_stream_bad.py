@@ -9,9 +9,9 @@ from stream_cases import BAD, CLIPS, FAILED, SMALL, keys, make_bad_shard, make_c
 
 from clipvip_lib.data.corpora import write_shard
 from clipvip_lib.data.shards import read_shard
-from clipvip_lib.data.sidecars import read_sidecar, sidecar_path, write_sidecar
-from clipvip_lib.data.stream import ClipStream, expand
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
+from clipvip_lib.streams.stream import ClipStream, expand
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from stream_cases import BAD, CLIPS, SMALL, keys, make_bad_shard, make_corpus, resumed, same
 
-from clipvip_lib.data import decode_pool
 from clipvip_lib.data.shards import read_shard
-from clipvip_lib.data.stream import ClipStream, expand
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams import decode_pool
+from clipvip_lib.streams.stream import ClipStream, expand
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_bad_samples_are_skipped_with_workers_too(bad, tmp_path):
 def test_workers_end_when_their_parent_is_killed():
     code = """
 import sys
-from clipvip_lib.data.decode_pool import DecodePool, View
+from clipvip_lib.streams.decode_pool import DecodePool, View
 pool = DecodePool(View(2, 16, False, True), workers=1, slots=2)
 print(pool._workers[0].process.pid, flush=True)
 sys.stdin.read()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from clipvip_lib.data.text_files import read_texts
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.text_files import read_texts
 
 GOOD = {
     "lines.txt": ("a dog\nein Hund \n", [("1", "a dog"), ("2", "ein Hund")]),

@@ -11,17 +11,18 @@ import small_runs
 import torch
 from small_runs import SMALL, settings
 
-from clipvip_lib import cli, training, training_run
+from clipvip_lib import cli, training
 from clipvip_lib.data import corpora
 from clipvip_lib.data.frames import FrameStore
-from clipvip_lib.distributed import Ranks
+from clipvip_lib.distributed import run as training_run
+from clipvip_lib.distributed.batches import StoreBatches
+from clipvip_lib.distributed.ranks import Ranks
+from clipvip_lib.distributed.recipes import get_recipe
+from clipvip_lib.distributed.run_folder import read_metrics
+from clipvip_lib.distributed.stores import read_stores
 from clipvip_lib.models.checkpoints import load_checkpoint
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
-from clipvip_lib.rank_batches import StoreBatches
-from clipvip_lib.rank_stores import read_stores
-from clipvip_lib.recipes import get_recipe
-from clipvip_lib.run_folder import read_metrics
 
 
 @pytest.fixture(scope="module")

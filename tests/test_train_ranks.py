@@ -13,8 +13,8 @@ from small_runs import finish, settings, torchrun, train
 
 from clipvip_lib import cli
 from clipvip_lib.data import corpora
+from clipvip_lib.distributed.run_folder import read_metrics
 from clipvip_lib.progress import quiet
-from clipvip_lib.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow
 STEPS = 150  # of runs that are interrupted: seconds

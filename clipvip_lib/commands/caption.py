@@ -84,9 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from clipvip_lib.caption_shards import caption_shards
     from clipvip_lib.captioners import describe
-    from clipvip_lib.data.shard_index import expand
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.progress import Progress, quiet
+    from clipvip_lib.streams.shard_index import expand
 
     rank, ranks, local, locals_ = _ranks()
     shards = expand(arguments.shards)

@@ -72,15 +72,15 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     import sys
 
-    from clipvip_lib.data.shard_index import expand
-    from clipvip_lib.data.shard_texts import (
+    from clipvip_lib.progress import Progress
+    from clipvip_lib.streams.shard_index import expand
+    from clipvip_lib.streams.shard_texts import (
         convert,
         ids_by_span,
         ids_by_template,
         own_subtitles,
         source_texts,
     )
-    from clipvip_lib.progress import Progress
 
     kind = "captions" if arguments.captions else "texts"
     if arguments.own_subtitles:

@@ -75,12 +75,12 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from clipvip_lib.data.clips import list_clips
-    from clipvip_lib.data.features import write_parquet
-    from clipvip_lib.data.text_files import read_texts
-    from clipvip_lib.embedding import embed_texts, embed_videos, load_encoder
     from clipvip_lib.errors import ClipVipError
+    from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
+    from clipvip_lib.features.folder import write_parquet
+    from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.progress import Progress
+    from clipvip_lib.streams.clips import list_clips
 
     if not arguments.sources and arguments.texts is None:
         raise ClipVipError(

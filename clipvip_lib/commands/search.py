@@ -37,9 +37,9 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from clipvip_lib.data.features import Features
     from clipvip_lib.errors import ClipVipError
-    from clipvip_lib.search import PROBES, answer
+    from clipvip_lib.features.folder import Features
+    from clipvip_lib.features.search import PROBES, answer
 
     if not arguments.queries and not arguments.video:
         raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')

@@ -102,8 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     if arguments.show:
         return show(arguments, recipe_name)
-    from clipvip_lib import distributed
-    from clipvip_lib.training_run import train_as_told
+    from clipvip_lib.distributed import ranks as distributed
+    from clipvip_lib.distributed.run import train_as_told
 
     ranks = distributed.start(arguments.timeout)
     try:
@@ -133,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> str:
     """Whether the options go together; returns the recipe's name. Raises ClipVipError."""
-    from clipvip_lib.recipes import RECIPES
+    from clipvip_lib.distributed.recipes import RECIPES
 
     post = arguments.stage == "postpretrain"
     if post and not (arguments.shards or arguments.frames_store):
@@ -163,7 +163,7 @@ def show(arguments: argparse.Namespace, name: str) -> int:
     import dataclasses
     import json
 
-    from clipvip_lib.recipes import get_recipe, source
+    from clipvip_lib.distributed.recipes import get_recipe, source
 
     recipe = get_recipe(name, **dict(arguments.set))
     changed = dict(arguments.set)

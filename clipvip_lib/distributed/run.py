@@ -12,10 +12,13 @@ from pathlib import Path
 
 from clipvip_lib.captioning import captions_path
 from clipvip_lib.data.benchmarks import load_benchmark
-from clipvip_lib.data.stream import ClipStream, expand
-from clipvip_lib.distributed import Ranks, together
-from clipvip_lib.distributed_evaluation import encode_pairs, scores
-from clipvip_lib.distributed_training import Source, train
+from clipvip_lib.distributed.batches import StoreBatches, StreamBatches, own_rows
+from clipvip_lib.distributed.evaluation import encode_pairs, scores
+from clipvip_lib.distributed.loop import Source, train
+from clipvip_lib.distributed.ranks import Ranks, together
+from clipvip_lib.distributed.recipes import FREE, TrainRecipe, get_recipe
+from clipvip_lib.distributed.run_folder import TOKENIZER, RunFolder
+from clipvip_lib.distributed.stores import read_stores, split_pairs, store_shards, store_split
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_json
 from clipvip_lib.losses import needs
@@ -23,17 +26,14 @@ from clipvip_lib.models.checkpoints import TEMPORAL, load_checkpoint
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.progress import Progress, quiet
-from clipvip_lib.rank_batches import StoreBatches, StreamBatches, own_rows
-from clipvip_lib.rank_stores import read_stores, split_pairs, store_shards, store_split
-from clipvip_lib.recipes import FREE, TrainRecipe, get_recipe
-from clipvip_lib.run_folder import TOKENIZER, RunFolder
+from clipvip_lib.streams.stream import ClipStream, expand
 from clipvip_lib.training import Pairs
 
 
 def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks) -> None:
     """Run, or go on with, what the options of ``clipvip train`` say; the result is printed as JSON on the main rank.
 
-    Raises as ``distributed_training.train``, and ClipVipError for options, weights or data that are not right.
+    Raises as ``loop.train``, and ClipVipError for options, weights or data that are not right.
     """
     needs(arguments.loss)
     recipe = get_recipe(recipe_name, **dict(arguments.set))

@@ -17,10 +17,9 @@ from pathlib import Path
 import torch
 
 from clipvip_lib import __version__
-from clipvip_lib.data.clips import Clip
-from clipvip_lib.data.feature_writer import PART, FeatureWriter
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.writer import PART, FeatureWriter
 from clipvip_lib.models.checkpoints import load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
@@ -33,6 +32,7 @@ from clipvip_lib.models.encoding import (
     tokenizer_of,
 )
 from clipvip_lib.models.load_report import LoadReport
+from clipvip_lib.streams.clips import Clip
 
 Progress = Callable[[int, int, str], None]
 
@@ -118,7 +118,7 @@ def embed_videos(
     skip_bad: int = 0,
     progress: Progress = lambda done, total, note: None,
 ) -> dict:
-    """Write the features of clips (data/clips.py) to the folder ``out`` (data/features.py); returns its meta.json.
+    """Write the features of clips (streams/clips.py) to the folder ``out`` (features/folder.py); returns its meta.json.
 
     What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, and "key"
     in a shard; frames: how many the video shows.

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvip_lib.data.features import Features
-from clipvip_lib.embedding import encoder_of
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.embedding import encoder_of
+from clipvip_lib.features.folder import Features
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.models.encoding import encode_videos
 from clipvip_lib.retrieval import unit_rows

@@ -10,7 +10,7 @@
 What is exact after a resumption. On the same number of ranks everything: one CPU thread gives the same weights, bit
 for bit. On another number: weights, optimiser, step and schedule, and the batches where they come from a frame
 store (batch number ``step`` of the whole is a function of seed and step, and is dealt out anew); gradients are then
-the same up to the order of sums. Streams of shards go on as ``data/stream.py`` says.
+the same up to the order of sums. Streams of shards go on as ``streams/stream.py`` says.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pathlib import Path
 
 import torch
 
-from clipvip_lib.distributed import Ranks, together
+from clipvip_lib.distributed.ranks import Ranks, together
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, write_bytes
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer

@@ -11,11 +11,11 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from clipvip_lib.data.hdvila import ClipIds, LmdbTexts, read_captions_json, read_texts_jsonl
-from clipvip_lib.data.shard_index import Entry, index_shard
-from clipvip_lib.data.sidecars import read_sidecar, sidecar_path, write_sidecar
-from clipvip_lib.data.webvid import read_texts
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.hdvila import ClipIds, LmdbTexts, read_captions_json, read_texts_jsonl
+from clipvip_lib.streams.shard_index import Entry, index_shard
+from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
+from clipvip_lib.streams.webvid import read_texts
 
 Progress = Callable[[int, int, str], None]
 TextOf = Callable[[str, dict], str | None]  # from a sample's key and key.json to its text

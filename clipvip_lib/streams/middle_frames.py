@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.data.frames import JPEG, still
-from clipvip_lib.data.shard_index import Entry
 from clipvip_lib.data.shards import MEDIA
 from clipvip_lib.data.video import middle_index, read_frames
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.ofa import ofa_resize
+from clipvip_lib.streams.shard_index import Entry
 
 
 class NeverFetched(ClipVipError):

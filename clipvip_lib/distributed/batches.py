@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from clipvip_lib.data.video import uniform_indices
-from clipvip_lib.distributed import Ranks
+from clipvip_lib.distributed.ranks import Ranks
+from clipvip_lib.distributed.recipes import TrainRecipe
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
-from clipvip_lib.recipes import TrainRecipe
 from clipvip_lib.training import Batch, Batches, Pairs, Tokens
 
 
@@ -62,7 +62,7 @@ class StoreBatches:
 
 
 class Stream(Protocol):
-    """What is needed of data/stream.py's ClipStream."""
+    """What is needed of streams/stream.py's ClipStream."""
 
     def __iter__(self) -> Iterator: ...
     def state_dict(self) -> dict: ...

@@ -26,16 +26,15 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvip_lib.data.shard_index import Entry
-
 # Not public, and not made public: shards.py is part of the code version of stages that took hours to train.
 from clipvip_lib.data.shards import _sample as sample_of
 from clipvip_lib.data.video import middle_index, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.shard_index import Entry
 
 STUCK_SECONDS = 300.0  # a decoder that takes longer for one clip hangs (dmlc/decord issues 194, 269)
 # Not -m: what the worker sends would be of classes of __main__, which its parent does not know.
-MAIN = "from clipvip_lib.data.decode_pool import work; work()"
+MAIN = "from clipvip_lib.streams.decode_pool import work; work()"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 

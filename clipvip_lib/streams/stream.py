@@ -19,12 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvip_lib.data.decode_pool import DecodePool, Result, Task, View
-from clipvip_lib.data.shard_index import expand
-from clipvip_lib.data.shard_order import Drawn, Order
-from clipvip_lib.data.shard_set import ShardSet
-from clipvip_lib.data.skips import Books
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.decode_pool import DecodePool, Result, Task, View
+from clipvip_lib.streams.shard_index import expand
+from clipvip_lib.streams.shard_order import Drawn, Order
+from clipvip_lib.streams.shard_set import ShardSet
+from clipvip_lib.streams.skips import Books
 
 __all__ = ["ClipStream", "StreamedClip", "expand"]
 

@@ -20,12 +20,12 @@ import torch
 
 from clipvip_lib.data.frame_folders import is_frame_folder, read_frames
 from clipvip_lib.data.frames import JPEG, still
-from clipvip_lib.data.shard_index import expand, index_shard
 from clipvip_lib.data.shards import MEDIA
 from clipvip_lib.data.transform import resize
 from clipvip_lib.data.video import VideoError, uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.streams.shard_index import expand, index_shard
 
 SHARD = ".tar"
 IDS = ("name", "path")
@@ -71,7 +71,7 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
     """The clips of video files, folders (searched through), frame folders, shards and patterns of shards, in order.
 
     A folder's clips are sorted by path; one with pictures and no video in it is a frame folder. Shard patterns
-    (``{00000..00099}.tar``) are data/shard_index.py's. Samples of a shard without a video or picture
+    (``{00000..00099}.tar``) are streams/shard_index.py's. Samples of a shard without a video or picture
     (video2dataset's failed downloads) are no clips; hidden files neither.
 
     Args:

@@ -7,7 +7,7 @@ import torch
 
 from clipvip_lib import retrieval
 from clipvip_lib.data.frames import FrameStore
-from clipvip_lib.distributed import Ranks, gather_dealt, share
+from clipvip_lib.distributed.ranks import Ranks, gather_dealt, share
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.training import Pairs, encode_clips, encode_texts
 

@@ -18,13 +18,13 @@ from clipvip_lib.captioning import read_captions
 from clipvip_lib.data.benchmarks import Item
 from clipvip_lib.data.frames import FrameStore, write_store
 from clipvip_lib.data.shards import read_shard
-from clipvip_lib.distributed import Ranks, share, together
+from clipvip_lib.distributed.ranks import Ranks, share, together
+from clipvip_lib.distributed.recipes import TrainRecipe
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_json
 from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.progress import quiet
-from clipvip_lib.recipes import TrainRecipe
 from clipvip_lib.training import Pairs, Tokens
 
 PART = 64  # clips of a benchmark that are decoded into one file, by one rank; a kill loses at most so many

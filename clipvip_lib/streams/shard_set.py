@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from clipvip_lib.data.shard_index import Entry, scan_shard
-from clipvip_lib.data.sidecars import read_sidecar, sidecar_path
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.shard_index import Entry, scan_shard
+from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path
 
 WRITERS = {"captions": "`clipvip caption` writes them", "texts": "`clipvip convert-texts` writes them"}
 

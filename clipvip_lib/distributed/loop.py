@@ -18,13 +18,13 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from clipvip_lib import grad_cache
-from clipvip_lib.distributed import Ranks, noticing_loss, together
+from clipvip_lib.distributed import grad_cache
+from clipvip_lib.distributed.ranks import Ranks, noticing_loss, together
+from clipvip_lib.distributed.recipes import TrainRecipe
+from clipvip_lib.distributed.run_folder import RunFolder
+from clipvip_lib.distributed.stop_signals import StopSignals
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_vip import ClipViP
-from clipvip_lib.recipes import TrainRecipe
-from clipvip_lib.run_folder import RunFolder
-from clipvip_lib.stop_signals import StopSignals
 from clipvip_lib.training import MAX_LOGIT_SCALE, Batch, parameter_groups, schedule
 
 Progress = Callable[[int, int, str], None]
@@ -138,7 +138,9 @@ def prepare(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> None:
         enable = getattr(model, name, None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
     if recipe.compile:
-        # Layer by layer: compiled once for all layers of a tower, and the names of the weights stay.
+        # Layer by layer: compiled once for all layers of a tower, and the names of the weights stay. Videos, frames and
+        # texts, with and without gradients, are versions of one function: more than torch makes before it gives up.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         for tower in (model.vision_model, model.text_model):
             for layer in tower.encoder.layers:
                 layer.compile()

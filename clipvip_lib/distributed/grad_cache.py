@@ -20,7 +20,7 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from clipvip_lib.distributed import Ranks, gather, gather_plain
+from clipvip_lib.distributed.ranks import Ranks, gather, gather_plain
 from clipvip_lib.losses import needs, ocl_loss
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.training import Batch, Tokens, autocast, features

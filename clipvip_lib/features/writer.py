@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvip_lib.data.features import lines, read_part, write_part
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.features.folder import lines, read_part, write_part
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
 
 #: Settings that say where the weights lay; they may move, as long as the checksum stays.
