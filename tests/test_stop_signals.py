@@ -23,7 +23,10 @@ def test_a_signal_is_noted_and_the_first_one_counts(number):
     assert signal.getsignal(number) is before
 
 
-def test_who_is_not_patient_ends_at_the_second_one():
+def test_who_is_not_patient_ends_at_the_second_one(request):
+    # A shell starts what it runs in the background with SIGINT ignored: then "as usual" would be nothing at all
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     with StopSignals() as stop:
         send(signal.SIGINT)
         assert stop.number == signal.SIGINT
