@@ -9,10 +9,9 @@ from page_tables import require_same_numbers
 
 from clipvip_lib.claims import CLAIMS, VERDICTS
 from clipvip_lib.study.experiments import NOTEBOOKS
-from clipvip_lib.study.reference import FOLDER, SECOND
+from clipvip_lib.study.reference import FOLDER
 
 SEEDS = [0, 1, 2, 3, 4]
-OTHER_SEEDS = [5, 6, 7, 8, 9]
 
 
 def read(folder: Path, name: str):
@@ -53,11 +52,3 @@ def test_every_page_has_the_verdicts_of_claims_json():
 def test_the_runs_own_page_names_no_uncommitted_code():
     commits = {read(FOLDER, name)["run"]["commit"] for name in NOTEBOOKS}
     assert all(re.fullmatch("[0-9a-f]{12}", commit) for commit in commits), commits
-
-
-@pytest.mark.skipif(not SECOND.is_dir(), reason="no run with other seeds is kept")
-def test_other_seeds_are_compared():
-    rows = {row["id"]: row for row in read(SECOND, "claims") if row["verdict"] != "not run"}
-    assert {6, 7, 8, 9} <= set(rows) and all(row["seeds"] == OTHER_SEEDS for row in rows.values())
-    compared = {row["claim"]: row for row in read(FOLDER, "08_verdict")["numbers"]["other_seeds"]}
-    assert all(compared[number]["reference"] == row for number, row in rows.items())

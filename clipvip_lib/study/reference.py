@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = files.CHECKOUT / "reports" / "reference"
-SECOND = (
-    FOLDER / "other-seeds"
-)  # the same study with seeds of its own, for the claims on attention and losses
 CLAIMS = "results/claims.json"
 
 
@@ -32,19 +29,30 @@ def read(folder: Path = FOLDER) -> dict | None:
 
 
 def beside(claims: list[dict], profile: str, reference: dict | None) -> list[dict]:
-    """A row for each of a page's verdicts that the reference has too: both, and whether they agree.
+    """A page's verdicts beside those of the reference: ``compared``.
 
-    Nothing for another profile: a verdict at ``smoke`` has nothing to agree with. "Agree" is the same verdict;
-    "disagree" is reproduced against contradicted; else one of the two is undecided.
+    Nothing for another profile: a verdict at ``smoke`` has nothing to agree with.
     """
     if reference is None or reference["profile"] != profile:
         return []
-    rows = []
-    for here in claims:
-        there = reference["claims"].get(here["id"])
-        if there is not None:
-            rows.append({"claim": here["id"], "here": here, "reference": there, "agree": _agree(here, there)})
-    return rows
+    return compared(claims, reference["claims"])
+
+
+def compared(here: list[dict], there: dict[int, dict]) -> list[dict]:
+    """A row for each claim that both have: both rows of claims.json, and whether they agree.
+
+    "Agree" is the same verdict; "disagree" is reproduced against contradicted; else one of the two is undecided.
+    """
+    return [
+        {
+            "claim": row["id"],
+            "here": row,
+            "reference": there[row["id"]],
+            "agree": _agree(row, there[row["id"]]),
+        }
+        for row in here
+        if row["id"] in there
+    ]
 
 
 def _agree(here: dict, there: dict) -> str:
@@ -55,7 +63,7 @@ def _agree(here: dict, there: dict) -> str:
 
 
 def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.DataFrame:
-    """``beside`` as a table for people: both verdicts, effects with their intervals, seeds, and whether they agree."""
+    """``compared`` as a table: both verdicts, effects with their intervals, seeds, whether they agree."""
     import pandas as pd
 
     from clipvip_lib.study.evidence import effect_text
@@ -86,18 +94,18 @@ def section(rows: list[dict]) -> str:
     )
 
 
-def in_words(rows: list[dict], other: str = "the reference") -> str:
+def in_words(rows: list[dict], here: str = "This run", there: str = "the reference") -> str:
     """Whether the verdicts agree, and what to look at where they do not."""
     opposite = [str(row["claim"]) for row in rows if row["agree"] == "disagree"]
     undecided = [str(row["claim"]) for row in rows if row["agree"] == "one is undecided"]
     if opposite:
         return (
-            f"This run and {other} say opposite things of claim {', '.join(opposite)}. Look at the seeds "
+            f"{here} and {there} say opposite things of claim {', '.join(opposite)}. Look at the seeds "
             "first: few seeds can mislead; then at versions and machine in the foot of the page."
         )
     if undecided:
         return (
-            f"Of claim {', '.join(undecided)} one of the two runs is undecided and the other is not, most often "
-            f"for the number of seeds; no verdict is the opposite of that of {other}."
+            f"Of claim {', '.join(undecided)} one of the two is undecided and the other is not, most often "
+            f"for the number of seeds; no verdict is the opposite of that of {there}."
         )
-    return f"Every verdict is that of {other}."
+    return f"Every verdict is that of {there}."
