@@ -33,14 +33,14 @@ SMALL = {
 }  # fmt: skip
 
 
-def write_model(folder: Path, seed: int = 0) -> Path:
+def write_model(folder: Path, seed: int = 0, **changes) -> Path:
     """A CLIP-ViP of two narrow layers, with its tokenizer, as save_pretrained writes it."""
     tokenizer = ClipTokenizer.for_texts(language.vocabulary(), 24)
     torch.manual_seed(seed)
     model = ClipViP(
         ClipViPConfig.small(
             width=16, layers=2, heads=2, image_size=24, patch_size=12, vocab_size=tokenizer.vocab_size,
-            context_length=24, embed_dim=16, proxies=2, frames=3,
+            context_length=24, embed_dim=16, **({"proxies": 2, "frames": 3} | changes),
         )
     )  # fmt: skip
     model.save_pretrained(folder)

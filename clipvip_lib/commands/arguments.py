@@ -32,7 +32,7 @@ def folder(text: str) -> str:
 def assignment(text: str) -> tuple[str, object]:
     """``name=value``; the value is JSON where it can be (numbers, lists, true), else text."""
     name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
+    if not equals or not all(part.isidentifier() for part in name.split(".")):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, such as data_root=/data, got {text!r}")
     try:
         return name, json.loads(value)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 
 from clipvip_lib import retrieval
 from clipvip_lib.data.frames import FrameStore
 from clipvip_lib.distributed.ranks import Ranks, gather_dealt, share
+from clipvip_lib.files import atomic_path
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.training import Pairs, encode_clips, encode_texts
 
@@ -53,11 +56,34 @@ def encode_pairs(
     return together[0], together[1], owner
 
 
-def scores(text: np.ndarray, video: np.ndarray, owner: np.ndarray) -> dict[str, dict]:
+Ranked = dict[str, dict[str, retrieval.Ranks]]
+
+
+def ranked(text: np.ndarray, video: np.ndarray, owner: np.ndarray) -> Ranked:
+    """The ranks of every query: {"simple": {"text_to_video": .., "video_to_text": ..}, "dsl": ..}."""
+    return {scoring: retrieval.retrieve(text, video, owner, scoring=scoring) for scoring in ("simple", "dsl")}
+
+
+def scores(found: Ranked) -> dict[str, dict]:
     """{"simple": .., "dsl (transductive)": ..}, each {"text_to_video": metrics, "video_to_text": metrics}."""
-    found = {}
-    for scoring in ("simple", "dsl"):
-        label = scoring + " (transductive)" * retrieval.SCORINGS[scoring].transductive
-        both = retrieval.retrieve(text, video, owner, scoring=scoring)
-        found[label] = {direction: retrieval.metrics(ranks) for direction, ranks in both.items()}
-    return found
+    return {
+        scoring + " (transductive)" * retrieval.SCORINGS[scoring].transductive: {
+            direction: retrieval.metrics(ranks) for direction, ranks in both.items()
+        }
+        for scoring, both in found.items()
+    }
+
+
+def write_ranks(folder: Path, found: Ranked, text: np.ndarray, video: np.ndarray, owner: np.ndarray) -> None:
+    """What every query gave, for comparing two runs query by query: ranks.npz ("DIRECTION/SCORING/COLUMN", the columns
+    of ``retrieval.Ranks``) and features.npz (float16: text [Q, E], video [C, E]; owner [Q])."""
+    arrays = {
+        f"{direction}/{scoring}/{column}": getattr(ranks, column)
+        for scoring, both in found.items()
+        for direction, ranks in both.items()
+        for column in ("better", "tied", "positives")
+    }
+    features = {"text": text.astype(np.float16), "video": video.astype(np.float16), "owner": owner}
+    for name, kept in (("ranks.npz", arrays), ("features.npz", features)):
+        with atomic_path(folder / name) as partial, partial.open("wb") as stream:
+            np.savez_compressed(stream, **kept)

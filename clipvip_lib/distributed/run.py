@@ -13,7 +13,7 @@ from pathlib import Path
 from clipvip_lib.captioning import captions_path
 from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.distributed.batches import StoreBatches, StreamBatches, own_rows
-from clipvip_lib.distributed.evaluation import encode_pairs, scores
+from clipvip_lib.distributed.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.distributed.loop import Source, train
 from clipvip_lib.distributed.ranks import Ranks, together
 from clipvip_lib.distributed.recipes import FREE, TrainRecipe, get_recipe
@@ -66,6 +66,7 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
                 "steps": recipe.steps,
                 "clips_a_step": recipe.batch,
                 "ranks": ranks.size,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
                 "seconds": round(time.monotonic() - started, 2),
                 "model": str(out / "model"),
                 **({"evaluations": run.evaluations, "best_step": run.best_step()} if evaluate else {}),
@@ -211,10 +212,15 @@ def _finetuning(
         return encode_pairs(model, splits[split], recipe.frames, ranks, recipe.bfloat16)
 
     def evaluate(model: ClipViP) -> float:
-        return scores(*encoded(model, "val"))["simple"]["text_to_video"]["R@1"]
+        return scores(ranked(*encoded(model, "val")))["simple"]["text_to_video"]["R@1"]
 
     def score(model: ClipViP) -> dict:
-        return {"test": scores(*encoded(model, "test")), **({"missing": notes} if notes else {})}
+        features = encoded(model, "test")
+        found = ranked(*features)
+        with together(ranks):
+            if ranks.main:
+                write_ranks(Path(arguments.out), found, *features)
+        return {"test": scores(found), **({"missing": notes} if notes else {})}
 
     return recipe, StoreBatches(splits["train"], "V-S", recipe, arguments.seed, ranks), evaluate, score
 

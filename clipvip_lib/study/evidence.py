@@ -54,12 +54,17 @@ def stages_of(profile: Profile, arm: str, benchmark: str, seeds: Sequence[int]) 
     return [experiments.finetuned(profile, which, benchmark, seed, step) for seed in seeds]
 
 
+def stages_at_hand(profile: Profile, arm: str, benchmark: str, seeds: Sequence[int]) -> list[Stage]:
+    """As ``stages_of``, but none if their data or weights are not at hand."""
+    return experiments.at_hand(lambda: stages_of(profile, arm, benchmark, seeds))
+
+
 def evidence(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Contrast, object]:
     """Evidence for every contrast whose stages have all run."""
     tables: dict[Measure, np.ndarray] = {}
     for arm, benchmark in experiments.scored_arms(profile):
-        stages = stages_of(profile, arm, benchmark, seeds)
-        if all(stage.done(home) for stage in stages):
+        stages = stages_at_hand(profile, arm, benchmark, seeds)
+        if stages and all(stage.done(home) for stage in stages):
             tables[Measure(arm, benchmark)] = hits(stages, home=home)
             if arm == "clip-vip":
                 tables[Measure(arm, benchmark, scoring="dsl")] = hits(stages, home=home, scoring="dsl")
@@ -68,14 +73,16 @@ def evidence(profile: Profile, seeds: Sequence[int], home: Path | None = None) -
 
 def _gap_evidence(profile: Profile, seeds: Sequence[int], home: Path | None) -> Mapping[Contrast, object]:
     """Differences of NMI (subtitles minus another source), pooled over the seeds' text encoders."""
-    stages = [experiments.language_gap(profile, seed) for seed in seeds]
-    if not all(stage.done(home) for stage in stages):
+    stages = experiments.at_hand(lambda: [experiments.language_gap(profile, seed) for seed in seeds])
+    if not stages or not all(stage.done(home) for stage in stages):
         return {}
     found = {}
     rows = [row for stage in stages for row in stage.result(home)["differences"]]
     for source in ("alt-text", "caption pairs", "ofa captions"):
         for benchmark in BENCHMARKS:
             chosen = [row for row in rows if (row["source"], row["benchmark"]) == (source, benchmark)]
+            if not chosen:  # a source of real texts that is not at hand
+                continue
             each = [
                 intervals.from_interval(row["effect"], row["low"], row["high"], queries=row["queries"])
                 for row in chosen
@@ -106,19 +113,21 @@ def score(
 def score_frame(
     profile: Profile, seeds: Sequence[int], arms: Sequence[str], home: Path | None = None
 ) -> pd.DataFrame:
-    """R@1 of arms on both benchmarks: columns arm, benchmark, R@1, low, high (95 %), queries, parameters."""
+    """R@1 of the arms at hand: columns arm, benchmark, R@1, low, high (95 %), queries, parameters."""
     import pandas as pd
 
     rows = []
     for benchmark in BENCHMARKS:
         for arm in arms:
-            stages = stages_of(profile, arm, benchmark, seeds)
+            if not (stages := stages_at_hand(profile, arm, benchmark, seeds)):
+                continue
             found = score(stages, home=home)
             low, high = max(found.low, 0.0), min(found.high, 100.0)
             numbers = {"R@1": found.effect, "low": low, "high": high, "queries": found.queries}
             parameters = stages[0].result(home)["parameters"]
             rows.append({"arm": arm, "benchmark": benchmark, **numbers, "parameters": parameters})
-    return pd.DataFrame(rows)
+    columns = ["arm", "benchmark", "R@1", "low", "high", "queries", "parameters"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def rates_frame(profile: Profile, slugs: Mapping[str, str]) -> pd.DataFrame:
@@ -333,14 +342,15 @@ def in_a_line(found: Sequence[Verdict]) -> str:
 
 def basis(profile: Profile, seeds: Sequence[int]) -> str:
     """What the intervals of a page cover, said openly: how many seeds, how many queries, which profile."""
-    listed, queries = ", ".join(map(str, seeds)), profile.world.test
+    listed = ", ".join(map(str, seeds))
+    queries = "the" if experiments.is_real(profile) else f"{profile.world.test:,}"
     if len(seeds) == 1:
         text = (
-            f"One seed ({listed}) and {queries:,} test queries a benchmark: intervals say how these trained "
+            f"One seed ({listed}) and {queries} test queries a benchmark: intervals say how these trained "
             "models would do on other queries, not what another seed would train. Verdicts are provisional."
         )
     else:
-        text = f"{len(seeds)} seeds ({listed}), {queries:,} test queries a benchmark: intervals cover both."
+        text = f"{len(seeds)} seeds ({listed}), {queries} test queries a benchmark: intervals cover both."
     if profile.name == "smoke":
         text += " The smoke profile trains for seconds, to test the machinery: its numbers mean nothing."
     return text

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from clipvip_lib.claims import CORPORA, LOSS_ARMS, checkpoint
@@ -22,7 +23,7 @@ from clipvip_lib.data import corpora
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import unknown
-from clipvip_lib.profiles import Profile, require_runnable
+from clipvip_lib.profiles import Profile
 from clipvip_lib.study import rates
 from clipvip_lib.study.stages import Stage
 
@@ -80,6 +81,26 @@ def loss_arms() -> dict[str, Arm]:
     return {loss: Arm("proxy", 4, loss) for loss in LOSS_ARMS}
 
 
+def stages_of_profile(build: Callable) -> Callable:
+    """A function that makes stages, once for each of its arguments. What it says is about the embedded world; for a
+    `RealProfile` the function of the same name in real_stages.py takes its place."""
+
+    @functools.cache
+    @functools.wraps(build)
+    def made(profile: Profile, *which, **named):
+        if is_real(profile):
+            build_real = getattr(importlib.import_module("clipvip_lib.study.real_stages"), build.__name__)
+            return build_real(profile, *which, **named)
+        return build(profile, *which, **named)
+
+    return made
+
+
+def is_real(profile: Profile) -> bool:
+    """Whether the profile is of real corpora at hand, not of the embedded world."""
+    return hasattr(profile, "at_hand")
+
+
 # ---------------------------------------------------------------------------------------- the world, as files
 
 
@@ -133,7 +154,7 @@ def corpus(profile: Profile, name: str) -> list[Stage]:
     ]
 
 
-@functools.cache
+@stages_of_profile
 def benchmark(profile: Profile, name: str) -> Stage:
     """A downstream set: videos and annotations."""
     world = profile.world
@@ -162,7 +183,7 @@ def shard_frames(profile: Profile, name: str) -> list[Stage]:
     ]
 
 
-@functools.cache
+@stages_of_profile
 def benchmark_frames(profile: Profile, name: str) -> Stage:
     """Decoded frames and texts of a downstream set."""
     config = {"name": name, **_decoding(profile, profile.model.cached_frames)}
@@ -185,7 +206,7 @@ def captioner(profile: Profile) -> Stage:
     return Stage("captioner", STEPS + "train_captioner", config, inputs, code, cost)
 
 
-@functools.cache
+@stages_of_profile
 def captions(profile: Profile) -> list[Stage]:
     """OFA's captions of the middle frames of hdvila-100m, shard by shard."""
     shards = corpus(profile, LARGEST)
@@ -215,7 +236,7 @@ def caption_check(profile: Profile) -> Stage:
 # -------------------------------------------------------------------------------------------------- training
 
 
-@functools.cache
+@stages_of_profile
 def clip(profile: Profile, seed: int) -> Stage:
     """The mini CLIP: image-text pre-training."""
     config = {
@@ -235,7 +256,7 @@ def snapshots(profile: Profile) -> list[int]:
     return [round(steps * (point + 1) / points) for point in range(points)]
 
 
-@functools.cache
+@stages_of_profile
 def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
     """An arm after post-pretraining."""
     config = {
@@ -258,7 +279,7 @@ def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
     )
 
 
-@functools.cache
+@stages_of_profile
 def finetuned(
     profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | None = None, rate: float | None = None
 ) -> Stage:
@@ -293,7 +314,7 @@ def finetuned(
     )
 
 
-@functools.cache
+@stages_of_profile
 def zero_shot(profile: Profile, arm: Arm, name: str, seed: int) -> Stage:
     """An arm scored on a benchmark's test split without fine-tuning."""
     config = dict(finetuned(profile, arm, name, seed).config)
@@ -329,7 +350,7 @@ def order_probes(profile: Profile, seed: int) -> Stage:
 # -------------------------------------------------------------------------------------------- gap and cost
 
 
-@functools.cache
+@stages_of_profile
 def language_gap(profile: Profile, seed: int) -> Stage:
     """NMI of every source of texts with both benchmarks."""
     config = {"texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": seed}
@@ -386,15 +407,6 @@ def candidates(profile: Profile, seed: int) -> dict[str, dict[float, Stage]]:
     }
 
 
-def curve(profile: Profile, seed: int) -> dict[tuple[str, int], Stage]:
-    """01: each corpus, fine-tuned on msrvtt from every snapshot: {(corpus, step): stage}."""
-    return {
-        (name, step): finetuned(profile, Arm(corpus=name), "msrvtt", seed, step)
-        for name in CORPORA
-        for step in snapshots(profile)
-    }
-
-
 def scored_arms(profile: Profile) -> dict[tuple[str, str], tuple[Arm, int | None]]:
     """Every arm that a claim names, by (name of the claim's arm, benchmark): the arm and the snapshot."""
     first, last = snapshots(profile)[0], snapshots(profile)[-1]
@@ -410,37 +422,65 @@ def scored_arms(profile: Profile) -> dict[tuple[str, str], tuple[Arm, int | None
 
 
 def stages_for(notebook: str, profile: Profile, seeds: Sequence[int]) -> list[Stage]:
-    """The stages whose results a notebook reads. Raises ClipVipError for an unknown notebook, or ``paper``."""
+    """The stages whose results a notebook reads; of real corpora those whose data are at hand.
+
+    Raises ClipVipError for an unknown notebook.
+    """
     if notebook not in NOTEBOOKS:
         raise unknown("notebook", notebook, NOTEBOOKS)
-    require_runnable(profile)
     number = notebook[:2]
     if number in ("07", "08"):  # the bill and the verdict are about everything
         every = [stage for other in NOTEBOOKS[:7] for stage in stages_for(other, profile, seeds)]
-        return [cost(profile), *{stage.name: stage for stage in every}.values()]
-    found: list[Stage] = []
+        bill = [] if is_real(profile) else [cost(profile)]
+        return [*bill, *{stage.name: stage for stage in every}.values()]
+    wanted = [*_wanted(number, profile, seeds)]
+    if not is_real(profile):
+        wanted += _of_the_world(number, profile, seeds)
+    return [stage for build in wanted for stage in at_hand(build)]
+
+
+def at_hand(build: Callable[[], Stage | list[Stage]]) -> list[Stage]:
+    """The stages that a call makes; none if what they need is not at hand."""
+    from clipvip_lib.study.real_profile import NotAtHand
+
+    try:
+        made = build()
+    except NotAtHand:
+        return []
+    return made if isinstance(made, list) else [made]
+
+
+def _wanted(number: str, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
+    """What a notebook asks of any profile, as calls that make stages."""
+    ask = functools.partial
     for seed in seeds:
-        if number == "00":
-            found += [finetuned(profile, BASELINE, "msrvtt", seed), benchmark(profile, "msrvtt")]
-            found.append(order_probes(profile, seed))
-        elif number == "01":
-            found += [*curve(profile, seed).values(), finetuned(profile, BASELINE, "msrvtt", seed)]
-        elif number in ("02", "03"):
-            found.append(language_gap(profile, seed))
-        elif number == "06":
-            for arm in (BASELINE, METHOD):
-                for name in BENCHMARKS:
-                    found += [finetuned(profile, arm, name, seed), zero_shot(profile, arm, name, seed)]
+        if number in ("00", "01"):
+            yield ask(finetuned, profile, BASELINE, "msrvtt", seed)
+        if number == "01":
+            for name, step in itertools.product(CORPORA, snapshots(profile)):
+                yield ask(finetuned, profile, Arm(corpus=name), "msrvtt", seed, step)
+        if number in ("02", "03"):
+            yield ask(language_gap, profile, seed)
+        if number in ("04", "05"):
+            arms = attention_arms(profile) if number == "04" else loss_arms()
+            for arm, name in itertools.product(arms.values(), BENCHMARKS):
+                yield ask(finetuned, profile, arm, name, seed)
+        if number == "06":
+            for arm, name in itertools.product((BASELINE, METHOD), BENCHMARKS):
+                yield ask(finetuned, profile, arm, name, seed)
+                yield ask(zero_shot, profile, arm, name, seed)
     if number == "03":
-        found += [caption_check(profile), captioner(profile), *captions(profile)]
-    if number in ("04", "05"):
-        found += _ablation(profile, attention_arms(profile) if number == "04" else loss_arms(), seeds)
-    if number in ("04", "05", "06"):
-        found += [benchmark(profile, name) for name in BENCHMARKS]
-    return found
+        yield ask(captions, profile)
+    if number in ("00", "04", "05", "06"):
+        for name in BENCHMARKS if number != "00" else ("msrvtt",):
+            yield ask(benchmark, profile, name)
 
 
-def _ablation(profile: Profile, arms: dict[str, Arm], seeds: Sequence[int]) -> list[Stage]:
-    return [
-        finetuned(profile, arm, name, seed) for seed in seeds for arm in arms.values() for name in BENCHMARKS
-    ]
+def _of_the_world(number: str, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
+    """What a notebook asks of the embedded world only: what is there to see, and whether order can be told."""
+    if number == "00":
+        for seed in seeds:
+            yield functools.partial(order_probes, profile, seed)
+    if number == "03":
+        yield functools.partial(caption_check, profile)
+        yield functools.partial(captioner, profile)

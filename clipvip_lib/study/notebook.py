@@ -10,10 +10,13 @@ progress) belong in cells tagged ``nbval-ignore-output``; everything else is the
 from __future__ import annotations
 
 import fnmatch
+import functools
 import html
 import os
 import random
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,26 +30,40 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+STUDY = "_study_"  # the name of the running study in a notebook's namespace
 RESULTS_MIME = "application/vnd.clipvip.results+json"
 
 
 def start(
-    name: str, *, profile: str, seeds: list[int], plan: Plan | None = None, home: Path | None = None
+    name: str,
+    *,
+    profile: str,
+    seeds: list[int],
+    at_hand: Mapping[str, object] | None = None,
+    plan: Plan | None = None,
+    home: Path | None = None,
 ) -> Study:
     """Check the parameters, seed the random generators, show the provenance header.
 
+    at_hand: for the profile ``paper``, where data and weights are: {"data_root": .., "weights": .., "ofa": ..}. What
+    the notebook lacks of them is shown.
+
     Raises ClipVipError for an unknown notebook or profile and for seeds that are no distinct whole numbers.
     """
-    return Study(name, profile, seeds, plan or study_plan(), home or files.home())
+    plan = plan or study_plan()
+    sized = plan.profile(profile, at_hand) if at_hand else plan.profile(profile)
+    return Study(name, profile, sized, seeds, plan, home or files.home())
 
 
 class Study:
     """One notebook's view of the study. Fields: name, profile (the profile itself), seeds, home, plan."""
 
-    def __init__(self, name: str, profile: str, seeds: list[int], plan: Plan, home: Path):
+    def __init__(
+        self, name: str, profile_name: str, profile: object, seeds: list[int], plan: Plan, home: Path
+    ):
         self.name = plan.find(name)
         self.seeds = check_seeds(seeds)
-        self.profile_name, self.profile = profile, plan.profile(profile)
+        self.profile_name, self.profile = profile_name, profile
         self.plan, self.home = plan, home
         self._stages: list[Stage] | None = None
         self._tables: dict[str, object] = {}
@@ -55,6 +72,8 @@ class Study:
         seed_everything(self.seeds[0])
         quiet_libraries()
         self._show_provenance("header")
+        self._show_lacks()
+        self._leave_out_cells()
 
     # --- reading stages ---------------------------------------------------------------------------------
 
@@ -109,6 +128,18 @@ class Study:
         outcomes = run_stages([*own, *wanted], self.home)
         if not all(stage.done(self.home) for stage in wanted):
             raise_failures(outcomes)
+
+    def has(self, *stages: Stage | str) -> bool:
+        """Whether the study has all of these stages (or, for a pattern, any that fits); of real corpora it has those
+        whose data are at hand."""
+        names = [stage.name for stage in self.stages]
+        wanted = [stage if isinstance(stage, str) else stage.name for stage in stages]
+        return all(fnmatch.filter(names, pattern) for pattern in wanted)
+
+    @property
+    def of_the_world(self) -> bool:
+        """Whether the data are the embedded world, of which is known what is there to see."""
+        return not hasattr(self.profile, "at_hand")
 
     # --- showing ----------------------------------------------------------------------------------------
 
@@ -174,6 +205,68 @@ class Study:
             }
         )
 
+    # --- what real corpora lack -------------------------------------------------------------------------
+
+    def _leave_out_cells(self) -> None:
+        """From now on a cell whose first line is ``# needs: ...`` says so instead of failing where that is not there:
+        ``world`` (the embedded one), or patterns of stages. IPython rewrites the cell, so this holds in JupyterLab,
+        papermill and nbval alike."""
+        from IPython import get_ipython
+
+        if (shell := get_ipython()) is None:
+            return
+        sys.modules["__main__"].__dict__[STUDY] = self
+        shell.input_transformers_cleanup[:] = [
+            *(f for f in shell.input_transformers_cleanup if not isinstance(f, _LeaveOut)),
+            _LeaveOut(self),
+        ]
+
+    def left_out(self, wanted: str, records: bool) -> None:
+        """Say that a cell is left out, and why; where it would record results, record that it did not run."""
+        missing = [name for name in wanted.split(", ") if not self._there(name)]
+        why = (
+            "it looks into the embedded world"
+            if missing == ["world"]
+            else f"not at hand: {', '.join(self.lacks) or ', '.join(missing)}"
+        )
+        if records:
+            from clipvip_lib.study import evidence
+
+            judged = evidence.verdicts(self.profile, self.seeds, self.name, self.home)
+            self.record(headline=f"Not run, {why}", claims=[verdict.row() for verdict in judged])
+        else:
+            _display({"text/markdown": f"*Left out: {why}.*", "text/plain": f"Left out: {why}."})
+
+    def _there(self, name: str) -> bool:
+        return self.of_the_world if name == "world" else self.has(name)
+
+    @functools.cached_property
+    def lacks(self) -> list[str]:
+        """Data and weights that this notebook could use and that are not at hand."""
+        if self.of_the_world:
+            return []
+        from clipvip_lib.profiles import get_profile
+        from clipvip_lib.study import data_at_hand, paper_plan
+
+        rows = paper_plan.works(get_profile(self.profile_name), self.seeds, self.profile.settings)
+        number = self.name.split("_")[0]
+        numbers = paper_plan.READERS if number not in paper_plan.READERS else (number,)
+        found = [data_at_hand.missing_of(each, rows, self.profile.at_hand) for each in numbers]
+        return [name for name in self.profile.at_hand if any(name in names for names in found)]
+
+    def _show_lacks(self) -> None:
+        if self.of_the_world:
+            return
+        import pandas as pd
+
+        rows = [
+            {"what": need.name, "where": need.where, "at hand": need.state}
+            for name, need in self.profile.at_hand.items()
+            if name in self.lacks
+        ]
+        if rows:
+            self.table(pd.DataFrame(rows), "This notebook lacks, and goes on without")
+
     def footer(self) -> None:
         """Show the provenance foot."""
         self._show_provenance("footer")
@@ -187,6 +280,20 @@ class Study:
         items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in lines)
         text = "\n".join(f"{label}: {text}" for label, text in lines)
         _display({"text/html": f'<dl class="provenance {where}">{items}</dl>', "text/plain": text})
+
+
+class _LeaveOut:
+    """IPython's input transformer behind ``# needs: ...``."""
+
+    def __init__(self, study: Study):
+        self.study = study
+
+    def __call__(self, lines: list[str]) -> list[str]:
+        found = re.fullmatch(r"# needs: (.+)", lines[0].strip()) if lines else None
+        if not found or all(self.study._there(name) for name in found[1].split(", ")):
+            return lines
+        records = any(line.startswith("study.record(") for line in lines)
+        return [f"{STUDY}.left_out({found[1]!r}, {records})\n"]
 
 
 def seed_everything(seed: int) -> None:

@@ -25,6 +25,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.progress import duration
 from clipvip_lib.study import reference
 from clipvip_lib.study.board import Board
+from clipvip_lib.study.machine import gpus
 from clipvip_lib.study.page_stage import bare, page_stage
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.publish import publish
@@ -60,12 +61,14 @@ def reproduce(
     """
     stream = stream or sys.stdout
     plan, notebooks = plan or study_plan(), notebooks or files.CHECKOUT / "notebooks"
-    sized, seeds = plan.profile(profile), check_seeds(list(seeds))
+    at_hand, further = split_settings(profile, dict(set or {}))
+    sized, seeds = plan.profile(profile, **at_hand), check_seeds(list(seeds))
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
     check_workers(workers)
     home = require_room(home or files.home())
     out = require_room(out or files.CHECKOUT / "reports")
-    parameters = check_notebooks(notebooks, names, {"profile": profile, "seeds": seeds}, dict(set or {}))
+    always = {"profile": profile, "seeds": seeds, **at_hand}
+    parameters = check_notebooks(notebooks, names, always, further)
     with only_run(home):
         record = _log(home)
         start = time.monotonic()
@@ -85,7 +88,7 @@ def reproduce(
             outcomes = run_stages(
                 pages.values(),
                 home,
-                workers=workers,
+                workers=1 if at_hand else workers,  # a training takes all GPUs
                 board=lambda total, count: Board(total, count, record=record, stream=stream),
             )
         except BaseException as error:
@@ -100,6 +103,14 @@ def reproduce(
 
 
 # --- checks before anything runs --------------------------------------------------------------------------
+
+
+def split_settings(profile: str, given: dict) -> tuple[dict, dict]:
+    """``--set`` at ``paper`` says where data and weights are, which notebooks take as one parameter ``at_hand``; the
+    number of GPUs is written out, for a page's own process sees but one."""
+    if profile != "paper":
+        return {}, given
+    return {"at_hand": {"gpus": max(1, len(gpus()))} | given}, {}
 
 
 def require_room(folder: str | Path) -> Path:

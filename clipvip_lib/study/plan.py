@@ -6,11 +6,11 @@ The study itself is clipvip_lib/study/experiments.py; tests bring a small one of
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.profiles import get_profile, require_runnable
+from clipvip_lib.profiles import get_profile
 from clipvip_lib.study.stages import Stage
 
 
@@ -19,12 +19,13 @@ class Plan:
     """A study, for those who run it.
 
     notebooks: their names in order. stages_for(notebook, profile, seeds): the stages that a notebook reads.
-    profile(name): the profile of that name; raises ClipVipError for an unknown one.
+    profile(name, at_hand): the profile of that name, with data and weights at hand for those that need them; raises
+    ClipVipError for an unknown one.
     """
 
     notebooks: Sequence[str]
     stages_for: Callable[[str, object, list[int]], list[Stage]]
-    profile: Callable[[str], object]
+    profile: Callable[..., object]
 
     def find(self, name: str) -> str:
         """The notebook that a full name or its number (``04``) means. Raises ClipVipError for another."""
@@ -41,10 +42,16 @@ def study_plan() -> Plan:
     return Plan(experiments.NOTEBOOKS, experiments.stages_for, _runnable_profile)
 
 
-def _runnable_profile(name: str) -> object:
-    profile = get_profile(name)
-    require_runnable(profile)
-    return profile
+def _runnable_profile(name: str, at_hand: Mapping[str, object] | None = None) -> object:
+    """A profile of the embedded world, or `RealProfile` for ``paper``. Raises ClipVipError for a wrong setting."""
+    real = importlib.import_module("clipvip_lib.study.real_profile")
+    if name == real.NAME:
+        return real.RealProfile.of(at_hand or {})
+    if at_hand:
+        raise ClipVipError(
+            f"profile {name!r} makes its own data: expected no {', '.join(at_hand)}; leave it out, or take 'paper'"
+        )
+    return get_profile(name)
 
 
 def check_seeds(seeds: object) -> list[int]:

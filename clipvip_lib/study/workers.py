@@ -347,6 +347,7 @@ def worker_environment(home: Path, slot: int, count: int) -> dict[str, str]:
     environment["TMPDIR"] = str(_temporary_files(home))  # a killed kernel leaves its connection file
     if cards:
         environment["CUDA_VISIBLE_DEVICES"] = cards[slot % len(cards)]
+        environment.setdefault("CLIPVIP_ALL_GPUS", ",".join(cards))  # for trainings under torchrun
     return environment
 
 

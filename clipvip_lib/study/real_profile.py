@@ -1,0 +1,101 @@
+"""The profile ``paper`` with data and weights at hand: what ``reproduce --profile paper --set NAME=VALUE`` says.
+
+A plain ``paper`` profile can only be planned; with a `RealProfile` the study's graph (experiments.py) is built from
+real_stages.py, and what lacks its data raises `NotAtHand`, so that the rest goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from clipvip_lib.distributed.recipes import TrainRecipe
+from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.profiles import PROFILES, Profile
+from clipvip_lib.study import data_at_hand
+from clipvip_lib.study.data_at_hand import Need
+from clipvip_lib.study.machine import gpus
+from clipvip_lib.study.paper_plan import Settings
+
+NAME = "paper"
+TRAININGS = ("postpretrain", "finetune")
+
+
+class NotAtHand(ClipVipError):
+    """A stage was asked for whose data or weights are not there."""
+
+
+@dataclass(frozen=True)
+class RealProfile(Profile):
+    """The published sizes, and where data and weights are.
+
+    recipe_changes: (training, field of ``TrainRecipe``, value) that differ from the authors' recipe.
+    """
+
+    settings: Settings = field(default_factory=Settings)
+    recipe_changes: tuple[tuple[str, str, object], ...] = ()
+
+    @classmethod
+    def of(cls, given: Mapping[str, object]) -> RealProfile:
+        """The profile of settings by name: those of a plan, and ``postpretrain.FIELD`` or ``finetune.FIELD`` of a
+        recipe. ``gpus``, the ranks of a training, is by default what this machine has.
+
+        Raises ClipVipError for an unknown name or a value of another kind, and if neither data nor weights are named.
+        """
+        changes = {name: value for name, value in given.items() if "." in name}
+        settings = Settings.of(
+            {"gpus": max(1, len(gpus()))} | {k: v for k, v in given.items() if k not in changes}
+        )
+        if settings.data_root is None or settings.weights is None:
+            raise ClipVipError(
+                "profile 'paper' expected data and weights, got neither or one of the two; add --set data_root=DIR "
+                "--set weights=PATH (in a notebook: at_hand), or look first with --plan"
+            )
+        paper = PROFILES[NAME]
+        fields = {f.name: getattr(paper, f.name) for f in dataclasses.fields(paper)}
+        listed = tuple(_change(name, value) for name, value in sorted(changes.items()))
+        for training, name, value in listed:
+            if name == "steps":
+                fields[training] = dataclasses.replace(fields[training], steps=value)
+        return cls(**fields, settings=settings, recipe_changes=listed)
+
+    def changed(self, training: str) -> dict[str, object]:
+        """The fields of a training's recipe that were changed."""
+        return {name: value for which, name, value in self.recipe_changes if which == training}
+
+    @property
+    def at_hand(self) -> dict[str, Need]:
+        """What there is, looked at once a process."""
+        return _look(self)
+
+    def require(self, *names: str) -> None:
+        """Raises NotAtHand unless the data and weights of these names are there."""
+        lacks = [self.at_hand[name] for name in names if not self.at_hand[name].there]
+        if lacks:
+            raise NotAtHand(
+                "lacks " + "; ".join(f"{need.name} ({need.where}: {need.state})" for need in lacks)
+            )
+
+
+@functools.cache
+def _look(profile: RealProfile) -> dict[str, Need]:
+    return data_at_hand.look(profile, profile.settings)
+
+
+def _change(name: str, value: object) -> tuple[str, str, object]:
+    training, _, part = name.partition(".")
+    if training not in TRAININGS:
+        raise unknown(f"setting {name!r}: training", training, TRAININGS)
+    known = {f.name: f.default for f in dataclasses.fields(TrainRecipe)}
+    if part not in known:
+        raise unknown(f"setting {name!r}: recipe field", part, known)
+    old = known[part]
+    if type(value) is not type(old) and not (isinstance(old, float) and type(value) is int):
+        raise ClipVipError(
+            f"--set {name}=...: expected {type(old).__name__} like {old!r}, got {value!r}; change it"
+        )
+    if part == "steps" and value < 1:
+        raise ClipVipError(f"--set {name}=...: expected a whole number from 1, got {value!r}; change it")
+    return training, part, value

@@ -1,0 +1,180 @@
+"""The study's graph on real corpora: the functions of experiments.py by the same names, for a `RealProfile`.
+
+    weights ─────────┬──────────────────────> fine-tuned as they are ──┐
+    corpora (shards) ┴──> post-pretrained ──> fine-tuned on benchmarks ┴─> claims
+       └──> captions (sidecars, or made with OFA)
+
+Trainings are ``clipvip train`` under torchrun, the same command that docs/training.md gives: a stage only says with
+which options, and reads what it leaves. Data count by the names and sizes of their files, not byte by byte. What
+lacks its data raises NotAtHand.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from clipvip_lib.captioning import captions_path
+from clipvip_lib.claims import BENCHMARKS, TEXT_SOURCES
+from clipvip_lib.study import experiments
+from clipvip_lib.study.experiments import LARGEST, SHARES, Arm
+from clipvip_lib.study.paper_plan import PAIRS
+from clipvip_lib.study.real_profile import NotAtHand, RealProfile
+from clipvip_lib.study.stages import Stage
+
+STEPS = "clipvip_lib.study.real_steps:"
+TRAINING = ("clipvip_lib.distributed.run", "clipvip_lib.models.checkpoints")
+TEXT_SHARDS = 8  # texts of the language gap are read from so many shards, evenly chosen
+
+
+def clip(profile: RealProfile, seed: int) -> Stage:
+    """The given weights, loaded strictly and written as this project's. The same for every seed."""
+    profile.require("weights")
+    path = profile.settings.weights
+    config = {"weights": str(path), "files": _print([path], times=True)}
+    return Stage("clip", STEPS + "take_weights", config, code=TRAINING)
+
+
+def corpus(profile: RealProfile, name: str) -> Stage:
+    """The shards of a corpus and their captions, as links. hdvila-10m may be drawn out of hdvila-100m: every tenth."""
+    profile.require(name)
+    shards = _shards(profile, name)
+    if not shards:
+        whole = _shards(profile, LARGEST)
+        count = max(1, round(len(whole) * SHARES[name]))
+        shards = [whole[len(whole) * i // count] for i in range(count)]
+    sidecars = [side for side in map(captions_path, shards) if side.is_file()]
+    config = {"files": [str(path) for path in (*shards, *sidecars)], "sizes": _print([*shards, *sidecars])}
+    return Stage(f"corpus/{name}", STEPS + "link_files", config)
+
+
+def captions(profile: RealProfile) -> list[Stage]:
+    """OFA's captions of hdvila-100m: none to make if they lie beside the shards."""
+    if profile.at_hand["captions"].there:
+        return []
+    profile.require(LARGEST, "ofa")
+    config = {"weights": str(profile.settings.ofa), "files": _print([profile.settings.ofa], times=True)}
+    config |= {"gpus": profile.settings.gpus}
+    inputs = {"corpus": corpus(profile, LARGEST)}
+    code = ("clipvip_lib.captioning", "clipvip_lib.models.ofa")
+    return [Stage(f"captions/{LARGEST}", STEPS + "caption_corpus", config, inputs, code)]
+
+
+def benchmark(profile: RealProfile, name: str) -> Stage:
+    """A downstream set's files and folders as links."""
+    profile.require(name)
+    files = sorted((profile.settings.data_root / name).iterdir())
+    config = {"files": [str(path) for path in files], "sizes": _print(files)}
+    return Stage(f"benchmark/{name}", STEPS + "link_files", config)
+
+
+def benchmark_frames(profile: RealProfile, name: str) -> Stage:
+    """Decoded frames and texts of a downstream set, at the size that the weights see."""
+    config = {"name": name, "recipe": f"finetune-{name}", "changes": profile.changed("finetune")}
+    inputs = {"benchmark": benchmark(profile, name), "clip": clip(profile, 0)}
+    code = ("clipvip_lib.distributed.stores", "clipvip_lib.data.benchmarks")
+    return Stage(f"frames/{name}", STEPS + "decode_benchmark", config, inputs, code)
+
+
+def postpretrained(profile: RealProfile, arm: Arm, seed: int) -> Stage:
+    """An arm after post-pretraining: the same steps on every corpus."""
+    inputs = {"clip": clip(profile, seed), "corpus": corpus(profile, arm.corpus)}
+    if arm.captions and (made := captions(profile)):
+        inputs["captions"] = made[0]
+    recipe = {"steps": profile.postpretrain.steps} | profile.changed("postpretrain")
+    config = {"loss": arm.loss, "recipe": recipe, "snapshots": experiments.snapshots(profile)}
+    config |= _how(profile, arm, seed)
+    return Stage(f"postpretrain/{arm.slug}/seed{seed}", STEPS + "postpretrain", config, inputs, TRAINING)
+
+
+def finetuned(
+    profile: RealProfile,
+    arm: Arm,
+    name: str,
+    seed: int,
+    snapshot: int | None = None,
+    rate: float | None = None,
+) -> Stage:
+    """An arm fine-tuned on a benchmark by the authors' recipe and scored on its test split."""
+    last = experiments.snapshots(profile)[-1]
+    step = None if arm.corpus is None else snapshot or last
+    recipe = profile.changed("finetune") | ({} if rate is None else {"lr": rate})
+    config = {"name": name, "recipe": recipe, "snapshot": step, **_how(profile, arm, seed)}
+    where = f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
+    where += "" if rate is None else f"/rate{rate:g}"
+    inputs = _start(profile, arm, name, seed)
+    return Stage(f"finetune/{name}/{where}/seed{seed}", STEPS + "finetune", config, inputs, TRAINING)
+
+
+def zero_shot(profile: RealProfile, arm: Arm, name: str, seed: int) -> Stage:
+    """An arm scored on a benchmark's test split without fine-tuning."""
+    config = dict(finetuned(profile, arm, name, seed).config)
+    stage = f"zero-shot/{name}/{arm.slug}/seed{seed}"
+    return Stage(stage, STEPS + "zero_shot", config, _start(profile, arm, name, seed), TRAINING)
+
+
+def language_gap(profile: RealProfile, seed: int) -> Stage:
+    """NMI of subtitles and of every other source at hand with both benchmarks."""
+    sources = {"subtitles": LARGEST, "alt-text": "webvid-2.5m", "caption pairs": PAIRS}
+    inputs = {"clip": clip(profile, seed), "text-subtitles": _texts(profile, "subtitles", LARGEST)}
+    for name in TEXT_SOURCES[1:]:
+        try:
+            inputs[f"text-{name}"] = _texts(profile, name, sources.get(name, LARGEST))
+        except NotAtHand:
+            continue
+    inputs |= {f"text-{name}": _texts(profile, name, name) for name in BENCHMARKS}
+    config = {"texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": seed}
+    code = ("clipvip_lib.language_gap", "clipvip_lib.training")
+    return Stage(f"language-gap/seed{seed}", experiments.STEPS + "language_gap", config, inputs, code)
+
+
+# ------------------------------------------------------------------------------------------------------ parts
+
+
+def _texts(profile: RealProfile, name: str, source: str) -> Stage:
+    """Some texts of a set, evenly drawn."""
+    stage, config = f"texts/{name.replace(' ', '-')}", {"texts": profile.nmi_texts, "shards": TEXT_SHARDS}
+    if source in BENCHMARKS:
+        inputs = {"benchmark": benchmark(profile, source)}
+        return Stage(stage, STEPS + "benchmark_texts", {**config, "name": source}, inputs)
+    inputs = {"corpus": corpus(profile, source)}
+    if name == "ofa captions":
+        if made := captions(profile):
+            inputs["captions"] = made[0]
+        return Stage(stage, STEPS + "caption_texts", config, inputs)
+    return Stage(stage, STEPS + "shard_texts", config, inputs)
+
+
+def _how(profile: RealProfile, arm: Arm, seed: int) -> dict:
+    return {
+        "attention": arm.attention, "proxies": arm.proxies, "gpus": profile.settings.gpus, "seed": seed
+    }  # fmt: skip
+
+
+def _start(profile: RealProfile, arm: Arm, name: str, seed: int) -> dict[str, Stage]:
+    inputs = {"clip": clip(profile, seed), "benchmark": benchmark(profile, name)}
+    inputs["frames"] = benchmark_frames(profile, name)
+    return inputs if arm.corpus is None else inputs | {"start": postpretrained(profile, arm, seed)}
+
+
+def _shards(profile: RealProfile, name: str) -> list[Path]:
+    return sorted((profile.settings.data_root / name).glob("*.tar"))
+
+
+def _print(paths: Iterable[Path], times: bool = False) -> str:
+    """A hash of names and sizes (and times of change) of files, and of all files of folders."""
+    return _print_of(tuple(paths), times)
+
+
+@functools.cache
+def _print_of(paths: Sequence[Path], times: bool) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                facts = file.stat()
+                when = facts.st_mtime_ns if times else ""
+                digest.update(f"{file.relative_to(path.parent)}\0{facts.st_size}\0{when}\n".encode())
+    return digest.hexdigest()[:16]
