@@ -244,9 +244,9 @@ def test_a_plan_takes_no_force_and_no_folder(capsys):
     assert "unknown notebook" in capsys.readouterr().err
 
 
-def test_without_plan_paper_is_still_refused(capsys):
+def test_without_plan_paper_asks_for_data(capsys):
     assert cli.main(["reproduce", "--profile", "paper"]) == 2
-    assert "needs real corpora" in capsys.readouterr().err
+    assert "expected data and weights" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------- a profile that runs

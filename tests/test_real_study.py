@@ -1,0 +1,153 @@
+"""``reproduce --profile paper``: the notebooks on real shards and a real benchmark folder, as far as these go."""
+
+import json
+import re
+
+import pytest
+import small_runs
+
+from clipvip_lib import cli
+from clipvip_lib.data import corpora
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.progress import quiet
+from clipvip_lib.study import experiments, real_stages
+from clipvip_lib.study.plan import study_plan
+from clipvip_lib.study.real_profile import NotAtHand, RealProfile
+from clipvip_lib.study.stages import closure
+
+SMALL = {
+    "steps": 3, "batch": 8, "lr": 1e-3, "lr_added": 1e-3, "frames": 3, "kept_frames": 5, "text_tokens": 24,
+    "bfloat16": False,
+}  # fmt: skip
+RECIPES = {
+    f"{which}.{name}": value for which in ("postpretrain", "finetune") for name, value in SMALL.items()
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """CLIP's weights (small), hdvila-100m of two shards with captions beside, msrvtt; nothing else."""
+    folder = tmp_path_factory.mktemp("data")
+    small_runs.write_model(folder / "weights", attention="mean_pool")
+    small_runs.write_shards(folder / "hdvila-100m", (4, 2))
+    corpora.write_benchmark(folder / "msrvtt", "msrvtt", 0, {"train": 16, "val": 4, "test": 8}, quiet)
+    return folder
+
+
+def given(data, **more):
+    return {"data_root": str(data), "weights": str(data / "weights"), "gpus": 1, **RECIPES, **more}
+
+
+def profile_of(data, **more):
+    return RealProfile.of(given(data, **more))
+
+
+def names(profile, notebook):
+    stages = closure(experiments.stages_for(notebook, profile, [0]))
+    return {stage.name for stage in stages}
+
+
+def test_only_stages_whose_data_are_at_hand_are_in_the_graph(data):
+    profile = profile_of(data)
+    assert "finetune/msrvtt/proxy-4/V-S,C+F-C/hdvila-100m/seed0" in names(profile, "06_clip_vip")
+    every = names(profile, "08_verdict")
+    assert not any("didemo" in name or "webvid" in name or name.startswith("captions") for name in every)
+    assert names(profile, "02_language_gap") == set()  # both benchmarks are needed
+    with pytest.raises(NotAtHand, match=r"didemo.*no folder"):
+        experiments.finetuned(profile, experiments.BASELINE, "didemo", 0)
+    with pytest.raises(NotAtHand, match="webvid-2.5m"):
+        experiments.postpretrained(profile, experiments.Arm(corpus="webvid-2.5m"), 0)
+
+
+def test_a_corpus_ten_times_smaller_is_drawn_out_of_the_largest(data):
+    whole, tenth = (real_stages.corpus(profile_of(data), name) for name in ("hdvila-100m", "hdvila-10m"))
+    shards = {path for path in whole.config["files"] if path.endswith(".tar")}
+    drawn = {path for path in tenth.config["files"] if path.endswith(".tar")}
+    assert len(shards) == 2 and len(drawn) == 1 and drawn < shards
+
+
+def test_captions_are_made_with_ofa_only_where_there_are_none(data, tmp_path):
+    assert experiments.captions(profile_of(data)) == []
+    bare = tmp_path / "hdvila-100m"
+    bare.mkdir()
+    (bare / "00000.tar").symlink_to(data / "hdvila-100m/00000.tar")
+    (tmp_path / "msrvtt").symlink_to(data / "msrvtt")
+    without = given(data) | {"data_root": str(tmp_path)}
+    with pytest.raises(NotAtHand, match="OFA"):
+        experiments.captions(RealProfile.of(without))
+    (tmp_path / "ofa.pt").write_bytes(b"weights")
+    profile = RealProfile.of(without | {"ofa": str(tmp_path / "ofa.pt")})
+    assert [stage.name for stage in experiments.captions(profile)] == ["captions/hdvila-100m"]
+    loss = experiments.METHOD
+    assert "captions" in experiments.postpretrained(profile, loss, 0).inputs
+
+
+def test_other_data_of_the_same_names_are_another_stage(data, tmp_path):
+    copy = tmp_path / "msrvtt"
+    copy.mkdir()
+    for path in (data / "msrvtt").iterdir():
+        (copy / path.name).symlink_to(path)
+    settings = given(data) | {"data_root": str(tmp_path)}
+    before = real_stages.benchmark(RealProfile.of(settings), "msrvtt").key
+    (copy / "more.txt").write_text("one more file")
+    real_stages._print_of.cache_clear()
+    assert real_stages.benchmark(RealProfile.of(settings), "msrvtt").key != before
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"weights": None}, "expected data and weights"),
+        ({"data_rot": "x"}, "data_root"),
+        ({"finetune.step": 3}, "recipe field"),
+        ({"finetune.steps": 2.5}, "expected int"),
+        ({"postpretrain.steps": 0}, "from 1"),
+        ({"pretrain.steps": 3}, "training"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(data, changes, sentence):
+    wrong = {name: value for name, value in (given(data) | changes).items() if value is not None}
+    with pytest.raises(ClipVipError, match=sentence):
+        study_plan().profile("paper", wrong)
+
+
+def test_the_embedded_world_takes_no_data(data):
+    with pytest.raises(ClipVipError, match="makes its own data"):
+        study_plan().profile("mini", given(data))
+
+
+@pytest.mark.slow
+def test_pages_come_out_of_what_is_there(data, tmp_path, monkeypatch, capsys):
+    """06: CLIP4Clip and CLIP-ViP on msrvtt, post-pretrained on shards, through real ``clipvip train`` processes."""
+    monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))
+    options = [f"--set={name}={json.dumps(value)}" for name, value in given(data).items()]
+    command = ["reproduce", "--profile", "paper", "--only", "02,06", "--out", str(tmp_path / "out"), *options]
+    assert cli.main(command) == 0
+    results = json.loads((tmp_path / "out/results/06_clip_vip.json").read_text())
+    scores = results["numbers"]["scores"]
+    assert {(row["benchmark"], row["method"]) for row in scores} == {
+        ("msrvtt", name) for name in ("CLIP, zero-shot", "CLIP4Clip", "CLIP-ViP, zero-shot", "CLIP-ViP")
+    }
+    # the page's number is what the training itself reported
+    profile = profile_of(data)
+    stage = experiments.finetuned(profile, experiments.METHOD, "msrvtt", 0)
+    trained = json.loads((stage.folder(tmp_path / "home") / "run/result.json").read_text())["result"]
+    reported = trained["test"]["simple"]["text_to_video"]["R@1"]
+    shown = next(
+        row
+        for row in scores
+        if (row["method"], row["scoring"], row["direction"]) == ("CLIP-ViP", "simple", "text_to_video")
+    )
+    assert shown["R@1"] == pytest.approx(reported) and trained["steps"] == 3
+    page = (tmp_path / "out/06_clip_vip.html").read_text()
+    assert "This notebook lacks" in page and "didemo" in page
+    assert "57.7" in page or "50.1" in page  # the paper's verified numbers stand beside
+    verdicts = [row["verdict"] for row in results["numbers"]["claims"]]
+    assert len(verdicts) == 1 and set(verdicts) <= {"inconclusive", "not run"}
+    # 02 has neither sources nor both benchmarks: it says so, and no claim is judged
+    gap = json.loads((tmp_path / "out/results/02_language_gap.json").read_text())
+    assert "not at hand" in gap["headline"] and gap["numbers"]["claims"][0]["verdict"] == "not run"
+    assert re.search(r"Left out: not at hand: .*didemo", (tmp_path / "out/02_language_gap.html").read_text())
+    capsys.readouterr()
+    assert cli.main(command) == 0
+    assert "0 stages run" in capsys.readouterr().out  # everything is found done
