@@ -4,6 +4,7 @@ import pytest
 
 from clipvip_lib.data import corpora, language, world
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import PROFILES
 from clipvip_lib.study import world_card
 from clipvip_lib.study.world_card import PARTS, comment_of, short
 
@@ -55,3 +56,10 @@ def test_long_tables_are_shortened_and_values_are_not():
     assert short(("a", "b")) == "2: a, b"
     assert short({"train": range(8, 12)}) == "1 entries (train: 8–11)"
     assert short({str(i): i for i in range(9)}) == "9 entries (0: 0; …)"
+
+
+def test_the_steps_that_were_taken_are_the_profile_s():
+    _, rows = world_card.steps_tried()
+    [taken] = {(row["post-pretraining steps"], row["fine-tuning steps"]) for row in rows if row["taken"]}
+    assert taken == (PROFILES["mini"].postpretrain.steps, PROFILES["mini"].finetune.steps)
+    assert len(rows) == 8 and {row["model"] for row in rows} == {"mean_pool", "proxy-3"}

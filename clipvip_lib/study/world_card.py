@@ -10,10 +10,12 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from pathlib import Path
 from types import ModuleType
 
 from clipvip_lib.data import corpora, language, world
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import read_json
 
 PARTS = {"what is drawn": world, "what is written and said": language, "what makes up the corpora": corpora}
 
@@ -136,3 +138,9 @@ def _plain(value: object) -> str:
     if isinstance(value, tuple):
         return ", ".join(map(str, value))
     return str(value)
+
+
+def steps_tried() -> tuple[str, list[dict]]:
+    """The numbers of training steps that were tried when they were chosen: what was measured, and a row a trial."""
+    found = read_json(Path(__file__).with_name("calibration.json"))["steps"]
+    return found["measured"], found["rows"]
