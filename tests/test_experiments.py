@@ -96,5 +96,5 @@ def test_the_world_does_not_depend_on_the_training_seed():
 def test_unknown_notebooks_and_the_unfinished_profile_are_refused():
     with pytest.raises(ClipVipError, match="unknown notebook '09_more'"):
         experiments.stages_for("09_more", MINI, [0])
-    with pytest.raises(ClipVipError, match="needs real corpora"):
+    with pytest.raises(ClipVipError, match="needs data at hand"):
         experiments.stages_for("04_video_proxy", get_profile("paper"), [0])

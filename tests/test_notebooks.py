@@ -75,7 +75,17 @@ def test_parameters_are_the_second_cell_and_plain(book):
         assert line.count("=") == 1, f"papermill does not see {line!r}"
         value = ast.literal_eval(line.partition("=")[2].strip())
         parts = value if isinstance(value, list) else [value]
-        assert all(isinstance(part, str | int | float | bool) for part in parts), line
+        assert value == {} or all(isinstance(part, str | int | float | bool) for part in parts), line
+    assert "at_hand = {}" in cell.source
+
+
+def test_cells_say_what_they_need_in_their_first_line(book):
+    """``# needs:`` elsewhere than at the top would be an ordinary comment."""
+    for cell in code_cells(book):
+        lines = cell.source.splitlines()
+        assert not any(line.startswith("# needs:") for line in lines[1:]), cell.id
+        if lines[0].startswith("# needs:"):
+            assert re.fullmatch(r"# needs: \S+(, \S+)*", lines[0]), lines[0]
 
 
 def test_code_is_plain_and_short(book):

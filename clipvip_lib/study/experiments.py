@@ -22,7 +22,7 @@ from clipvip_lib.claims import CORPORA, LOSS_ARMS, checkpoint
 from clipvip_lib.data import corpora
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
-from clipvip_lib.errors import unknown
+from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.profiles import Profile
 from clipvip_lib.study import rates
 from clipvip_lib.study.stages import Stage
@@ -424,10 +424,14 @@ def scored_arms(profile: Profile) -> dict[tuple[str, str], tuple[Arm, int | None
 def stages_for(notebook: str, profile: Profile, seeds: Sequence[int]) -> list[Stage]:
     """The stages whose results a notebook reads; of real corpora those whose data are at hand.
 
-    Raises ClipVipError for an unknown notebook.
+    Raises ClipVipError for an unknown notebook, and for ``paper`` without data, which can only be planned.
     """
     if notebook not in NOTEBOOKS:
         raise unknown("notebook", notebook, NOTEBOOKS)
+    if profile.name == "paper" and not is_real(profile):
+        raise ClipVipError(
+            "profile 'paper' needs data at hand: expected a RealProfile; take RealProfile.of(settings)"
+        )
     number = notebook[:2]
     if number in ("07", "08"):  # the bill and the verdict are about everything
         every = [stage for other in NOTEBOOKS[:7] for stage in stages_for(other, profile, seeds)]
