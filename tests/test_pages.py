@@ -117,6 +117,15 @@ def test_light_and_dark_code_folded_text_escaped(page):
     assert 'lang="en"' in page and "<main" in page and "aria-current" in page
 
 
+def test_a_folded_cell_shows_its_first_line_of_code():
+    cells = [
+        nbformat.v4.new_markdown_cell("# A question"),
+        nbformat.v4.new_code_cell("# needs: world\ndrawn = 1"),
+    ]
+    found = Checker(page_html(nbformat.v4.new_notebook(cells=cells), "04_video_proxy"))
+    assert "drawn = 1" in found.texts
+
+
 def test_a_notebook_without_a_title_is_refused(tmp_path):
     with pytest.raises(ClipVipError, match="no title"):
         pages.question({"cells": [{"cell_type": "code", "source": "# no"}]})
