@@ -122,7 +122,7 @@ def test_a_folded_cell_shows_its_first_line_of_code():
         nbformat.v4.new_markdown_cell("# A question"),
         nbformat.v4.new_code_cell("# needs: world\ndrawn = 1"),
     ]
-    found = Checker(page_html(nbformat.v4.new_notebook(cells=cells), "04_video_proxy"))
+    found = Checker(pages.page_html(nbformat.v4.new_notebook(cells=cells), "04_video_proxy"))
     assert "drawn = 1" in found.texts
 
 
