@@ -16,7 +16,7 @@ Shapes: S seeds, Q queries. The queries are the same for all seeds, and both arm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -209,33 +209,36 @@ def from_interval(
     return Difference(float(effect), float(below), float(above), np.inf, seeds, queries, basis)
 
 
-def pool_seeds(differences: Sequence[Difference]) -> Difference:
-    """One Difference from one a seed: their mean, with the spread between seeds added to that within them.
+def pool_draws(values: np.ndarray, draws: np.ndarray, texts: int = 0) -> Difference:
+    """One Difference from a measure that is no mean over queries (NMI), measured once a seed on the same texts.
 
-    For measures that are no mean over queries (NMI in each seed's feature space). The errors within seeds are
-    not divided by their number, since all seeds see the same texts; so the result errs on the wide side. Its
-    components have no rest: what texts add is in all seeds alike.
+    values: the measure of each seed [S]. draws: the same on resampled texts [S, R]; draw r holds the same texts for
+    all seeds. texts: how many stand in a set. The variance of the mean is that between seeds over S, and that of the
+    texts, which all seeds see alike. What resampling adds in one seed alone (an unstable cut) is in the spread
+    between seeds already; it is taken out of the texts' part by the draws' two-way table: with t the variance of the
+    texts and r that of the rest, the mean over seeds varies from draw to draw by t + r / S, a single seed by t + r.
+    One seed has the percentile interval of its draws. Raises ClipVipError on shapes that do not fit or values that
+    are not finite.
     """
-    if not differences:
-        raise ClipVipError("pool_seeds: expected at least one seed's difference, got none; run one seed")
-    if len(differences) == 1:
-        return differences[0]
-    effects = np.array([d.effect for d in differences])
-    between = effects.var(ddof=1) / len(effects)
-    below, above = (np.mean([getattr(d, side) ** 2 for d in differences]) for side in ("below", "above"))
-    within, texts = (below + above) / 2, differences[0].queries
-    total = between + within
-    freedom = (len(effects) - 1) * (total / between) ** 2 if between > 0 else np.inf
-    return replace(
-        differences[0],
-        effect=float(effects.mean()),
-        below=float(np.sqrt(between + below)),
-        above=float(np.sqrt(between + above)),
-        freedom=float(freedom),
-        seeds=len(effects),
-        basis="seeds and texts",
-        components=(float(between * len(effects)), float(within * texts), 0.0) if texts else (),
-    )
+    values, draws = np.asarray(values, float), np.asarray(draws, float)
+    if values.ndim != 1 or draws.ndim != 2 or len(draws) != len(values) or not draws.size:
+        raise ClipVipError(
+            f"pool_draws: expected a value and a row of draws for each seed, got {list(values.shape)} and "
+            f"{list(draws.shape)}; run one seed or more"
+        )
+    draws = finite(draws, "resampled values", 2)
+    seeds, effect = len(values), float(values.mean())
+    if seeds == 1:
+        low, high = np.quantile(draws[0], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+        return from_interval(effect, min(low, effect), max(high, effect), queries=texts)
+    between = values.var(ddof=1)
+    together, alone = draws.mean(axis=0).var(ddof=1), draws.var(axis=1, ddof=1).mean()
+    of_texts = max(0.0, (seeds * together - alone) / (seeds - 1))
+    total = between / seeds + of_texts
+    error = float(np.sqrt(total))
+    freedom = float((seeds - 1) * (total / (between / seeds)) ** 2) if between > 0 else np.inf
+    components = (float(between), float(of_texts * texts), 0.0) if texts else ()
+    return Difference(effect, error, error, freedom, seeds, texts, "seeds and texts", components)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:

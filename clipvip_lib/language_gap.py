@@ -5,28 +5,51 @@ normalised mutual information of cluster and origin. 0: the clusters know nothin
 1: the clusters are the two sets. The clustering and the NMI are scikit-learn's.
 
 What is special: both sets are cut to the same size first (NMI depends on the mix), k-means starts many times,
-and the interval comes from resampling texts, each resample clustered anew from the full set's centres.
+and chance comes from resampling texts, each resample clustered anew from the full set's centres. The draws are kept:
+text encoders that see the same draws can be averaged, or compared, draw by draw.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.intervals import Difference, from_interval
 from clipvip_lib.retrieval import unit_rows
 
 
 @dataclass(frozen=True)
-class Gap:
-    """NMI of two text sets with a 95 % bootstrap interval; texts: the number taken from each set."""
+class Resampled:
+    """A measure of texts, and what it is on resampled texts.
 
-    nmi: float
-    low: float
-    high: float
+    value: NMI (0 to 1), or a difference of two. draws: float [R], the same with texts drawn anew; two measures made
+    with one ``seed`` from sets of the same sizes see the same texts in each draw. texts: the number taken from a set.
+    """
+
+    value: float
+    draws: np.ndarray
     texts: int
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """(low, high): the bootstrap's percentile interval, stretched to hold the value."""
+        low, high = np.quantile(self.draws, (0.5 - level / 2, 0.5 + level / 2))
+        return float(min(low, self.value)), float(max(high, self.value))
+
+
+def mean_over_encoders(measures: Sequence[Resampled]) -> Resampled:
+    """The mean of one measure in the feature spaces of several text encoders, draw by draw on the same texts.
+
+    Raises ClipVipError if there are none, or they differ in their texts.
+    """
+    if len({(each.texts, len(each.draws)) for each in measures}) != 1:
+        raise ClipVipError(
+            "a mean over text encoders: expected one measure of the same texts an encoder, got "
+            f"{[(each.texts, len(each.draws)) for each in measures]} (texts, draws); embed the same texts with each"
+        )
+    value = float(np.mean([each.value for each in measures]))
+    return Resampled(value, np.mean([each.draws for each in measures], axis=0), measures[0].texts)
 
 
 def nmi(features_a: object, features_b: object, restarts: int = 10, seed: int = 0) -> float:
@@ -41,14 +64,13 @@ def nmi(features_a: object, features_b: object, restarts: int = 10, seed: int = 
 
 def gap(
     features_a: object, features_b: object, restarts: int = 10, seed: int = 0, resamples: int = 200
-) -> Gap:
-    """``nmi`` with a 95 % percentile interval from bootstrap over the texts of both sets."""
+) -> Resampled:
+    """``nmi`` with bootstrap draws over the texts of both sets."""
     a, b = equal_sets(features_a, features_b, seed=seed)
     value, centres = clustered_nmi(a, b, restarts, seed)
     rng = np.random.default_rng(seed)
     draws = [clustered_nmi(redraw(a, rng), redraw(b, rng), centres, seed)[0] for _ in range(resamples)]
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Gap(value, float(min(low, value)), float(max(high, value)), len(a))
+    return Resampled(value, np.array(draws), len(a))
 
 
 def gap_difference(
@@ -58,11 +80,10 @@ def gap_difference(
     restarts: int = 10,
     seed: int = 0,
     resamples: int = 200,
-) -> Difference:
+) -> Resampled:
     """NMI(a, target) - NMI(b, target): how much further ``a`` is from ``target`` than ``b`` is.
 
-    Paired: all three sets are cut to one size, and both NMIs of a resample see the same texts of ``target``.
-    The interval is the bootstrap's 95 % percentile interval; ``queries`` is the number of texts a set.
+    Paired: all three sets are cut to one size, and both NMIs of a draw see the same texts of ``target``.
     """
     a, b, target = equal_sets(features_a, features_b, target, seed=seed)
     (first, centres_a), (second, centres_b) = (clustered_nmi(x, target, restarts, seed) for x in (a, b))
@@ -72,9 +93,7 @@ def gap_difference(
         common = redraw(target, rng)
         one = clustered_nmi(redraw(a, rng), common, centres_a, seed)[0]
         draws.append(one - clustered_nmi(redraw(b, rng), common, centres_b, seed)[0])
-    effect = first - second
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return from_interval(effect, min(low, effect), max(high, effect), queries=len(a))
+    return Resampled(first - second, np.array(draws), len(a))
 
 
 def redraw(rows: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -18,7 +18,7 @@ from clipvip_lib.intervals import (
     holm,
     mean_interval,
     paired_difference,
-    pool_seeds,
+    pool_draws,
     power,
     seeds_to_decide,
 )
@@ -182,25 +182,72 @@ def test_from_interval_gives_it_back():
         from_interval(0.3, 0.4, 0.5)
 
 
-def test_pooling_seeds_adds_their_spread():
-    alike = pool_seeds([from_interval(0.3, 0.2, 0.4)] * 3)
-    assert tuple(alike) == pytest.approx((0.3, 0.2, 0.4)) and alike.seeds == 3
-    apart = pool_seeds([from_interval(e, e - 0.1, e + 0.1) for e in (0.1, 0.3, 0.5)])
-    assert apart.effect == pytest.approx(0.3) and apart.low < 0.1 and apart.high > 0.5
-    with pytest.raises(ClipVipError, match="run one seed"):
-        pool_seeds([])
+def nmi_table(
+    rng: np.random.Generator, seeds: int, by_seed: float, by_text: float, rest: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Values [S] and draws [S, R] of a measure whose true mean is EFFECT: a draw moves all seeds by its texts
+    alike, and every seed a little by itself."""
+    seed = by_seed * rng.standard_normal((seeds, 1))
+    moved = by_text * rng.standard_normal((1, 101)) + rest * rng.standard_normal((seeds, 101))
+    table = (
+        EFFECT + seed + moved
+    )  # column 0: the texts that were taken; the others: as the bootstrap redraws them
+    return table[:, 0], table[:, :1] + moved[:, 1:]
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    ("by_seed", "by_text", "rest", "most"),
+    [
+        (0.2, 0.05, 0.1, 0.97),  # encoders differ most, as they do in the study
+        (0.05, 0.1, 0.05, 0.98),  # texts count as much: a part of their spread is counted with the seeds'
+        (0.0, 0.1, 0.0, 0.97),  # texts alone
+    ],
+)
+def test_coverage_of_pooled_draws(seeds, by_seed, by_text, rest, most):
+    rng = np.random.default_rng(6)
+    covered = 0
+    for _ in range(1500):
+        d = pool_draws(*nmi_table(rng, seeds, by_seed, by_text, rest), texts=400)
+        covered += d.low <= EFFECT <= d.high
+    least = 0.93 if seeds >= 5 else 0.92
+    assert least <= covered / 1500 <= most
+
+
+def test_pooling_tells_texts_from_seeds():
+    values, draws = nmi_table(np.random.default_rng(0), 400, 0.2, 0.05, 0.1)
+    d = pool_draws(values, draws, texts=400)
+    between, texts, rest = d.components
+    assert np.sqrt(between) == pytest.approx(np.hypot(0.2, 0.1), rel=0.1)
+    assert np.sqrt(texts / 400) == pytest.approx(0.05, rel=0.2) and rest == 0
+    assert d.seeds == 400 and d.queries == 400 and d.basis == "seeds and texts"
+
+
+def test_one_seed_has_the_percentiles_of_its_draws():
+    draws = np.random.default_rng(0).exponential(0.1, (1, 400))
+    d = pool_draws([0.1], draws, texts=50)
+    assert tuple(d) == pytest.approx((0.1, *np.quantile(draws, (0.025, 0.975))))
+    assert d.seeds == 1 and d.basis == "texts only (one seed)" and not d.components
+
+
+def test_pooling_names_what_does_not_fit():
+    for values, draws in (([], []), ([0.1], [[0.1, 0.2]] * 2), ([0.1], [0.1, 0.2])):
+        with pytest.raises(ClipVipError, match="run one seed or more"):
+            pool_draws(values, draws)
+    with pytest.raises(ClipVipError, match="finite"):
+        pool_draws([0.1], [[0.1, np.nan]])
 
 
 def test_how_many_text_encoders_would_decide():
-    effects = (0.1, 0.3, 0.5)
-    apart = pool_seeds([from_interval(e, e - 0.1, e + 0.1, queries=400) for e in effects])
+    effects, noise = np.array([0.1, 0.3, 0.5]), np.random.default_rng(0).standard_normal(200)
+    apart = pool_draws(effects, effects[:, None] + 0.03 * noise, texts=400)
     error, _ = expected_error(apart.components, 3, 400)
-    assert error == pytest.approx((apart.below + apart.above) / 2)  # what was measured
+    assert error == pytest.approx(apart.below)  # what was measured
     needed = seeds_to_decide(apart)
     assert apart.low < 0 < apart.high and 3 < needed < 10
     error, freedom = expected_error(apart.components, needed, 400)
     assert stats.t(freedom).ppf(0.975) * error < apart.effect
-    assert seeds_to_decide(pool_seeds([from_interval(e, e - 1, e + 1, queries=400) for e in effects])) is None
+    assert seeds_to_decide(pool_draws(effects, effects[:, None] + 0.5 * noise, texts=400)) is None
 
 
 def test_seeds_to_decide():

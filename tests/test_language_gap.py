@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.language_gap import gap, gap_difference, nmi
+from clipvip_lib.language_gap import gap, gap_difference, mean_over_encoders, nmi
 
 
 def cloud(seed: int, shift: float, n: int = 120, width: int = 8) -> np.ndarray:
@@ -34,21 +34,36 @@ def test_it_does_not_depend_on_the_order_of_the_sets_or_their_scale():
 
 def test_interval_holds_the_value_and_narrows_with_more_texts():
     few, many = (gap(cloud(0, 0, n), cloud(1, 0.7, n), resamples=40) for n in (60, 400))
-    assert few.low <= few.nmi <= few.high and few.texts == 60
-    assert many.high - many.low < few.high - few.low
+    (few_low, few_high), (many_low, many_high) = few.interval(), many.interval()
+    assert few_low <= few.value <= few_high and few.texts == 60
+    assert many_high - many_low < few_high - few_low
 
 
 def test_difference_of_two_gaps():
     target = cloud(9, 0)
     d = gap_difference(cloud(0, 1.5), cloud(1, 0.2, 90), target, resamples=40)
-    assert d.low > 0.3 and d.queries == 90
-    none = gap_difference(cloud(0, 0.5), cloud(1, 0.5), target, resamples=60)
-    assert none.low < 0 < none.high
+    assert d.interval()[0] > 0.3 and d.texts == 90
+    low, high = gap_difference(cloud(0, 0.5), cloud(1, 0.5), target, resamples=60).interval()
+    assert low < 0 < high
 
 
-def test_the_same_seed_gives_the_same_numbers():
+def test_the_same_seed_gives_the_same_numbers_and_the_same_texts():
     a, b = cloud(0, 0), cloud(1, 0.6, 80)
-    assert gap(a, b, seed=2, resamples=5) == gap(a, b, seed=2, resamples=5)
+    one, again = gap(a, b, seed=2, resamples=5), gap(a, b, seed=2, resamples=5)
+    assert one.value == again.value and one.draws.tolist() == again.draws.tolist()
+    turned = gap(a[:, ::-1], b[:, ::-1], seed=2, resamples=5)  # another encoder: the same texts in every draw
+    assert turned.draws == pytest.approx(one.draws)
+
+
+def test_the_mean_over_encoders_is_taken_draw_by_draw():
+    a, b = cloud(0, 0), cloud(1, 0.6)
+    measures = [gap(a, b, resamples=6), gap(a, 2 * b + 1, resamples=6)]
+    mean = mean_over_encoders(measures)
+    assert mean.value == pytest.approx((measures[0].value + measures[1].value) / 2)
+    assert mean.draws == pytest.approx((measures[0].draws + measures[1].draws) / 2) and mean.texts == 120
+    for bad in ([], [measures[0], gap(a[:50], b, resamples=6)]):
+        with pytest.raises(ClipVipError, match="the same texts"):
+            mean_over_encoders(bad)
 
 
 def test_sets_of_one_text_repeated_are_one_language():

@@ -8,24 +8,11 @@ import numpy as np
 import torch
 
 from clipvip_lib import retrieval
-from clipvip_lib.data.frames import FrameStore
+from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.distributed.ranks import Ranks, gather_dealt, share
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.training import Pairs, encode_clips, encode_texts
-
-
-class _Share:
-    """Some clips of a store, as a store."""
-
-    def __init__(self, store: FrameStore, rows: list[int]):
-        self.store, self.rows = store, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, indices, frames: int) -> np.ndarray:
-        return self.store.take([self.rows[i] for i in indices], frames)
 
 
 def encode_pairs(
@@ -39,7 +26,7 @@ def encode_pairs(
     owner = np.repeat(np.arange(len(pairs.text_rows)), [len(rows) for rows in pairs.text_rows])
     clips, texts = share(range(len(pairs.store)), ranks), share(order, ranks)
     width = model.config.projection_dim
-    video = encode_clips(model, _Share(pairs.store, clips), frames, batch, bfloat16) if clips else None
+    video = encode_clips(model, SomeClips(pairs.store, clips), frames, batch, bfloat16) if clips else None
     text = encode_texts(model, pairs.texts.take(texts), 4 * batch, bfloat16) if texts else None
     together = [
         gather_dealt(

@@ -83,12 +83,15 @@ def _gap_evidence(profile: Profile, seeds: Sequence[int], home: Path | None) -> 
             chosen = [row for row in rows if (row["source"], row["benchmark"]) == (source, benchmark)]
             if not chosen:  # a source of real texts that is not at hand
                 continue
-            each = [
-                intervals.from_interval(row["effect"], row["low"], row["high"], queries=row["queries"])
-                for row in chosen
-            ]
-            found[claims.over("subtitles", source, benchmark, "NMI")] = intervals.pool_seeds(each)
+            found[claims.over("subtitles", source, benchmark, "NMI")] = pooled(chosen)
     return found
+
+
+def pooled(rows: Sequence[Mapping]) -> intervals.Difference:
+    """A measure of texts over seeds, from its row of each seed's ``language_gap`` stage."""
+    return intervals.pool_draws(
+        [row["value"] for row in rows], [row["draws"] for row in rows], min(row["texts"] for row in rows)
+    )
 
 
 def verdicts(
@@ -398,15 +401,14 @@ def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> li
     for seed in seeds:
         for row in experiments.language_gap(profile, seed).result(home)["gaps"]:
             found.setdefault((row["space"], row["benchmark"], row["source"]), []).append(row)
-    pooled = []
+    table = []
     for (space, benchmark, source), rows in found.items():
-        each = [intervals.from_interval(row["nmi"], row["low"], row["high"]) for row in rows]
-        # An NMI lies between 0 and 1; of one seed the bootstrap's own interval stands as it is.
-        low, high = np.clip(intervals.pool_seeds(each).interval(), 0.0, 1.0)
-        nmi, texts = float(np.mean([row["nmi"] for row in rows])), min(row["texts"] for row in rows)
+        measured = pooled(rows)
+        low, high = np.clip(measured.interval(), 0.0, 1.0)  # an NMI lies between 0 and 1
         names = {"space": space, "benchmark": benchmark, "source": source}
-        pooled.append(names | {"nmi": nmi, "low": float(low), "high": float(high), "texts": texts})
-    return pooled
+        numbers = {"nmi": measured.effect, "low": float(low), "high": float(high), "texts": measured.queries}
+        table.append(names | numbers)
+    return table
 
 
 def gap_basis(profile: Profile, seeds: Sequence[int]) -> str:
@@ -414,9 +416,9 @@ def gap_basis(profile: Profile, seeds: Sequence[int]) -> str:
     listed, texts = ", ".join(map(str, seeds)), profile.nmi_texts
     text = f"At most {texts:,} texts a set: intervals say what another draw of texts would give, "
     text += (
-        f"in the text encoder of one seed ({listed}). Verdicts are provisional."
+        f"in the text encoders of one seed ({listed}). Verdicts are provisional."
         if len(seeds) == 1
-        else f"and with it another text encoder ({len(seeds)} seeds: {listed})."
+        else f"and with it other text encoders ({len(seeds)} seeds: {listed})."
     )
     if profile.name == "smoke":
         text += " The smoke profile trains for seconds, to test the machinery: its numbers mean nothing."

@@ -41,6 +41,7 @@ NOTEBOOKS = (
 LARGEST = "hdvila-100m"
 SHARES = {name: size / corpora.CORPORA[LARGEST] for name, size in corpora.CORPORA.items()}
 BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
+FURTHER_ENCODER = 1000  # the seed of a seed's second text encoder is this much higher
 STEPS = "clipvip_lib.study.steps:"
 TRAINING = ("clipvip_lib.training", "clipvip_lib.models.checkpoints", "clipvip_lib.captioning")
 
@@ -352,10 +353,19 @@ def order_probes(profile: Profile, seed: int) -> Stage:
 
 @stages_of_profile
 def language_gap(profile: Profile, seed: int) -> Stage:
-    """NMI of every source of texts with both benchmarks."""
-    config = {"texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": seed}
+    """NMI of every source of texts with both benchmarks, in the mean over ``text_encoders`` encoders a seed.
+
+    Which texts are taken and redrawn does not depend on the seed, so that seeds differ in their encoders only.
+    """
+    config = {
+        "texts": profile.nmi_texts,
+        "restarts": 10,
+        "resamples": profile.nmi_resamples,
+        "seed": profile.world.seed,
+    }
+    encoders = [clip(profile, seed + FURTHER_ENCODER * number) for number in range(profile.text_encoders)]
     inputs = {
-        "clip": clip(profile, seed),
+        **{f"clip-{number}": stage for number, stage in enumerate(encoders)},
         "text-subtitles": shard_frames(profile, LARGEST)[0],
         "text-subtitles of hdvila-10m": shard_frames(profile, "hdvila-10m")[0],
         "text-ofa captions": captions(profile)[0],

@@ -16,8 +16,8 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clipvip_lib.captioning import captions_path
 from clipvip_lib.claims import BENCHMARKS, TEXT_SOURCES
+from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import LARGEST, SHARES, Arm
 from clipvip_lib.study.paper_plan import PAIRS
@@ -38,14 +38,16 @@ def clip(profile: RealProfile, seed: int) -> Stage:
 
 
 def corpus(profile: RealProfile, name: str) -> Stage:
-    """The shards of a corpus and their captions, as links. hdvila-10m may be drawn out of hdvila-100m: every tenth."""
+    """The shards of a corpus with the captions and texts beside them, as links. hdvila-10m may be drawn out of
+    hdvila-100m: every tenth."""
     profile.require(name)
     shards = _shards(profile, name)
     if not shards:
         whole = _shards(profile, LARGEST)
         count = max(1, round(len(whole) * SHARES[name]))
         shards = [whole[len(whole) * i // count] for i in range(count)]
-    sidecars = [side for side in map(captions_path, shards) if side.is_file()]
+    beside = [sidecar_path(shard, kind) for kind in ("captions", "texts") for shard in shards]
+    sidecars = [path for path in beside if path.is_file()]
     config = {"files": [str(path) for path in (*shards, *sidecars)], "sizes": _print([*shards, *sidecars])}
     return Stage(f"corpus/{name}", STEPS + "link_files", config)
 
@@ -125,7 +127,9 @@ def language_gap(profile: RealProfile, seed: int) -> Stage:
         except NotAtHand:
             continue
     inputs |= {f"text-{name}": _texts(profile, name, name) for name in BENCHMARKS}
-    config = {"texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": seed}
+    config = {
+        "texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": profile.world.seed,
+    }  # fmt: skip
     code = ("clipvip_lib.language_gap", "clipvip_lib.training")
     return Stage(f"language-gap/seed{seed}", experiments.STEPS + "language_gap", config, inputs, code)
 

@@ -6,6 +6,8 @@ folders of finished stages. Which stages there are, and with which configuration
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -16,10 +18,14 @@ import numpy as np
 from clipvip_lib.data import benchmarks, corpora, language
 from clipvip_lib.data.frames import FrameStore, still, write_store
 from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
 
 SCORINGS = ("simple", "dsl", "qb_norm")
+BANK_CLIPS = (
+    1_000  # QB-Norm's bank: the first training clips with a text each; all of them cost a tenth of a run more
+)
 Inputs = dict[str, Path]
 Progress = Callable[..., None]
 
@@ -305,11 +311,11 @@ def _split(frames: Path, name: str, tokenizer, group: int):
     return training.Pairs(store, training.Tokens.of(texts, tokenizer), text_rows, group=group)
 
 
-def _features(model, pairs, size: ModelSize, recipe: Recipe, texts_a_clip: int | None = None):
+def _features(model, pairs, size: ModelSize, recipe: Recipe):
     """Text features [Q, E], video features [C, E] and the video of each text [Q]."""
     from clipvip_lib import training
 
-    rows = [clip[:texts_a_clip] for clip in pairs.text_rows]
+    rows = pairs.text_rows
     video = training.encode_clips(model, pairs.store, size.frames, bfloat16=recipe.bfloat16)
     tokens = pairs.texts.take([row for clip in rows for row in clip])
     text = training.encode_texts(model, tokens, bfloat16=recipe.bfloat16)
@@ -327,8 +333,10 @@ def _score_test(model, splits: dict, size: ModelSize, recipe: Recipe, folder: Pa
     from clipvip_lib import retrieval
 
     text, video, owner = _features(model, splits["test"], size, recipe)
-    # QB-Norm's bank: one text of each training clip; all five cost a second more a run.
-    bank_text, bank_video, _ = _features(model, splits["train"], size, recipe, texts_a_clip=1)
+    rows = [rows[:1] for rows in splits["train"].text_rows[:BANK_CLIPS]]
+    store = SomeClips(splits["train"].store, range(len(rows)))
+    bank = dataclasses.replace(splits["train"], store=store, text_rows=rows)
+    bank_text, bank_video, _ = _features(model, bank, size, recipe)
     found, arrays = {}, {}
     for scoring in SCORINGS:
         bank = {"bank_text": bank_text, "bank_video": bank_video} if scoring == "qb_norm" else {}
@@ -380,52 +388,70 @@ def probe_order(config: dict, inputs: Inputs, folder: Path, progress: Progress) 
 
 
 def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
-    """NMI of every source of texts with every benchmark's captions, in the text encoder's space and in TF-IDF."""
+    """NMI of every source of texts with every benchmark's captions, in the space of text encoders (inputs ``clip*``,
+    averaged) and in TF-IDF. features.npz keeps the first encoder's."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     from clipvip_lib import language_gap, training
     from clipvip_lib.models.clip_tokenizer import ClipTokenizer
     from clipvip_lib.models.clip_vip import ClipViP
 
-    clip = inputs["clip"] / "clip"
-    model, tokenizer = ClipViP.from_pretrained(clip).eval(), ClipTokenizer.load(clip / "clip_tokenizer.json")
     texts = {
         name.removeprefix("text-"): _texts(inputs[name], config["texts"])
         for name in sorted(inputs)
-        if name != "clip"
+        if name.startswith("text-")
     }
+    encoders = []
+    for name in sorted(name for name in inputs if name.startswith("clip")):
+        clip = inputs[name] / "clip"
+        model, tokenizer = (
+            ClipViP.from_pretrained(clip).eval(),
+            ClipTokenizer.load(clip / "clip_tokenizer.json"),
+        )
+        encoders.append(
+            {
+                which: training.encode_texts(model, training.Tokens.of(listed, tokenizer))
+                for which, listed in texts.items()
+            }
+        )
     tfidf = TfidfVectorizer().fit([text for listed in texts.values() for text in listed])
-    spaces = {
-        "text encoder": {
-            name: training.encode_texts(model, training.Tokens.of(listed, tokenizer))
-            for name, listed in texts.items()
-        },
-        "tf-idf": {
-            name: tfidf.transform(listed).toarray().astype(np.float32) for name, listed in texts.items()
-        },
-    }
+    words = {which: tfidf.transform(listed).toarray().astype(np.float32) for which, listed in texts.items()}
     gaps, differences = [], []
     options = {"restarts": config["restarts"], "seed": config["seed"], "resamples": config["resamples"]}
     sources = [name for name in texts if name not in benchmarks.BENCHMARKS]
-    for space, features in spaces.items():
-        for benchmark in benchmarks.BENCHMARKS:
-            for source in sources:
-                gap = language_gap.gap(features[source], features[benchmark], **options)
-                gaps.append({"space": space, "benchmark": benchmark, "source": source, **vars(gap)})
-                progress(len(gaps), 2 * len(sources) * len(spaces), "gaps")
-                if source != "subtitles" and space == "text encoder":
-                    d = language_gap.gap_difference(
-                        features["subtitles"], features[source], features[benchmark], **options
-                    )
-                    low, high = d.interval()
-                    row = {"effect": d.effect, "low": low, "high": high, "queries": d.queries}
-                    differences.append({"benchmark": benchmark, "source": source, **row})
+    spaces = {"text encoder": encoders, "tf-idf": [words]}
+    for (space, several), benchmark, source in itertools.product(
+        spaces.items(), benchmarks.BENCHMARKS, sources
+    ):
+        names = {"space": space, "benchmark": benchmark, "source": source}
+        each = [language_gap.gap(features[source], features[benchmark], **options) for features in several]
+        gaps.append(names | _resampled(each))
+        if source != "subtitles" and space == "text encoder":
+            each = [
+                language_gap.gap_difference(
+                    features["subtitles"], features[source], features[benchmark], **options
+                )
+                for features in several
+            ]
+            differences.append(names | _resampled(each))
+        progress(len(gaps), len(spaces) * len(benchmarks.BENCHMARKS) * len(sources), "gaps")
     with atomic_path(folder / "features.npz") as partial, partial.open("wb") as stream:
-        np.savez_compressed(
-            stream, **{name: f.astype(np.float16) for name, f in spaces["text encoder"].items()}
-        )
+        np.savez_compressed(stream, **{name: f.astype(np.float16) for name, f in encoders[0].items()})
     examples = {name: listed[:6] for name, listed in texts.items()}
-    return {"gaps": gaps, "differences": differences, "examples": examples}
+    return {"gaps": gaps, "differences": differences, "examples": examples, "encoders": len(encoders)}
+
+
+def _resampled(each: Sequence) -> dict:
+    """A measure's mean over text encoders as JSON: value, draws (five decimals), texts a set, one value an encoder."""
+    from clipvip_lib.language_gap import mean_over_encoders
+
+    mean = mean_over_encoders(each)
+    return {
+        "value": mean.value,
+        "draws": np.round(mean.draws, 5),
+        "texts": mean.texts,
+        "by_encoder": [one.value for one in each],
+    }
 
 
 def _texts(folder: Path, most: int) -> list[str]:
