@@ -11,7 +11,7 @@ SEEDS   ?= 0
 PYTHON  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality rates tried lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality rates tried more-seeds lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +84,10 @@ rates: setup ## choose each arm's learning rate on validation, anew (before a ne
 
 tried: setup ## claims' contrasts under other conditions (08's "What we tried"): reports/reference/tried.json
 	@$(PY) -m clipvip_lib.study.tried $(PROFILE)
+
+CLAIMS ?= 6,7,8,9
+more-seeds: setup ## train the arms of some claims with other seeds (SEEDS=5,6 CLAIMS=6,7), for 08's "other seeds"
+	@$(PY) -m clipvip_lib.study.more_seeds $(PROFILE) $(SEEDS) $(CLAIMS)
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)

@@ -58,8 +58,23 @@ def test_long_tables_are_shortened_and_values_are_not():
     assert short({str(i): i for i in range(9)}) == "9 entries (0: 0; …)"
 
 
-def test_the_steps_that_were_taken_are_the_profile_s():
-    _, rows = world_card.steps_tried()
-    [taken] = {(row["post-pretraining steps"], row["fine-tuning steps"]) for row in rows if row["taken"]}
-    assert taken == (PROFILES["mini"].postpretrain.steps, PROFILES["mini"].finetune.steps)
-    assert len(rows) == 8 and {row["model"] for row in rows} == {"mean_pool", "proxy-3"}
+def test_the_recipes_that_were_taken_are_the_profile_s():
+    tried, mini = world_card.calibrations(), PROFILES["mini"]
+    assert list(tried) == ["steps", "batches", "rates"]
+    _, rows = tried["batches"]
+    [taken] = {(row["clips a batch"], row["fine-tuning steps"]) for row in rows if row["taken"]}
+    assert taken == (mini.finetune.batch, mini.finetune.steps) and mini.postpretrain.batch == taken[0]
+    models = {row["model"] for what in ("steps", "batches") for row in tried[what][1]}
+    assert models == {
+        "mean_pool",
+        "mean_pool, not post-pretrained",
+        "proxy-3",
+    }  # no arm that a claim compares
+
+
+def test_the_rate_of_post_pretraining_follows_the_rule_that_the_card_states():
+    _, (without, *rates) = world_card.calibrations()["rates"]
+    lowest = without["mean"] - 1.5  # a standard error, as the table says
+    fit = [float(row["learning rate"]) for row in rates if row["mean"] >= lowest]
+    [taken] = [float(row["learning rate"]) for row in rates if row["taken"]]
+    assert max(fit) == taken == PROFILES["mini"].postpretrain.lr

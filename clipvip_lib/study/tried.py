@@ -99,6 +99,12 @@ def read(path: Path = FILE) -> list[dict]:
     return files.read_json(path)["rows"] if path.is_file() else []
 
 
+def measured_at(path: Path = FILE) -> str:
+    """Which commit's recipe the trials ran under, when and on which machine, as a sentence."""
+    origin = files.read_json(path)["from"]
+    return f"Measured at commit {origin['commit']} ({origin['time'][:10]}) on {origin['machine']}."
+
+
 def in_words(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """A sentence a row: the question, and what its interval says."""
     found = []

@@ -140,7 +140,7 @@ def _plain(value: object) -> str:
     return str(value)
 
 
-def steps_tried() -> tuple[str, list[dict]]:
-    """The numbers of training steps that were tried when they were chosen: what was measured, and a row a trial."""
-    found = read_json(Path(__file__).with_name("calibration.json"))["steps"]
-    return found["measured"], found["rows"]
+def calibrations() -> dict[str, tuple[str, list[dict]]]:
+    """What was tried when the trainings' recipes were set: {what: (what was measured, a row a trial)}."""
+    found = read_json(Path(__file__).with_name("calibration.json"))
+    return {what: (table["measured"], table["rows"]) for what, table in found.items()}

@@ -1,0 +1,65 @@
+"""Further seeds for some claims: just the arms that these claims compare, for notebook 08 to judge apart.
+
+``make more-seeds SEEDS=5,6,7,8,9 CLAIMS=6,7,8,9`` trains what is missing into the cache;
+``clipvip reproduce --set more_seeds=[5,6,7,8,9]`` then shows their verdicts beside those of the run's own seeds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from clipvip_lib import claims, files
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.study import evidence, experiments
+from clipvip_lib.study.stages import Stage
+
+
+def stages(profile: Profile, seeds: Sequence[int], numbers_of_claims: Sequence[int]) -> list[Stage]:
+    """The scored stages behind every contrast of the claims, each once, a whole seed after the other.
+
+    Raises ClipVipError for a number of no claim.
+    """
+    chosen = [claims.claim(number) for number in numbers_of_claims]
+    measures = {m: None for claim in chosen for contrast in claim.contrasts for _, m in contrast.terms}
+    found: dict[str, Stage] = {}
+    for seed in seeds:
+        for measure in measures:
+            if measure.metric == "NMI":
+                made = [experiments.language_gap(profile, seed)]
+            else:
+                made = evidence.stages_of(profile, measure.arm, measure.benchmark, [seed])
+            found |= {stage.name: stage for stage in made}
+    return list(found.values())
+
+
+def listed(text: str) -> list[int]:
+    """``5,6,7`` as numbers. Raises ClipVipError for anything else."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise ClipVipError(
+            f"expected whole numbers like 5,6,7, got {text!r}; separate them by commas"
+        ) from None
+
+
+def main(name: str, seeds: str, numbers_of_claims: str) -> int:
+    """Run what is missing. Returns the exit code."""
+    from clipvip_lib.study.board import Board
+    from clipvip_lib.study.pipeline import only_run
+    from clipvip_lib.study.plan import check_seeds
+    from clipvip_lib.study.workers import raise_failures, run_stages
+
+    needed = stages(get_profile(name), check_seeds(listed(seeds)), listed(numbers_of_claims))
+    home = files.home()
+    with only_run(files.make_folder(home)):
+        raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except ClipVipError as error:
+        sys.exit(f"more seeds: {error}")
