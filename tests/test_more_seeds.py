@@ -1,5 +1,6 @@
 """Further seeds train just what some claims compare."""
 
+import numpy as np
 import pytest
 
 from clipvip_lib import claims
@@ -38,6 +39,22 @@ def test_they_are_the_stages_of_the_study():
     keys = {stage.name: stage.key for stage in closure(stages_for("08_verdict", SMOKE, [3]))}
     for stage in more_seeds.stages(SMOKE, [3], range(1, 11)):
         assert keys[stage.name] == stage.key
+
+
+def test_it_judges_the_claims_that_were_asked_for_and_writes_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(more_seeds, "FILE", tmp_path / "more-seeds.json")
+    monkeypatch.setattr("clipvip_lib.study.workers.run_stages", lambda *stages, **options: {})
+    table = np.random.default_rng(0).random((2, 60)) < 0.5
+    contrasts = claims.claim(6).contrasts
+    monkeypatch.setattr(evidence, "evidence", lambda *which: dict.fromkeys(contrasts, 100.0 * table + 30))
+    assert more_seeds.read(more_seeds.FILE) is None
+    assert more_seeds.main("smoke", "5,6", "6,7") == 0
+    written = more_seeds.read(more_seeds.FILE)
+    assert [(row["id"], row["verdict"], row["seeds"]) for row in written["claims"]] == [
+        (6, "reproduced", [5, 6]),
+        (7, "not run", []),
+    ]
+    assert written["from"]["seeds"] == [5, 6] and written["from"]["profile"] == "smoke"
 
 
 def test_bad_input_is_named():

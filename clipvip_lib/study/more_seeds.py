@@ -1,19 +1,22 @@
-"""Further seeds for some claims: just the arms that these claims compare, for notebook 08 to judge apart.
+"""Some claims judged once more by other seeds: just the arms that these claims compare are trained.
 
-``make more-seeds SEEDS=5,6,7,8,9 CLAIMS=6,7,8,9`` trains what is missing into the cache;
-``clipvip reproduce --set more_seeds=[5,6,7,8,9]`` then shows their verdicts beside those of the run's own seeds.
+``make more-seeds SEEDS=5,6,7,8,9 CLAIMS=6,7,8,9`` trains what is missing and writes
+``reports/reference/more-seeds.json``, which notebook 08 shows beside its own verdicts; nothing else reads it.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from clipvip_lib import claims, files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile, get_profile
 from clipvip_lib.study import evidence, experiments
 from clipvip_lib.study.stages import Stage
+
+FILE = files.CHECKOUT / "reports" / "reference" / "more-seeds.json"
 
 
 def stages(profile: Profile, seeds: Sequence[int], numbers_of_claims: Sequence[int]) -> list[Stage]:
@@ -34,6 +37,11 @@ def stages(profile: Profile, seeds: Sequence[int], numbers_of_claims: Sequence[i
     return list(found.values())
 
 
+def read(path: Path = FILE) -> dict | None:
+    """What ``make more-seeds`` wrote: {"from": where it ran, "claims": rows of claims.json}; None if it was not run."""
+    return files.read_json(path) if path.is_file() else None
+
+
 def listed(text: str) -> list[int]:
     """``5,6,7`` as numbers. Raises ClipVipError for anything else."""
     try:
@@ -45,16 +53,22 @@ def listed(text: str) -> list[int]:
 
 
 def main(name: str, seeds: str, numbers_of_claims: str) -> int:
-    """Run what is missing. Returns the exit code."""
+    """Run what is missing, judge and write. Returns the exit code."""
     from clipvip_lib.study.board import Board
     from clipvip_lib.study.pipeline import only_run
     from clipvip_lib.study.plan import check_seeds
+    from clipvip_lib.study.provenance import provenance
     from clipvip_lib.study.workers import raise_failures, run_stages
 
-    needed = stages(get_profile(name), check_seeds(listed(seeds)), listed(numbers_of_claims))
-    home = files.home()
+    profile, seeds_given, chosen = get_profile(name), check_seeds(listed(seeds)), listed(numbers_of_claims)
+    needed, home = stages(profile, seeds_given, chosen), files.home()
     with only_run(files.make_folder(home)):
         raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
+    verdicts = [v for v in evidence.verdicts(profile, seeds_given, home=home) if v.id in chosen]
+    rows = [verdict.row() for verdict in verdicts]
+    files.write_json(FILE, {"from": provenance(name, seeds_given), "claims": rows})
+    for verdict in verdicts:
+        print(verdict)
     return 0
 
 
