@@ -86,7 +86,7 @@ tried: setup ## claims' contrasts under other conditions (08's "What we tried"):
 	@$(PY) -m clipvip_lib.study.tried $(PROFILE)
 
 CLAIMS ?= 6,7,8,9
-more-seeds: setup ## train the arms of some claims with other seeds (SEEDS=5,6 CLAIMS=6,7), for 08: reports/reference/more-seeds.json
+more-seeds: setup ## train the arms of some claims with other seeds (SEEDS=5,6 CLAIMS=6,7), shown in the pages of the reference
 	@$(PY) -m clipvip_lib.study.more_seeds $(PROFILE) $(SEEDS) $(CLAIMS)
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)

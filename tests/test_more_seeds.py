@@ -5,8 +5,9 @@ import pytest
 
 from clipvip_lib import claims
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import read_json, write_json
 from clipvip_lib.profiles import get_profile
-from clipvip_lib.study import evidence, more_seeds
+from clipvip_lib.study import evidence, more_seeds, reference
 from clipvip_lib.study.stages import closure
 
 SMOKE = get_profile("smoke")
@@ -41,20 +42,30 @@ def test_they_are_the_stages_of_the_study():
         assert keys[stage.name] == stage.key
 
 
-def test_it_judges_the_claims_that_were_asked_for_and_writes_them(tmp_path, monkeypatch):
-    monkeypatch.setattr(more_seeds, "FILE", tmp_path / "more-seeds.json")
+def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypatch):
+    """Nothing is trained here: evidence on which claim 6 holds, and pages of a reference run that is there."""
     monkeypatch.setattr("clipvip_lib.study.workers.run_stages", lambda *stages, **options: {})
-    table = np.random.default_rng(0).random((2, 60)) < 0.5
-    contrasts = claims.claim(6).contrasts
-    monkeypatch.setattr(evidence, "evidence", lambda *which: dict.fromkeys(contrasts, 100.0 * table + 30))
-    assert more_seeds.read(more_seeds.FILE) is None
-    assert more_seeds.main("smoke", "5,6", "6,7") == 0
-    written = more_seeds.read(more_seeds.FILE)
-    assert [(row["id"], row["verdict"], row["seeds"]) for row in written["claims"]] == [
-        (6, "reproduced", [5, 6]),
-        (7, "not run", []),
-    ]
+    table = 30.0 + 100.0 * (np.random.default_rng(0).random((2, 60)) < 0.5)
+    found = dict.fromkeys(claims.claim(6).contrasts, table)
+    monkeypatch.setattr(evidence, "evidence", lambda *which: found)
+    six = claims.verdict(claims.claim(6), found, [0, 1]).row()
+    for name, rows in (("04_video_proxy", [six]), ("07_cost", [])):
+        results = {"numbers": {"claims": rows}, "profile": "smoke", "reference": []}
+        write_json(tmp_path / "results" / f"{name}.json", results)
+        (tmp_path / f"{name}.html").write_text("before<!--reference--><!--/reference-->after")
+    assert reference.other_seeds(tmp_path) is None
+    for _ in range(2):  # a second time in the same place
+        assert more_seeds.main("smoke", "5,6", "6,7", tmp_path) == 0
+    written = read_json(tmp_path / "more-seeds.json")
+    judged = [(row["id"], row["verdict"], row["seeds"]) for row in written["claims"]]
+    assert judged == [(6, "reproduced", [5, 6]), (7, "not run", [])]
     assert written["from"]["seeds"] == [5, 6] and written["from"]["profile"] == "smoke"
+    [row] = read_json(tmp_path / "results/04_video_proxy.json")["reference"]
+    assert row == {"claim": 6, "here": six, "reference": written["claims"][0], "agree": "agree"}
+    page = (tmp_path / "04_video_proxy.html").read_text()
+    shown = reference.section([row], reference.OTHERS)
+    assert page == f"before<!--reference-->{shown}<!--/reference-->after" and "Beside other seeds" in page
+    assert (tmp_path / "07_cost.html").read_text() == "before<!--reference--><!--/reference-->after"
 
 
 def test_bad_input_is_named():

@@ -1,7 +1,7 @@
 """Some claims judged once more by other seeds: just the arms that these claims compare are trained.
 
 ``make more-seeds SEEDS=5,6,7,8,9 CLAIMS=6,7,8,9`` trains what is missing and writes
-``reports/reference/more-seeds.json``, which notebook 08 shows beside its own verdicts; nothing else reads it.
+``reports/reference/more-seeds.json``; the pages of the reference run end with what it says of their claims.
 """
 
 from __future__ import annotations
@@ -14,9 +14,8 @@ from clipvip_lib import claims, files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile, get_profile
 from clipvip_lib.study import evidence, experiments
+from clipvip_lib.study.reference import FOLDER, OTHER_SEEDS
 from clipvip_lib.study.stages import Stage
-
-FILE = files.CHECKOUT / "reports" / "reference" / "more-seeds.json"
 
 
 def stages(profile: Profile, seeds: Sequence[int], numbers_of_claims: Sequence[int]) -> list[Stage]:
@@ -37,11 +36,6 @@ def stages(profile: Profile, seeds: Sequence[int], numbers_of_claims: Sequence[i
     return list(found.values())
 
 
-def read(path: Path = FILE) -> dict | None:
-    """What ``make more-seeds`` wrote: {"from": where it ran, "claims": rows of claims.json}; None if it was not run."""
-    return files.read_json(path) if path.is_file() else None
-
-
 def listed(text: str) -> list[int]:
     """``5,6,7`` as numbers. Raises ClipVipError for anything else."""
     try:
@@ -52,12 +46,13 @@ def listed(text: str) -> list[int]:
         ) from None
 
 
-def main(name: str, seeds: str, numbers_of_claims: str) -> int:
-    """Run what is missing, judge and write. Returns the exit code."""
+def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -> int:
+    """Run what is missing, judge, write, and show it in the reference's pages. Returns the exit code."""
     from clipvip_lib.study.board import Board
     from clipvip_lib.study.pipeline import only_run
     from clipvip_lib.study.plan import check_seeds
     from clipvip_lib.study.provenance import provenance
+    from clipvip_lib.study.publish import show_other_seeds
     from clipvip_lib.study.workers import raise_failures, run_stages
 
     profile, seeds_given, chosen = get_profile(name), check_seeds(listed(seeds)), listed(numbers_of_claims)
@@ -66,7 +61,8 @@ def main(name: str, seeds: str, numbers_of_claims: str) -> int:
         raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
     verdicts = [v for v in evidence.verdicts(profile, seeds_given, home=home) if v.id in chosen]
     rows = [verdict.row() for verdict in verdicts]
-    files.write_json(FILE, {"from": provenance(name, seeds_given), "claims": rows})
+    files.write_json(folder / OTHER_SEEDS, {"from": provenance(name, seeds_given), "claims": rows})
+    show_other_seeds(folder)
     for verdict in verdicts:
         print(verdict)
     return 0

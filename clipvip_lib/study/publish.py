@@ -28,19 +28,21 @@ def publish(
 ) -> Path:
     """Write this run's pages and results into ``out`` beside those of earlier runs, and the index of all.
 
-    reference: the folder of the reference run, whose verdicts are shown beside this run's, unless it is ``out``.
-    Verdicts are also written apart, as results/claims.json. Returns the path of index.html.
+    reference: the folder of the reference run, whose verdicts are shown beside this run's; if it is ``out``, those of
+    other seeds are. Verdicts are also written apart, as results/claims.json. Returns the path of index.html.
     """
-    compared = None if out.resolve() == reference.resolve() else reference_run.read(reference)
-    compared_rows = {}
+    if out.resolve() == reference.resolve():
+        compared, there = reference_run.other_seeds(reference), reference_run.OTHERS
+    else:
+        compared, there = reference_run.read(reference), reference_run.THE_REFERENCE
+    sections = {}
     made = {name for name, page in pages.items() if page.done(home)}
     for name in made:
         results = files.read_json(pages[name].folder(home) / "results.json")
         results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
         claims = results["numbers"].get("claims", [])
-        results["reference"] = compared_rows[name] = reference_run.beside(
-            claims, results["profile"], compared
-        )
+        results["reference"] = reference_run.beside(claims, results["profile"], compared)
+        sections[name] = reference_run.section(results["reference"], there)
         if len(claims) == len(CLAIMS):
             _write(out / "results" / "claims.json", json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
         _write(out / "results" / f"{name}.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
@@ -49,7 +51,7 @@ def publish(
         where = pages[name].folder(home) / "page.html" if name in made else out / f"{name}.html"
         page = where.read_text(encoding="utf-8")
         if name in made:
-            page = html_pages.with_reference(page, reference_run.section(compared_rows[name]))
+            page = html_pages.with_reference(page, sections[name])
         page = html_pages.with_navigation(page, plan.notebooks, available, current=name)
         _write(out / f"{name}.html", page)
     first = next(iter(pages.values())).config["parameters"]
@@ -66,6 +68,18 @@ def publish(
     )
     _write(out / "index.html", html_pages.index_html(cards, facts, first["profile"]))
     return out / "index.html"
+
+
+def show_other_seeds(folder: Path) -> None:
+    """Write what other seeds say into the pages and results of the reference run: no page is made anew."""
+    compared = reference_run.other_seeds(folder)
+    for path in sorted((folder / "results").glob("[0-9]*.json")):
+        results, page = files.read_json(path), folder / f"{path.stem}.html"
+        rows = reference_run.beside(results["numbers"].get("claims", []), results["profile"], compared)
+        if page.is_file() and rows != results["reference"]:
+            _write(path, json.dumps(results | {"reference": rows}, indent=2, ensure_ascii=False) + "\n")
+            shown = reference_run.section(rows, reference_run.OTHERS)
+            _write(page, html_pages.with_reference(page.read_text(encoding="utf-8"), shown))
 
 
 def run_record(outcomes: dict[str, Outcome], home: Path, parameters: dict, seconds: float) -> dict:

@@ -1,7 +1,7 @@
 """A run's verdicts beside those of the reference run, which is committed in ``reports/reference``.
 
-Compared when pages are published, not when notebooks run: a new reference never costs a page, and a page of the
-reference itself has nothing beside it.
+Compared when pages are published, not when notebooks run: a new reference never costs a page. The reference itself
+stands beside what other seeds say of some of its claims, which ``more_seeds.py`` writes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 FOLDER = files.CHECKOUT / "reports" / "reference"
 CLAIMS = "results/claims.json"
+OTHER_SEEDS = "more-seeds.json"
+THE_REFERENCE, OTHERS = "the reference run", "other seeds"
 
 
 def read(folder: Path = FOLDER) -> dict | None:
@@ -26,6 +28,14 @@ def read(folder: Path = FOLDER) -> dict | None:
     rows = files.read_json(folder / CLAIMS)
     profile = files.read_json(folder / "results" / "run.json")["profile"]
     return {"profile": profile, "claims": {row["id"]: row for row in rows}}
+
+
+def other_seeds(folder: Path = FOLDER) -> dict | None:
+    """The verdicts of other seeds, in the form of ``read``; None if ``make more-seeds`` has not run."""
+    if not (folder / OTHER_SEEDS).is_file():
+        return None
+    found = files.read_json(folder / OTHER_SEEDS)
+    return {"profile": found["from"]["profile"], "claims": {row["id"]: row for row in found["claims"]}}
 
 
 def beside(claims: list[dict], profile: str, reference: dict | None) -> list[dict]:
@@ -80,21 +90,22 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
     return pd.DataFrame(shown)
 
 
-def section(rows: list[dict]) -> str:
-    """The section of a page; nothing without rows."""
+def section(rows: list[dict], there: str = THE_REFERENCE) -> str:
+    """The section of a page; nothing without rows. there: what this run stands beside."""
     if not rows:
         return ""
     from clipvip_lib.study.tables import table_html
 
-    table = table_html(frame(rows), "Verdicts of this run and of the reference run")
-    words = html.escape(in_words(rows))
+    column = "reference" if there == THE_REFERENCE else there
+    table = table_html(frame(rows, there=column), f"Verdicts of this run and of {there}")
+    words = html.escape(in_words(rows, there=there))
     return (
-        f'<section class="text"><h2>Beside the reference run</h2><p>{words}</p></section>'
+        f'<section class="text"><h2>Beside {there}</h2><p>{words}</p></section>'
         f'<section class="code"><div class="output">{table}</div></section>'
     )
 
 
-def in_words(rows: list[dict], here: str = "This run", there: str = "the reference") -> str:
+def in_words(rows: list[dict], here: str = "This run", there: str = THE_REFERENCE) -> str:
     """Whether the verdicts agree, and what to look at where they do not."""
     opposite = [str(row["claim"]) for row in rows if row["agree"] == "disagree"]
     undecided = [str(row["claim"]) for row in rows if row["agree"] == "one is undecided"]
