@@ -14,7 +14,7 @@ PYTHON  ?=
 .PHONY: help setup reproduce smoke test equality rates tried more-seeds lab lint format clean distclean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # The stamp holds a checksum of the files that decide what is installed, and is written last. A set-up that was
 # interrupted leaves its "running" mark, and the next one starts afresh: half a package is worse than none.
