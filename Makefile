@@ -11,7 +11,7 @@ SEEDS   ?= 0
 PYTHON  ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality rates tried more-seeds lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality rates tried more-seeds evidence lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -88,6 +88,9 @@ tried: setup ## claims' contrasts under other conditions (08's "What we tried"):
 CLAIMS ?= 6,7,8,9
 more-seeds: setup ## train the arms of some claims with other seeds (SEEDS=5,6 CLAIMS=6,7), shown in the pages of the reference
 	@$(PY) -m clipvip_lib.study.more_seeds $(PROFILE) $(SEEDS) $(CLAIMS)
+
+evidence: setup ## write what every query gave in a run that is done (SEEDS=0,1,2): reports/reference/evidence.npz
+	@$(PY) -m clipvip_lib.study.evidence_file $(PROFILE) $(SEEDS)
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)

@@ -54,17 +54,31 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
         write_json(tmp_path / "results" / f"{name}.json", results)
         (tmp_path / f"{name}.html").write_text("before<!--reference--><!--/reference-->after")
     assert reference.other_seeds(tmp_path) is None
+    stored = {
+        "seeds": np.array([0, 1]),
+        "profile": np.array(repr(SMOKE)),
+        **{
+            f"hits/{arm}/{benchmark}/simple": np.full((2, 60), hit)
+            for arm, hit in (("proxy-4", 1.0), ("full", 0.5))
+            for benchmark in claims.BENCHMARKS
+        },
+    }
+    np.savez(tmp_path / "evidence.npz", **stored)
     for _ in range(2):  # a second time in the same place
         assert more_seeds.main("smoke", "5,6", "6,7", tmp_path) == 0
     written = read_json(tmp_path / "more-seeds.json")
     judged = [(row["id"], row["verdict"], row["seeds"]) for row in written["claims"]]
-    assert judged == [(6, "reproduced", [5, 6]), (7, "not run", [])]
+    assert judged == [(6, "reproduced", [5, 6])]  # of claim 7 nothing ran
+    [both] = written["together"]
+    assert both["seeds"] == [0, 1, 5, 6] and both["effect"] == pytest.approx((50 + table.mean()) / 2)
     assert written["from"]["seeds"] == [5, 6] and written["from"]["profile"] == "smoke"
     [row] = read_json(tmp_path / "results/04_video_proxy.json")["reference"]
-    assert row == {"claim": 6, "here": six, "reference": written["claims"][0], "agree": "agree"}
+    others = {"reference": written["claims"][0], "together": both}
+    assert row == {"claim": 6, "here": six, "agree": "agree"} | others
     page = (tmp_path / "04_video_proxy.html").read_text()
     shown = reference.section([row], reference.OTHERS)
     assert page == f"before<!--reference-->{shown}<!--/reference-->after" and "Beside other seeds" in page
+    assert "0, 1, 5, 6" in page
     assert (tmp_path / "07_cost.html").read_text() == "before<!--reference--><!--/reference-->after"
 
 

@@ -61,6 +61,14 @@ def stages_at_hand(profile: Profile, arm: str, benchmark: str, seeds: Sequence[i
 
 def evidence(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Contrast, object]:
     """Evidence for every contrast whose stages have all run."""
+    gaps_found = gap_rows(profile, seeds, home)
+    return claims.evidence_from_hits(hit_tables(profile, seeds, home)) | {
+        contrast: pooled(rows) for contrast, rows in gaps_found.items()
+    }
+
+
+def hit_tables(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Measure, np.ndarray]:
+    """Hits at 1 [seeds, queries] of every arm that a claim names and whose stages have all run."""
     tables: dict[Measure, np.ndarray] = {}
     for arm, benchmark in experiments.scored_arms(profile):
         stages = stages_at_hand(profile, arm, benchmark, seeds)
@@ -68,11 +76,11 @@ def evidence(profile: Profile, seeds: Sequence[int], home: Path | None = None) -
             tables[Measure(arm, benchmark)] = hits(stages, home=home)
             if arm == "clip-vip":
                 tables[Measure(arm, benchmark, scoring="dsl")] = hits(stages, home=home, scoring="dsl")
-    return claims.evidence_from_hits(tables) | _gap_evidence(profile, seeds, home)
+    return tables
 
 
-def _gap_evidence(profile: Profile, seeds: Sequence[int], home: Path | None) -> Mapping[Contrast, object]:
-    """Differences of NMI (subtitles minus another source), pooled over the seeds' text encoders."""
+def gap_rows(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Contrast, list[dict]]:
+    """Differences of NMI (subtitles minus another source), a row a seed; none unless all seeds have run."""
     stages = experiments.at_hand(lambda: [experiments.language_gap(profile, seed) for seed in seeds])
     if not stages or not all(stage.done(home) for stage in stages):
         return {}
@@ -81,9 +89,8 @@ def _gap_evidence(profile: Profile, seeds: Sequence[int], home: Path | None) -> 
     for source in ("alt-text", "caption pairs", "ofa captions"):
         for benchmark in BENCHMARKS:
             chosen = [row for row in rows if (row["source"], row["benchmark"]) == (source, benchmark)]
-            if not chosen:  # a source of real texts that is not at hand
-                continue
-            found[claims.over("subtitles", source, benchmark, "NMI")] = pooled(chosen)
+            if chosen:  # a source of real texts may not be at hand
+                found[claims.over("subtitles", source, benchmark, "NMI")] = chosen
     return found
 
 

@@ -1,7 +1,8 @@
 """Some claims judged once more by other seeds: just the arms that these claims compare are trained.
 
 ``make more-seeds SEEDS=5,6,7,8,9 CLAIMS=6,7,8,9`` trains what is missing and writes
-``reports/reference/more-seeds.json``; the pages of the reference run end with what it says of their claims.
+``reports/reference/more-seeds.json``: the verdicts of these seeds alone, and together with those of the reference run
+(evidence_file.py). The pages of the reference run end with what it says of their claims.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from clipvip_lib import claims, files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile, get_profile
-from clipvip_lib.study import evidence, experiments
+from clipvip_lib.study import evidence, evidence_file, experiments
 from clipvip_lib.study.reference import FOLDER, OTHER_SEEDS
 from clipvip_lib.study.stages import Stage
 
@@ -59,12 +60,20 @@ def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -
     needed, home = stages(profile, seeds_given, chosen), files.home()
     with only_run(files.make_folder(home)):
         raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
-    verdicts = [v for v in evidence.verdicts(profile, seeds_given, home=home) if v.id in chosen]
-    rows = [verdict.row() for verdict in verdicts]
-    files.write_json(folder / OTHER_SEEDS, {"from": provenance(name, seeds_given), "claims": rows})
+    found = evidence.evidence(profile, seeds_given, home)
+    all_seeds, together = evidence_file.joined(profile, seeds_given, found, folder / evidence_file.NAME)
+    judged = {
+        "claims": [claims.verdict(claims.claim(number), found, seeds_given) for number in chosen],
+        "together": [claims.verdict(claims.claim(number), together, all_seeds) for number in chosen],
+    }
+    rows = {
+        name: [verdict.row() for verdict in verdicts if verdict.effect is not None]
+        for name, verdicts in judged.items()
+    }
+    files.write_json(folder / OTHER_SEEDS, {"from": provenance(name, seeds_given)} | rows)
     show_other_seeds(folder)
-    for verdict in verdicts:
-        print(verdict)
+    for verdict in [*judged["claims"], *(v for v in judged["together"] if v.effect is not None)]:
+        print(f"seeds {', '.join(map(str, verdict.seeds))}: {verdict}")
     return 0
 
 

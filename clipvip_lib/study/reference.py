@@ -31,11 +31,13 @@ def read(folder: Path = FOLDER) -> dict | None:
 
 
 def other_seeds(folder: Path = FOLDER) -> dict | None:
-    """The verdicts of other seeds, in the form of ``read``; None if ``make more-seeds`` has not run."""
+    """The verdicts of other seeds, in the form of ``read``, and of these and the reference's "together"; None if
+    ``make more-seeds`` has not run."""
     if not (folder / OTHER_SEEDS).is_file():
         return None
     found = files.read_json(folder / OTHER_SEEDS)
-    return {"profile": found["from"]["profile"], "claims": {row["id"]: row for row in found["claims"]}}
+    by_claim = {name: {row["id"]: row for row in found[name]} for name in ("claims", "together")}
+    return {"profile": found["from"]["profile"]} | by_claim
 
 
 def beside(claims: list[dict], profile: str, reference: dict | None) -> list[dict]:
@@ -45,7 +47,8 @@ def beside(claims: list[dict], profile: str, reference: dict | None) -> list[dic
     """
     if reference is None or reference["profile"] != profile:
         return []
-    return compared(claims, reference["claims"])
+    rows, together = compared(claims, reference["claims"]), reference.get("together", {})
+    return [row | ({"together": together[row["claim"]]} if row["claim"] in together else {}) for row in rows]
 
 
 def compared(here: list[dict], there: dict[int, dict]) -> list[dict]:
@@ -81,7 +84,9 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
     shown = []
     for row in rows:
         cells = {"claim": row["claim"]}
-        for name, which in ((here, row["here"]), (there, row["reference"])):
+        columns = [(here, row["here"]), (there, row["reference"])]
+        columns += [("together", row["together"])] if "together" in row else []
+        for name, which in columns:
             effect, interval = effect_text(which)
             cells[name] = which["verdict"]
             cells[f"effect {name}"] = f"{effect} ({interval})"

@@ -1,0 +1,119 @@
+"""The evidence behind a run's verdicts in one small file: what every test query gave, for every arm, seed by seed.
+
+Trained stages stay in the cache of the machine that ran them; this file is kept in git beside the reference run, so
+that anybody can judge its claims again, by this project's rule or by another, and join further seeds to it.
+``make evidence SEEDS=0,1,2,3,4`` writes ``reports/reference/evidence.npz``.
+
+In it: ``seeds`` [S]; ``profile``, its sizes in words; ``hits/ARM/BENCHMARK/SCORING``, float16 [S, Q], expected hits at
+1 (ties share); and for each contrast in NMI ``nmi/NAME/values`` [S], ``nmi/NAME/draws`` [S, R] and ``nmi/NAME/texts``,
+as ``intervals.pool_draws`` takes them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from clipvip_lib import claims, files, intervals
+from clipvip_lib.claims import Contrast, Measure
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.study import evidence
+from clipvip_lib.study.reference import FOLDER
+
+NAME = "evidence.npz"
+
+
+def write(profile: Profile, seeds: Sequence[int], path: Path, home: Path | None = None) -> int:
+    """Write the evidence of stages that have run, whole or not at all. Returns the number of columns.
+
+    Raises ClipVipError if a claim's stage has not run.
+    """
+    arrays: dict[str, np.ndarray] = {"seeds": np.array(seeds), "profile": np.array(repr(profile))}
+    for measure, table in evidence.hit_tables(profile, seeds, home).items():
+        arrays[f"hits/{measure.arm}/{measure.benchmark}/{measure.scoring}"] = table.astype(np.float16)
+    for contrast, rows in evidence.gap_rows(profile, seeds, home).items():
+        arrays[f"nmi/{contrast.name}/values"] = np.array([row["value"] for row in rows])
+        arrays[f"nmi/{contrast.name}/draws"] = np.array([row["draws"] for row in rows], np.float32)
+        arrays[f"nmi/{contrast.name}/texts"] = np.array(min(row["texts"] for row in rows))
+    with files.atomic_path(path) as partial, partial.open("wb") as stream:
+        np.savez_compressed(stream, **arrays)
+    missing = [c.name for claim in claims.CLAIMS for c in claim.contrasts if c not in read(path).found]
+    if missing:
+        path.unlink()
+        raise ClipVipError(
+            f"no evidence for {missing[0]} and {len(missing) - 1} more of seeds {list(seeds)}: expected a run of them "
+            "in the cache; run `clipvip reproduce` first"
+        )
+    return len(arrays)
+
+
+class Stored(NamedTuple):
+    """What a file holds. found: evidence by contrast, as ``claims.verdict`` takes it."""
+
+    seeds: list[int]
+    profile: str
+    found: dict[Contrast, object]
+
+
+def read(path: Path = FOLDER / NAME) -> Stored:
+    """The evidence in a file that ``write`` wrote.
+
+    Raises ClipVipError if there is no such file, or it is damaged.
+    """
+    try:
+        with np.load(path) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, EOFError) as error:
+        raise ClipVipError(
+            f"cannot read {path}: expected a file of `make evidence` ({error}); write it again"
+        ) from error
+    hits = {}
+    for name, table in arrays.items():
+        kind, *of = name.split("/")
+        if kind == "hits":
+            arm, benchmark, scoring = of
+            hits[Measure(arm, benchmark, scoring=scoring)] = table.astype(float)
+    found: dict[Contrast, object] = dict(claims.evidence_from_hits(hits))
+    for contrast in (c for claim in claims.CLAIMS for c in claim.contrasts if c.metric == "NMI"):
+        parts = [arrays.get(f"nmi/{contrast.name}/{part}") for part in ("values", "draws", "texts")]
+        if all(part is not None for part in parts):
+            found[contrast] = intervals.pool_draws(parts[0], parts[1], int(parts[2]))
+    return Stored(arrays["seeds"].tolist(), str(arrays["profile"]), found)
+
+
+def joined(
+    profile: Profile, seeds: Sequence[int], found: Mapping[Contrast, object], path: Path = FOLDER / NAME
+) -> tuple[list[int], dict[Contrast, object]]:
+    """(seeds, evidence) of a file and of further seeds together, for contrasts in R@1 that both have.
+
+    Nothing ([], {}) without a file, or if it is of another profile: other sizes are another study. Raises ClipVipError
+    for a seed that the file has already, which would count twice.
+    """
+    stored = read(path) if path.is_file() else None
+    if stored is None or stored.profile != repr(profile):
+        return [], {}
+    if twice := sorted(set(stored.seeds) & set(seeds)):
+        raise ClipVipError(f"seeds {twice} are in {path} already: expected others; choose other seeds")
+    both = {c: (stored.found[c], found[c]) for c in found if c in stored.found and c.metric != "NMI"}
+    return [*stored.seeds, *seeds], {c: np.concatenate(tables) for c, tables in both.items()}
+
+
+def main(name: str, seeds: str) -> int:
+    """Write the file of the reference run. Returns the exit code."""
+    from clipvip_lib.study.more_seeds import listed
+
+    columns = write(get_profile(name), listed(seeds), FOLDER / NAME)
+    print(f"{FOLDER / NAME}: {columns} columns, {(FOLDER / NAME).stat().st_size / 1024:.0f} KiB")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(*sys.argv[1:]))
+    except ClipVipError as error:
+        sys.exit(f"evidence: {error}")

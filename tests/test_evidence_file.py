@@ -1,0 +1,81 @@
+"""The evidence in git is what the reference's verdicts were judged on, and a file is whole or refused."""
+
+import numpy as np
+import pytest
+
+from clipvip_lib import claims
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import read_json
+from clipvip_lib.profiles import get_profile
+from clipvip_lib.study import evidence, evidence_file
+from clipvip_lib.study.reference import CLAIMS, FOLDER
+
+SMOKE, SEEDS = get_profile("smoke"), [3, 4]
+
+
+def test_the_verdicts_of_the_reference_follow_from_its_file():
+    seeds, _, found = evidence_file.read()
+    rows = read_json(FOLDER / CLAIMS)
+    for row, verdict in zip(rows, claims.verdicts(found, seeds), strict=True):
+        again = verdict.row()
+        numbers = [again.pop(name) for name in ("effect", "low", "high")]
+        # hits are kept in half precision: a third of a hit, three videos level, is off by 1e-4
+        assert numbers == pytest.approx([row.pop(name) for name in ("effect", "low", "high")], abs=2e-3)
+        assert again == row
+
+
+@pytest.fixture
+def stages_have_run(monkeypatch):
+    rng = np.random.default_rng(0)
+    contrasts = [c for claim in claims.CLAIMS for c in claim.contrasts]
+    measures = {m for c in contrasts if c.metric == "R@1" for _, m in c.terms}
+    hits = {m: (rng.random((2, 40)) < 0.5) * 1.0 for m in sorted(measures)}
+    rows = {
+        c: [{"value": rng.random(), "draws": list(rng.random(9)), "texts": 50 + seed} for seed in SEEDS]
+        for c in contrasts
+        if c.metric == "NMI"
+    }
+    monkeypatch.setattr(evidence, "hit_tables", lambda *which: dict(hits))
+    monkeypatch.setattr(evidence, "gap_rows", lambda *which: dict(rows))
+    return hits
+
+
+def test_what_is_read_is_what_the_stages_gave(stages_have_run, tmp_path):
+    assert evidence_file.write(SMOKE, SEEDS, tmp_path / "e.npz") > 50
+    seeds, profile, found = evidence_file.read(tmp_path / "e.npz")
+    assert seeds == SEEDS and profile == repr(SMOKE)
+    direct = claims.verdicts(evidence.evidence(SMOKE, SEEDS), SEEDS)
+    for ours, theirs in zip(claims.verdicts(found, seeds), direct, strict=True):
+        assert ours.verdict == theirs.verdict != "not run"
+        assert ours.effect == pytest.approx(theirs.effect, abs=1e-6)
+        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-5)
+
+
+def test_further_seeds_are_joined_but_never_twice_or_of_another_study(stages_have_run, tmp_path):
+    path = tmp_path / "e.npz"
+    evidence_file.write(SMOKE, SEEDS, path)
+    contrast = claims.claim(6).contrasts[0]
+    further = {contrast: np.full((1, 40), 10.0), claims.claim(5).contrasts[0]: None}
+    seeds, found = evidence_file.joined(SMOKE, [9], further, path)
+    assert seeds == [3, 4, 9] and list(found) == [contrast] and found[contrast].shape == (3, 40)
+    assert (found[contrast][2] == 10).all()
+    assert found[contrast][:2] == pytest.approx(evidence_file.read(path).found[contrast])
+    with pytest.raises(ClipVipError, match=r"seeds \[4\] are in .* choose other seeds"):
+        evidence_file.joined(SMOKE, [4, 5], further, path)
+    assert evidence_file.joined(get_profile("mini"), [9], further, path) == ([], {})
+    assert evidence_file.joined(SMOKE, [9], further, tmp_path / "none") == ([], {})
+
+
+def test_half_a_run_leaves_no_file(stages_have_run, tmp_path):
+    stages_have_run.pop(next(m for m in stages_have_run if m.arm == "full"))
+    with pytest.raises(ClipVipError, match=r"no evidence for proxy-4 over full.*clipvip reproduce"):
+        evidence_file.write(SMOKE, SEEDS, tmp_path / "e.npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_file_is_one_sentence(tmp_path):
+    for name, content in (("absent", None), ("text", b"no file of numpy"), ("empty", b"")):
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(ClipVipError, match="expected a file of `make evidence`"):
+            evidence_file.read(tmp_path / name)
