@@ -16,11 +16,13 @@ import small_study
 from clipvip_lib import cli, flops, scaling
 from clipvip_lib.claims import ATTENTION_ARMS, CORPORA, LOSS_ARMS
 from clipvip_lib.data import corpora
+from clipvip_lib.distributed.recipes import RECIPES
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.progress import quiet
 from clipvip_lib.study import data_at_hand, dry_run, experiments, paper_plan
 from clipvip_lib.study.paper_plan import Settings, works
+from clipvip_lib.study.real_profile import RealProfile, planned
 from clipvip_lib.study.stages import closure, run_stage
 
 PAPER = get_profile("paper")
@@ -55,7 +57,43 @@ def test_every_arm_of_the_study_is_in_the_plan_once():
     assert found.keys() == attention | losses | sizes and len(found) == 7 + 6 + 3 - 2
     assert found["mean_pool/V-S/hdvila-100m"].notebooks == {"01", "04"}
     assert found["proxy-4/V-S/hdvila-100m"].notebooks == {"04", "05"}
-    assert found["proxy-4/V-S,C+F-C/hdvila-100m"].notebooks == {"05", "06"}
+    assert found["proxy-4/V-S,C+F-C/hdvila-100m"].notebooks == {"05"}  # 06's is the full one
+
+
+def test_the_full_method_is_counted_for_three_epochs_beside_the_ablations():
+    rows = {row.what: row for row in works(PAPER, [0, 1], NONE)}
+    full, ablation = (
+        rows["full CLIP-ViP: 3 epochs of hdvila-100m"],
+        rows[f"post-pretrain {experiments.METHOD.slug}"],
+    )
+    assert full.notebooks == {"06"} and full.needs == ablation.needs == {"weights", "captions", "hdvila-100m"}
+    published = RECIPES["postpretrain-full"].for_data(None).steps
+    assert full.steps == 3 * ablation.steps == published == 292_968
+    assert full.runs == ablation.runs == 2 and full.clip_flops == ablation.clip_flops
+    assert full.hours == pytest.approx(3 * ablation.hours)
+    # both ends are fine-tuned: METHOD for 05 and for 06, mean pooling as it is on didemo for 06 alone
+    assert rows["fine-tune for 06"].runs == 2 * (2 + 1)
+    tuned = {notebooks: works(PAPER, [0], NONE, [notebooks]) for notebooks in ("05", "06")}
+    assert not any(row.what.startswith("full") for row in tuned["05"])
+    assert [row.what for row in tuned["06"] if row.steps == published] == [full.what]
+    assert not post(tuned["06"])  # the one-epoch model is 05's
+
+
+def test_a_number_of_steps_that_is_asked_for_is_that_of_every_arm():
+    profile, settings = planned({"postpretrain.steps": 292_968, "postpretrain.chunk": 32, "gpus": 64})
+    assert settings == Settings(gpus=64)
+    rows = works(profile, [0], settings, ["06"])
+    assert [row.steps for row in rows if row.steps > 10_000] == [292_968]
+    assert set(post(rows)) == {experiments.METHOD.slug}
+    [captions] = [row for row in rows if row.what.startswith("caption ")]
+    [whole] = [row for row in works(PAPER, [0], settings, ["06"]) if row.what.startswith("caption ")]
+    assert captions == dataclasses.replace(
+        whole, notebooks=captions.notebooks
+    )  # the corpus stays as large as it is
+    with pytest.raises(ClipVipError, match="expected int like 0, got 0.5"):
+        planned({"postpretrain.steps": 0.5})
+    with pytest.raises(ClipVipError, match="unknown setting 'pretrain.steps': training"):
+        planned({"pretrain.steps": 3})
 
 
 def test_the_plan_has_the_runs_graphs_fine_tunings():
@@ -162,6 +200,16 @@ def test_what_is_there_and_what_is_missing_is_told(root):
         captions.unlink()
 
 
+def test_a_benchmark_without_a_validation_split_is_not_whole(root, tmp_path):
+    """Without one no checkpoint could be chosen: the notebooks leave the set out, rather than fail in the middle."""
+    (tmp_path / "msrvtt").mkdir()
+    for path in (root / "msrvtt").iterdir():
+        if path.name not in ("MSRVTT_val.csv", "held_out.txt"):
+            (tmp_path / "msrvtt" / path.name).symlink_to(path)
+    found = data_at_hand.look(PAPER, Settings.of({"data_root": str(tmp_path)}))
+    assert not found["msrvtt"].there and "not whole" in found["msrvtt"].state
+
+
 def test_a_benchmark_without_its_videos_is_not_whole(root, tmp_path):
     (tmp_path / "msrvtt").mkdir()
     for file in (root / "msrvtt").glob("*.*"):
@@ -186,6 +234,8 @@ def test_a_data_root_that_is_no_folder_is_said(tmp_path, capsys):
         ({"weights": " "}, "expected a file or folder"),
         ({"gpus": 0}, "gpus=.*whole number from 1, got 0"),
         ({"gpus": True}, "gpus=.*got True"),
+        ({"skip_share": 2}, "skip_share=.*share from 0 to 1, got 2"),
+        ({"skip_share": True}, "skip_share=.*got True"),
         ({"gpu_share": 40}, "gpu_share.*at most 1, got 40"),
         ({"gpu_hour_price": "cheap"}, "expected a number above 0, got 'cheap'"),
     ],
@@ -215,6 +265,10 @@ def test_the_command_prints_the_whole_plan_and_writes_nothing(root, tmp_path):
     rows = works(PAPER, [0, 1], Settings(gpus=64))
     total = f"{sum(row.hours for row in rows):,.2f}"
     assert re.search(rf"^ +sum +\d+ +{total} ", text, re.MULTILINE)
+    [row] = [line for line in said if "full CLIP-ViP" in line and " 292,968 " in line]
+    assert re.match(r"06 +full CLIP-ViP: 3 epochs of hdvila-100m +2 +292,968 ", row)
+    told = " ".join(said[said.index(next(line for line in said if line.startswith("Counted as"))) :][:3])
+    assert "--only 06 --set postpretrain.steps=292968." in told
     for field in dataclasses.fields(scaling.Assumptions):
         assert re.search(rf"^{field.name} +\S+ ", text, re.MULTILINE)
     assert sorted(root.rglob("*")) == before and list(tmp_path.iterdir()) == []
@@ -231,6 +285,23 @@ def test_the_sum_is_told_for_more_gpus(capsys):
         assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.2)
     rows = works(PAPER, [0], NONE, ["04", "05", "06"])
     assert hours[0] == pytest.approx(sum(row.hours for row in rows), abs=0.5)
+
+
+def test_what_the_plan_says_of_the_full_method_is_what_a_run_takes(root, capsys):
+    """The steps that the plan names make 06's arm, and no other notebook's, a training of three epochs."""
+    assert dry_run.dry_run("paper", only=["06"], set={"postpretrain.steps": 292_968}) == 0
+    said = capsys.readouterr().out
+    assert "292,968 steps of 1,024 clips, 3 epochs of hdvila-100m" in said and "Counted as" not in said
+    (root / "hdvila-100m" / "00000.captions.jsonl").write_text('{"key": "v", "caption": "a dog"}\n')
+    try:
+        given = {"data_root": str(root), "weights": str(root / "clip.pt"), "postpretrain.steps": 292_968}
+        profile = RealProfile.of(given)
+        stages = closure(experiments.stages_for("06_clip_vip", profile, [0]))
+    finally:
+        (root / "hdvila-100m" / "00000.captions.jsonl").unlink()
+    [trained] = [stage for stage in stages if stage.name.startswith("postpretrain/")]
+    assert trained.name == f"postpretrain/{experiments.METHOD.slug}/seed0"
+    assert trained.config["recipe"]["steps"] == 292_968
 
 
 def test_a_plan_takes_no_force_and_no_folder(capsys):

@@ -8,9 +8,13 @@ import small_runs
 
 from clipvip_lib import cli
 from clipvip_lib.data import corpora
+from clipvip_lib.data.corpora import write_shard
+from clipvip_lib.data.shards import read_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import quiet
-from clipvip_lib.study import experiments, real_stages
+from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
+from clipvip_lib.study import experiments, real_stages, real_steps
+from clipvip_lib.study.machine import cores
 from clipvip_lib.study.plan import study_plan
 from clipvip_lib.study.real_profile import NotAtHand, RealProfile
 from clipvip_lib.study.stages import closure
@@ -80,6 +84,9 @@ def test_captions_are_made_with_ofa_only_where_there_are_none(data, tmp_path):
     assert [stage.name for stage in experiments.captions(profile)] == ["captions/hdvila-100m"]
     loss = experiments.METHOD
     assert "captions" in experiments.postpretrained(profile, loss, 0).inputs
+    lenient = RealProfile.of(without | {"ofa": str(tmp_path / "ofa.pt"), "skip_share": 0.01})
+    for stage in (*experiments.captions(lenient), experiments.postpretrained(lenient, loss, 0)):
+        assert stage.config["skip_share"] == 0.01
 
 
 def test_other_data_of_the_same_names_are_another_stage(data, tmp_path):
@@ -114,6 +121,43 @@ def test_a_wrong_setting_is_one_sentence(data, changes, sentence):
 def test_the_embedded_world_takes_no_data(data):
     with pytest.raises(ClipVipError, match="makes its own data"):
         study_plan().profile("mini", given(data))
+
+
+def test_texts_beside_the_shards_of_a_corpus_are_what_is_read_and_trained_on(data, tmp_path, monkeypatch):
+    corpus = tmp_path / "data/hdvila-100m"
+    corpus.mkdir(parents=True)
+    for number, shard in enumerate(sorted((data / "hdvila-100m").glob("*.tar"))):
+        samples = list(read_shard(shard))
+        write_shard(corpus / shard.name, [{"__key__": s.key, "mp4": s.media, "txt": ""} for s in samples])
+        said = [(s.key, f"said in {number}: {s.text}") for s in samples]
+        write_sidecar(sidecar_path(corpus / shard.name, "texts"), "texts", said)
+    profile = RealProfile.of(given(data) | {"data_root": str(corpus.parent)})
+    stage = real_stages.corpus(profile, "hdvila-100m")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    assert real_steps.link_files(stage.config, {}, linked, quiet) == {"files": 4, "shards": 2}
+    config = {"texts": 3, "shards": 2}
+    assert real_steps.shard_texts(config, {"corpus": linked}, tmp_path, quiet) == {"texts": 6}
+    rows = json.loads((tmp_path / "texts.json").read_text())
+    assert [row["text"].split(":")[0] for row in rows] == ["said in 0"] * 3 + ["said in 1"] * 3
+
+    class Asked(Exception):
+        pass
+
+    def asked(options, *_):
+        raise Asked(options)
+
+    monkeypatch.setattr(real_steps, "_train", asked)
+    config = {"loss": "V-S", "snapshots": [1], "skip_share": 0.25, "gpus": 1}
+    for folder, wanted in ((linked, True), (data / "hdvila-100m", False)):
+        inputs = {"corpus": folder, "clip": tmp_path}
+        with pytest.raises(Asked) as options:
+            real_steps.postpretrain(config, inputs, tmp_path, quiet)
+        [given_options] = options.value.args
+        assert given_options[given_options.index("--skip-share") + 1] == 0.25
+        assert given_options[given_options.index("--workers") + 1] == cores() - 1
+        assert ("--texts" in given_options) == wanted
+        assert not wanted or given_options[given_options.index("--texts") + 1] == linked
 
 
 @pytest.mark.slow

@@ -210,6 +210,21 @@ def test_finetuning_chooses_on_validation_and_scores_test_once(made, tmp_path, c
     assert "expected the loss V-S" in capsys.readouterr().err
 
 
+def test_a_missing_test_clip_is_refused_or_allowed_and_the_score_says_so(made, tmp_path, capsys):
+    folder, _ = made
+    clips = {"train": 8, "val": 4, "test": 4}
+    corpora.write_benchmark(tmp_path / "set", "msrvtt", 0, clips, lambda *_: None)
+    (tmp_path / "set/videos/video13.mp4").unlink()
+    given = ["train", "--stage", "finetune", "--benchmark", "msrvtt", "--data", str(tmp_path / "set")]
+    given += ["--weights", str(folder / "model"), "--out", str(tmp_path / "a"), *settings(steps=2)]
+    assert cli.main(given) == 2
+    assert "1 of 4 videos" in (error := capsys.readouterr().err) and "first video13" in error, error
+    assert cli.main([*given, "--allow-missing", "1"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["missing"] == ["test without 1 of 4 videos"]
+    assert result["test"]["simple"]["text_to_video"]["queries"] == 3
+
+
 # ---------------------------------------------------------------------------------------------------------- batches
 
 

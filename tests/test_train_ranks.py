@@ -13,8 +13,12 @@ from small_runs import finish, settings, torchrun, train
 
 from clipvip_lib import cli
 from clipvip_lib.data import corpora
+from clipvip_lib.data.corpora import write_shard
+from clipvip_lib.data.shards import read_shard
 from clipvip_lib.distributed.run_folder import read_metrics
 from clipvip_lib.progress import quiet
+from clipvip_lib.streams.shard_index import expand
+from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
 
 pytestmark = pytest.mark.slow
 STEPS = 150  # of runs that are interrupted: seconds
@@ -29,12 +33,25 @@ class Made:
         small_runs.write_model(folder / "model")
         self.pattern = small_runs.write_shards(folder / "shards")
         corpora.write_benchmark(folder / "set", "msrvtt", 0, {"train": 16, "val": 4, "test": 8}, quiet)
+        self.write_bare_shards()
         listed = folder / "set/MSRVTT_JSFUSION_test.csv"  # seven: not divisible by two ranks
         listed.write_text("".join(listed.read_text().splitlines(keepends=True)[:-1]))
         (folder / "damaged").mkdir()
         for number, cut in enumerate((None, 40_000)):
             content = (folder / "shards/00000.tar").read_bytes()[:cut]
             (folder / f"damaged/{number}.tar").write_bytes(content)
+
+    def write_bare_shards(self) -> None:
+        """The same shards without key.txt, as HD-VILA's, with texts and captions beside."""
+        bare = self.folder / "bare"
+        bare.mkdir()
+        for shard in expand(self.pattern):
+            samples = list(read_shard(shard))
+            written = [{"__key__": s.key, "mp4": s.media, "json": json.dumps(s.about)} for s in samples]
+            write_shard(bare / shard.name, written)
+            texts = ((s.key, s.text) for s in samples)
+            write_sidecar(sidecar_path(bare / shard.name, "texts"), "texts", texts)
+            shutil.copy(sidecar_path(shard, "captions"), bare)
 
     def options(self, out: str, *more: str, store: bool = True, **changes) -> list[str]:
         source = ["--frames-store", self.folder / "store"] if store else []
@@ -77,9 +94,9 @@ def made(tmp_path_factory):
     return Made(tmp_path_factory.mktemp("runs"))
 
 
-def interrupted(made, out: str, send: int) -> tuple[str, float]:
-    """Start two ranks, send a signal to the last one after some steps; what was said, and seconds until all ended."""
-    process = train(2, *made.options(out, "--timeout", "200", **LONG))
+def interrupted(made, out: str, send: int, ranks: int = 2, **how) -> tuple[str, float]:
+    """Start some ranks, send a signal to the last one after some steps; what was said, and seconds until all ended."""
+    process = train(ranks, *made.options(out, "--timeout", "200", **LONG, **how))
     rows = made.folder / out / "metrics.jsonl"
     try:
         deadline = time.monotonic() + small_runs.SECONDS
@@ -87,7 +104,7 @@ def interrupted(made, out: str, send: int) -> tuple[str, float]:
             assert process.poll() is None, process.communicate()[1][-3000:]
             assert time.monotonic() < deadline, "no steps"
             time.sleep(0.02)
-        os.kill(pid_of_rank(process.pid, 1), send)
+        os.kill(pid_of_rank(process.pid, ranks - 1), send)
         sent = time.monotonic()
         _, err = finish(process, code=1)
     finally:
@@ -117,6 +134,8 @@ def killed(made):
 def two(made, stopped, killed):
     """Every kind of run on two ranks, in one start of them; the interrupted ones go on."""
     shutil.copytree(made.folder / "stopped", made.folder / "before")
+    bare = made.options("two-texts", "--texts", store=False)
+    bare[bare.index("--shards") + 1] = f"{made.folder}/bare"
     damaged = made.options("two-damaged", "--loss", "V-S")
     damaged[damaged.index("--shards") + 1] = f"{made.folder}/damaged/{{0..1}}.tar"
     damaged[damaged.index("--frames-store") + 1] = f"{made.folder}/damaged-store"
@@ -129,6 +148,7 @@ def two(made, stopped, killed):
             "two-long": made.options("two-long", steps=STEPS),
             "two-store": made.options("two-store"),
             "two-stream": made.options("two-stream", store=False),
+            "two-texts": bare,
             "two-finetune": made.finetune("two-finetune"),
             "two-infinite": made.options("two-infinite", lr=1e30, lr_added=1e30),
             "two-odd": made.options("two-odd", batch=7),
@@ -148,6 +168,11 @@ def test_uneven_shards_keep_nobody_waiting_and_samples_are_counted(made, two):
     assert two["two-stream"] == [{"error": "", "message": ""}] * 2
     counts = json.loads((made.folder / "two-stream/result.json").read_text())["result"]["samples_by_rank"]
     assert [count["samples"] for count in counts] == [24, 24]
+
+
+def test_texts_beside_the_shards_are_those_inside_them(made, two):
+    assert two["two-texts"] == [{"error": "", "message": ""}] * 2
+    assert made.weights("two-texts") == made.weights("two-stream")
 
 
 def test_finetuning_scores_a_test_split_that_is_not_divisible_as_one_rank_does(made, two):
@@ -206,3 +231,23 @@ def test_on_another_number_of_ranks_the_batches_are_the_same(made, two):
     assert one[:done] == both[:done]
     assert one[done : done + 10] == pytest.approx(both[done : done + 10], rel=1e-3)
     assert len(one) == STEPS
+
+
+def test_one_of_four_ranks_is_killed_on_uneven_shards_and_the_run_goes_on(made):
+    """Two shards of 16 and 8 clips, shared sample by sample: 6 clips a rank and epoch."""
+    err, seconds = interrupted(made, "four-killed", signal.SIGKILL, ranks=4, store=False)
+    assert err.count("clipvip: expected 4 ranks, one of them died or gave no answer within 200 s") == 1
+    assert seconds < 100
+    done = made.runs(
+        "four",
+        4,
+        {
+            "four-killed": made.options("four-killed", store=False, **LONG),
+            "four-whole": made.options("four-whole", store=False, **LONG),
+        },
+    )
+    assert done == dict.fromkeys(("four-killed", "four-whole"), [{"error": "", "message": ""}] * 4)
+    assert made.weights("four-killed") == made.weights("four-whole")
+    assert made.losses("four-killed") == made.losses("four-whole")
+    counts = json.loads((made.folder / "four-killed/result.json").read_text())["result"]["samples_by_rank"]
+    assert [count["samples"] for count in counts] == [2 * STEPS] * 4

@@ -47,7 +47,7 @@ def add(commands) -> None:
         "--plan",
         action="store_true",
         help="print stages, data needed, time and disk, and run nothing; at paper --set data_root=DIR, weights=FILE, "
-        "ofa=PATH, gpus=N or any assumption=VALUE",
+        "ofa=PATH, gpus=N, postpretrain.steps=N, or any assumption=VALUE",
     )
     parser.set_defaults(run=run)
 

@@ -43,6 +43,15 @@ def add(commands) -> None:
         help="folder of SHARD.captions.jsonl (default: beside the shards)",
     )
     data.add_argument(
+        "--texts",
+        nargs="?",
+        const=True,
+        type=folder,
+        metavar="DIR",
+        help="take texts from SHARD.texts.jsonl, as `clipvip convert-texts` writes them, in DIR (without DIR: beside "
+        "the shards) and not from key.txt",
+    )
+    data.add_argument(
         "--frames-store",
         type=folder,
         metavar="DIR",
@@ -142,7 +151,7 @@ def check(arguments: argparse.Namespace) -> str:
         )
     if not post and not (arguments.benchmark and arguments.data):
         raise ClipVipError("--stage finetune expected --benchmark NAME and --data DIR, got less; add them")
-    foreign = ("benchmark", "data") if post else ("shards", "captions")
+    foreign = ("benchmark", "data") if post else ("shards", "captions", "texts")
     if given := [f"--{name}" for name in foreign if getattr(arguments, name)]:
         raise ClipVipError(f"--stage {arguments.stage} takes no {' and no '.join(given)}; leave it out")
     arguments.loss = arguments.loss or (OMNISOURCE if post else "V-S")

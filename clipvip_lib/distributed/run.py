@@ -7,10 +7,9 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from clipvip_lib.captioning import captions_path
 from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.distributed.batches import StoreBatches, StreamBatches, own_rows
 from clipvip_lib.distributed.evaluation import encode_pairs, ranked, scores, write_ranks
@@ -26,6 +25,9 @@ from clipvip_lib.models.checkpoints import TEMPORAL, load_checkpoint
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.progress import Progress, quiet
+from clipvip_lib.streams.shard_index import scan_shard
+from clipvip_lib.streams.shard_set import ShardSet
+from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.streams.stream import ClipStream, expand
 from clipvip_lib.training import Pairs
 
@@ -122,7 +124,9 @@ def _about(arguments: argparse.Namespace, recipe: TrainRecipe) -> dict:
         "benchmark",
         "frames_store",
     )
-    return {name: getattr(arguments, name) for name in named} | {f"recipe.{k}": v for k, v in fields.items()}
+    about = {name: getattr(arguments, name) for name in named} | {f"recipe.{k}": v for k, v in fields.items()}
+    # Only where it is given: runs from before this option are the same runs without it.
+    return about | ({"texts": arguments.texts} if arguments.texts else {})
 
 
 def _finished(run: RunFolder) -> dict | None:
@@ -149,21 +153,11 @@ def _postpretraining(
 ) -> tuple[TrainRecipe, Source, None, Callable[[ClipViP], dict]]:
     """Shards as streams, or decoded once into frame stores."""
     size = model.config.vision_config.image_size
-    captions = Path(arguments.captions) if arguments.captions else None
     shards = expand(arguments.shards) if arguments.shards else []
+    if shards and not arguments.texts:
+        _expect_texts(shards[0])
     if arguments.frames_store:
-        folder = Path(arguments.frames_store)
-        store_shards(shards, folder, recipe, size, ranks, progress("decode"))
-        stores = [folder / f"{shard.stem}.npy" for shard in shards] or sorted(folder.glob("*.npy"))
-        if not stores:
-            raise ClipVipError(f"{folder} holds no frame store; add --shards PATTERN to decode some into it")
-        shard_of = {shard.stem: shard for shard in shards}
-
-        def captions_of(name: str) -> Path:
-            beside = captions_path(shard_of.get(name, folder / name))
-            return captions / beside.name if captions else beside
-
-        pairs = read_stores(stores, captions_of, arguments.loss, tokenizer, recipe, size)
+        pairs = _stored(arguments, shards, recipe, size, tokenizer, ranks, progress)
         recipe = recipe.for_data(len(pairs.store))
         return recipe, StoreBatches(pairs, arguments.loss, recipe, arguments.seed, ranks), None, lambda _: {}
     stream = ClipStream(
@@ -178,7 +172,9 @@ def _postpretraining(
         skip_share=arguments.skip_share,
         skip_log=Path(arguments.out) / f"skipped-{ranks.rank:05d}.jsonl",
         captions="C" in needs(arguments.loss),
-        **({"captions_dir": captions} if captions else {}),
+        texts=bool(arguments.texts),
+        texts_dir=_folder_of_texts(arguments),
+        **({"captions_dir": arguments.captions} if arguments.captions else {}),
     )
 
     def counted(_: ClipViP) -> dict:
@@ -186,6 +182,48 @@ def _postpretraining(
 
     recipe = recipe.for_data(None)
     return recipe, StreamBatches(stream, tokenizer, arguments.loss, recipe, ranks), None, counted
+
+
+def _stored(
+    arguments: argparse.Namespace,
+    shards: Sequence[Path],
+    recipe: TrainRecipe,
+    size: int,
+    tokenizer: ClipTokenizer,
+    ranks: Ranks,
+    progress: Callable[[str], Progress],
+) -> Pairs:
+    """Frame stores, decoded from the shards where they are not there yet, with the texts of the shards' sidecars."""
+    folder, texts = Path(arguments.frames_store), _folder_of_texts(arguments)
+    if shards:
+        listed = ShardSet(shards, {"texts": texts} if arguments.texts else {})
+        store_shards(listed, folder, recipe, size, ranks, progress("decode"))
+    stores = [folder / f"{shard.stem}.npy" for shard in shards] or sorted(folder.glob("*.npy"))
+    if not stores:
+        raise ClipVipError(f"{folder} holds no frame store; add --shards PATTERN to decode some into it")
+    shard_of = {shard.stem: shard for shard in shards}
+
+    def beside(kind: str, where: str | None) -> Callable[[str], Path]:
+        return lambda name: sidecar_path(shard_of.get(name, folder / f"{name}.tar"), kind, where)
+
+    captions = beside("captions", arguments.captions)
+    written = beside("texts", texts) if arguments.texts else None
+    return read_stores(stores, captions, arguments.loss, tokenizer, recipe, size, written)
+
+
+def _folder_of_texts(arguments: argparse.Namespace) -> str | None:
+    """The folder that --texts names; None: beside the shards (or --texts was not given)."""
+    return None if arguments.texts is True else arguments.texts
+
+
+def _expect_texts(shard: Path) -> None:
+    """Raises ClipVipError if a shard's clips bring no text at all: HD-VILA's do not, and --texts was forgotten."""
+    clips = [entry for entry in scan_shard(shard)[0] if entry.has_media]
+    if clips and not any(entry.files.get("txt", (0, 0))[1] for entry in clips):
+        raise ClipVipError(
+            f"no clip of shard {shard} has a text in it: expected KEY.txt with one; `clipvip convert-texts` writes "
+            "texts beside shards, add --texts to train on them"
+        )
 
 
 def _finetuning(

@@ -17,7 +17,7 @@ import torch
 from clipvip_lib.captioning import read_captions
 from clipvip_lib.data.benchmarks import Item
 from clipvip_lib.data.frames import FrameStore, write_store
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import Sample
 from clipvip_lib.distributed.ranks import Ranks, share, together
 from clipvip_lib.distributed.recipes import TrainRecipe
 from clipvip_lib.errors import ClipVipError
@@ -25,39 +25,59 @@ from clipvip_lib.files import make_folder, read_json, write_json
 from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.progress import quiet
+from clipvip_lib.streams.decode_pool import Task, load
+from clipvip_lib.streams.shard_set import ShardSet
+from clipvip_lib.streams.sidecars import read_sidecar
 from clipvip_lib.training import Pairs, Tokens
 
+SidecarOf = Callable[[str], Path]  # from a store's name to its shard's sidecar
 PART = 64  # clips of a benchmark that are decoded into one file, by one rank; a kill loses at most so many
 
 
 def store_shards(
-    shards: Sequence[Path], folder: Path, recipe: TrainRecipe, size: int, ranks: Ranks, progress=quiet
+    shards: ShardSet, folder: Path, recipe: TrainRecipe, size: int, ranks: Ranks, progress=quiet
 ) -> None:
     """Decode tar shards into ``folder``: NAME.npy (frames) and NAME.json (keys and texts), one rank a shard.
 
-    Shards that are there are skipped. Raises ClipVipError for two shards of one name, stores that were decoded
-    otherwise, and as ``data.shards.read_shard`` and ``data.video.read_frames`` for a damaged sample: a store takes
-    whole shards.
+    Shards that are there are skipped. Of shards with texts in sidecars a store keeps no text: ``read_stores`` takes
+    them from the sidecars. Samples that video2dataset could not fetch are left out.
+
+    Raises ClipVipError for two shards of one name, stores that were decoded otherwise, a damaged sample, or one that
+    a sidecar lacks, and as ``data.video.read_frames``: a store takes whole shards.
     """
-    names = sorted(path.stem for path in shards)
+    names = sorted(path.stem for path in shards.paths)
     doubled = [name for name, after in itertools.pairwise(names) if name == after]
     if doubled:
         raise ClipVipError(
             f"expected shards of different names for one frame store, {doubled[0]} is there twice; give each folder "
             "its own --frames-store"
         )
+    own_texts = "texts" not in shards.sidecars
 
-    def decode(shard: Path) -> None:
-        samples = list(read_shard(shard))
+    def decode(number: int) -> None:
+        shard, samples = shards.paths[number], _samples(shards, number)
         sources = [(f"{sample.key} of {shard}", sample.media) for sample in samples]
-        clips = [{"key": sample.key, "text": sample.text} for sample in samples]
+        clips = [{"key": sample.key, "text": sample.text if own_texts else ""} for sample in samples]
         _write(folder / f"{shard.stem}.npy", sources, clips, recipe, size)
 
-    def done(shard: Path) -> bool:
-        described = folder / f"{shard.stem}.json"
+    def done(number: int) -> bool:
+        described = folder / f"{shards.paths[number].stem}.json"
         return described.exists() and bool(_clips(described, recipe, size))
 
-    _in_turns(shards, done, decode, folder, ranks, progress, "shards decoded")
+    _in_turns(range(len(shards)), done, decode, folder, ranks, progress, "shards decoded")
+
+
+def _samples(shards: ShardSet, number: int) -> list[Sample]:
+    """The clips of a shard. Raises ClipVipError for a bad sample, or if there is no clip."""
+    shard = shards.paths[number]
+    loaded = [load(Task(str(shard), entry, text, ())) for entry, text, _ in shards.open(number)]
+    samples = [sample for sample in loaded if not isinstance(sample, str)]
+    if not samples:
+        raise ClipVipError(
+            f"shard {shard} holds no clip: expected one at least, got {len(loaded)} that were never fetched "
+            f"({loaded[0]}); leave the shard out"
+        )
+    return samples
 
 
 def store_split(
@@ -138,29 +158,49 @@ def _in_turns(work: Sequence, done, do, folder: Path, ranks: Ranks, progress, no
 
 def read_stores(
     stores: Sequence[Path],
-    captions: Callable[[str], Path],
+    captions: SidecarOf,
     loss: str,
     tokenizer: ClipTokenizer,
     recipe: TrainRecipe,
     size: int,
+    texts: SidecarOf | None = None,
 ) -> Pairs:
-    """Frame stores (NAME.npy) that ``store_shards`` wrote, as training pairs. ``captions``: from a store's name to
-    its caption file. Raises ClipVipError if a store was decoded otherwise, or the captions that the loss needs are
-    missing."""
-    rows, said = [], []
+    """Frame stores (NAME.npy) that ``store_shards`` wrote, as training pairs. ``captions``, ``texts``: from a store's
+    name to its sidecar; without ``texts`` those of key.txt are taken, which the store keeps. Raises ClipVipError if a
+    store was decoded otherwise, a clip has no text, or the captions that the loss needs are missing."""
+    rows, written, said = [], [], []
     for store in stores:
         part = _clips(store.with_suffix(".json"), recipe, size)
         rows += part
+        written += _texts(store, part, texts(store.stem) if texts else None)
         if "C" in needs(loss):
             found = read_captions(captions(store.stem))
             said += [found.get(row["key"], "") for row in part]
     return Pairs(
         FrameStore(stores),
-        Tokens.of([row["text"] for row in rows], tokenizer),
+        Tokens.of(written, tokenizer),
         [[row] for row in range(len(rows))],
         captions=Tokens.of(said, tokenizer) if said else None,
         caption_mask=torch.tensor([bool(text) for text in said]) if said else None,
         group=recipe.group,
+    )
+
+
+def _texts(store: Path, clips: list[dict], sidecar: Path | None) -> list[str]:
+    """The texts of a store's clips, from a sidecar or its own. Raises ClipVipError naming the first that has none."""
+    own = {clip["key"]: clip["text"] for clip in clips}
+    found = own if sidecar is None else read_sidecar(sidecar, "texts")
+    lacking = [key for key in own if not found.get(key)]
+    if not lacking:
+        return [found[clip["key"]] for clip in clips]
+    count = f"{len(lacking)} of {len(clips)} clips, first {lacking[0]}"
+    if sidecar is None:
+        raise ClipVipError(
+            f"{store} keeps no text of {count}: it was decoded from shards whose texts stand beside them; add --texts"
+        )
+    raise ClipVipError(
+        f"{sidecar} has no text of {count}: expected one for each clip of {store}; write it again with `clipvip "
+        "convert-texts`"
     )
 
 

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-# Not public, and not made public: shards.py is part of the code version of stages that took hours to train.
+# _sample is not public, and not made public: shards.py is part of the code version of stages that took hours to train.
+from clipvip_lib.data.shards import Sample
 from clipvip_lib.data.shards import _sample as sample_of
 from clipvip_lib.data.video import middle_index, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
@@ -81,29 +82,45 @@ class Result:
 def decode(task: Task, view: View, out: np.ndarray) -> Result:
     """Read one sample and put its frames into ``out``: uint8 [frames + 1, size, size, 3], the middle one last."""
     try:
-        if task.entry.error:
-            raise ClipVipError(task.entry.error)
-        raw = _read(task)
-        status = None if task.entry.has_media else _announced(raw)
-        if status:
-            return Result("absent", reason=status)
-        if task.text is not None:
-            raw["txt"] = task.text.encode()
-        sample = sample_of(Path(task.shard), raw)
+        sample = load(task)
+        if isinstance(sample, str):
+            return Result("absent", reason=sample)
         out[:] = _frames(sample.media, task, view)
     except (ClipVipError, OSError) as error:
         return Result("bad", reason=" ".join(str(error).split()))
     return Result("clip", sample.text)
 
 
+def load(task: Task) -> Sample | str:
+    """One sample, with the text beside the shard where the task has one; or, of a sample without media that
+    video2dataset could not fetch, why not.
+
+    Raises ClipVipError for a sample that is bad or cannot be read.
+    """
+    if task.entry.error:
+        raise ClipVipError(task.entry.error)
+    raw = _read(task)
+    status = None if task.entry.has_media else _announced(raw)
+    if status:
+        return status
+    if task.text is not None:
+        raw["txt"] = task.text.encode()
+    return sample_of(Path(task.shard), raw)
+
+
 def _read(task: Task) -> dict:
     raw: dict = {"__key__": task.entry.key}
-    with Path(task.shard).open("rb") as shard:
-        for extension, (offset, size) in task.entry.files.items():
-            shard.seek(offset)
-            raw[extension] = shard.read(size)
-            if len(raw[extension]) != size:
-                raise ClipVipError(f"shard {task.shard} became shorter while it was read; fetch it again")
+    try:
+        with Path(task.shard).open("rb") as shard:
+            for extension, (offset, size) in task.entry.files.items():
+                shard.seek(offset)
+                raw[extension] = shard.read(size)
+                if len(raw[extension]) != size:
+                    raise ClipVipError(f"shard {task.shard} became shorter while it was read; fetch it again")
+    except OSError as error:
+        raise ClipVipError(
+            f"cannot read {task.name} ({error.strerror}); look at the disk, or fetch it again"
+        ) from error
     return raw
 
 

@@ -70,13 +70,15 @@ def _in_root(name: str, root: Path | None, pattern: str, size: float) -> Need:
 
 
 def _benchmark_state(name: str, folder: Path) -> tuple[bool, str]:
-    """Whether a benchmark's test split can be read, and its number of videos; check-data tells the rest."""
-    from clipvip_lib.data.benchmarks import load_benchmark
+    """Whether a benchmark's splits can be read, and its number of test videos; check-data tells the rest, also how to
+    set a validation split aside where a set has none."""
+    from clipvip_lib.data.benchmarks import SPLITS, load_benchmark
 
     if not folder.is_dir():
         return False, "no folder"
     try:
-        return True, f"{len(load_benchmark(name, folder, 'test')):,} test videos"
+        *_, test = [load_benchmark(name, folder, split) for split in SPLITS]
+        return True, f"{len(test):,} test videos"
     except ClipVipError:
         return False, f"not whole: clipvip check-data {name} tells"
 

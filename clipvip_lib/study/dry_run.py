@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from clipvip_lib import files, flops, scaling
-from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.profiles import Profile
 from clipvip_lib.progress import duration
 from clipvip_lib.study import data_at_hand, paper_plan
 from clipvip_lib.study.board import Board
@@ -23,6 +23,7 @@ from clipvip_lib.study.machine import default_workers
 from clipvip_lib.study.page_stage import page_stage
 from clipvip_lib.study.pipeline import check_notebooks
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
+from clipvip_lib.study.real_profile import planned
 from clipvip_lib.study.stages import Stage, closure
 from clipvip_lib.study.workers import check_workers
 
@@ -45,7 +46,7 @@ def dry_run(
 ) -> int:
     """Print the plan of a run with these arguments (``pipeline.reproduce`` takes the same); returns 0.
 
-    At ``paper`` ``set`` says where data and weights are and changes assumptions (``paper_plan.Settings``).
+    At ``paper`` ``set`` says where data and weights are, changes recipes and assumptions (``real_profile.planned``).
     Raises ClipVipError for what ``reproduce`` would refuse before anything runs.
     """
     stream, plan = stream or sys.stdout, plan or study_plan()
@@ -54,7 +55,8 @@ def dry_run(
     names = [name for name in plan.notebooks if name in asked or not asked]
     check_workers(workers)
     if profile == PAPER:
-        lines = paper_lines(get_profile(profile), names, seeds, paper_plan.Settings.of(set or {}))
+        sized, settings = planned(set or {})
+        lines = paper_lines(sized, names, seeds, settings)
     else:
         home, folder = home or files.home(), notebooks or files.CHECKOUT / "notebooks"
         sized = plan.profile(profile)
@@ -139,6 +141,7 @@ def paper_lines(
         f"Stages, with {settings.gpus} GPUs a run (GFLOP: of a clip in a training step, of an image or text forward;",
         "computing: GPU hours if that were all; wall: the resource that sets the pace; disk: what is kept)",
         *_work_lines(rows),
+        *_full_lines(profile, rows),
         "",
         "Sum (days: every run on all these GPUs, one run after the other; evaluations are seconds and left out)",
         *_sum_lines(by_gpus, settings),
@@ -169,10 +172,12 @@ def _model_lines(profile: Profile) -> list[str]:
         f"patches of {sizes.patch_size}, {sizes.proxies} proxies: {flops.video_flops(sizes) / 1e9:.1f} GFLOP a video, "
         f"{million:.1f} million weights."
     )
+    clips = paper_plan.epoch_clips(profile)
+    epochs = post.steps * post.batch / clips
+    amount = "one epoch" if epochs == 1 else f"{epochs:.3g} epochs"
     training = (
-        f"Post-pretraining: {post.steps:,} steps of {post.batch:,} clips, one epoch of {paper_plan.LARGEST} "
-        f"({paper_plan.epoch_clips(profile) / 1e6:.1f} million clips); fine-tuning: {fine.steps:,} steps of "
-        f"{fine.batch}."
+        f"Post-pretraining: {post.steps:,} steps of {post.batch:,} clips, {amount} of {paper_plan.LARGEST} "
+        f"({clips / 1e6:.1f} million clips); fine-tuning: {fine.steps:,} steps of {fine.batch}."
     )
     return [*textwrap.wrap(model, WIDTH), *textwrap.wrap(training, WIDTH)]
 
@@ -214,6 +219,20 @@ def _work_lines(rows: Sequence[paper_plan.Work]) -> list[str]:
         ("", "sum", str(runs), "", "", f"{hours:,.2f}", f"{computing:,.2f}", "", f"{kept / 1e9:,.1f}")
     )
     return columns(table, right=(2, 3, 4, 5, 6, 8))
+
+
+def _full_lines(profile: Profile, rows: Sequence[paper_plan.Work]) -> list[str]:
+    """What is counted of the full method, and what a run does of it by itself."""
+    full = paper_plan.full_profile(profile)
+    if full is None or not any(row.what.startswith("full ") for row in rows):
+        return []
+    epochs, steps = paper_plan.FULL_EPOCHS, full.postpretrain.steps
+    text = (
+        f"Counted as the authors trained: ablations for one epoch, the full CLIP-ViP of 06 for {epochs}, each with its "
+        "fine-tunings. A run by itself takes 05's one-epoch model for 06; the full one is trained with --only 06 "
+        f"--set postpretrain.steps={steps}."
+    )
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def _sum_lines(by_gpus: Mapping[int, Sequence[paper_plan.Work]], settings: paper_plan.Settings) -> list[str]:

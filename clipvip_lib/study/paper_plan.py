@@ -4,6 +4,9 @@ What is special: the plan follows from the profile and the study's graph (experi
 (flops.py) and from stated assumptions (scaling.py), so a change of any of them changes the plan. The embedded world
 and its small models have no place at paper size: corpora, benchmarks, CLIP and OFA come from the data at hand, and
 the plan says which are there.
+
+Ablations are post-pretrained for one epoch of the largest corpus, the published CLIP-ViP of notebook 06 for three:
+a training of its own here. ``reproduce`` takes the one-epoch model for both, unless it is told to train longer.
 """
 
 from __future__ import annotations
@@ -15,9 +18,10 @@ from pathlib import Path
 
 from clipvip_lib import flops, scaling
 from clipvip_lib.claims import BENCHMARKS, CORPORA
+from clipvip_lib.distributed.recipes import RECIPES
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.losses import needs
-from clipvip_lib.profiles import Profile
+from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import BASELINE, LARGEST, METHOD, SHARES, Arm
 from clipvip_lib.study.stages import Stage
@@ -25,17 +29,21 @@ from clipvip_lib.study.stages import Stage
 WEIGHTS = {"weights": "CLIP's weights", "ofa": "OFA-large caption weights"}  # by the names that --set has
 PAIRS = "caption-pairs"  # texts of an image-caption corpus, for notebook 02
 READERS = tuple(name.split("_")[0] for name in experiments.NOTEBOOKS[:-2])  # the last two sum these up
+FULL = "06"  # the notebook of the whole method, which the authors train longer than their ablations
+FULL_EPOCHS = int(RECIPES["postpretrain-full"].epochs)
 CAPTION_LINE_BYTES = 100  # {"key": .., "caption": ..} with a caption of about ten words
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What ``--set`` may say: where data and weights are, how many GPUs a training has, and every assumption."""
+    """What ``--set`` may say: where data and weights are, how many GPUs a training has, the share of a corpus's
+    samples that may be skipped because they cannot be read, and every assumption."""
 
     data_root: Path | None = None
     weights: Path | None = None
     ofa: Path | None = None
     gpus: int = scaling.GPUS[0]
+    skip_share: float = 0.0
     assumed: scaling.Assumptions = field(default_factory=scaling.Assumptions)
 
     @classmethod
@@ -58,10 +66,16 @@ class Settings:
                         f"--set gpus=...: expected a whole number from 1, got {value!r}; change it"
                     )
                 found[name] = value
+            elif name == "skip_share":
+                if type(value) not in (int, float) or not 0 <= value <= 1:
+                    raise ClipVipError(
+                        f"--set skip_share=...: expected a share from 0 to 1, got {value!r}; change it"
+                    )
+                found[name] = float(value)
             elif name in assumptions:
                 changed[name] = value
             else:
-                raise unknown("setting of a plan", name, [*paths, "gpus", *assumptions])
+                raise unknown("setting of a plan", name, [*paths, "gpus", "skip_share", *assumptions])
         return cls(**found, assumed=scaling.Assumptions().but(**changed))
 
 
@@ -90,43 +104,69 @@ class Work:
 # ------------------------------------------------------------------------------------------------- the work
 
 
+@dataclass
+class Training:
+    """One training of the study: its stage, its arm, the notebooks that read it. full: from the three epochs."""
+
+    stage: Stage
+    arm: Arm
+    readers: set[str]
+    full: bool = False
+
+
 def works(
     profile: Profile, seeds: Sequence[int], settings: Settings, notebooks: Sequence[str] = ()
 ) -> list[Work]:
     """Everything that would be computed, in its order; with ``notebooks`` (numbers) only what these read."""
     wanted = frozenset(notebooks) or frozenset(READERS)
-    tuned = [each for each in _finetunings(profile, seeds).values() if each[2] & wanted]
-    starts: dict[str, tuple[Stage, Arm, set[str]]] = {}
-    for stage, arm, readers in tuned:
-        if arm.corpus:
-            start = stage.inputs["start"]
-            starts.setdefault(start.name, (start, arm, set()))[2].update(readers)
-    groups: dict[str, list[tuple[Stage, Arm, set[str]]]] = {}
-    for start in starts.values():
-        groups.setdefault(f"post-pretrain {start[1].slug}", []).append(start)
+    tuned = [each for each in _finetunings(profile, seeds) if each.readers & wanted]
+    starts: dict[tuple[str, bool], Training] = {}
     for each in tuned:
-        groups.setdefault(f"fine-tune for {min(each[2])}", []).append(each)
+        if each.arm.corpus:
+            start = Training(each.stage.inputs["start"], each.arm, set(), each.full)
+            starts.setdefault((start.stage.name, each.full), start).readers.update(each.readers)
+    groups: dict[str, list[Training]] = {}
+    for start in sorted(starts.values(), key=lambda start: start.full):  # the full one behind the ablations
+        full = f"full CLIP-ViP: {FULL_EPOCHS} epochs of {LARGEST}"
+        groups.setdefault(full if start.full else f"post-pretrain {start.arm.slug}", []).append(start)
+    for each in tuned:
+        groups.setdefault(f"fine-tune for {min(each.readers)}", []).append(each)
     rows = [_language_gap(profile, seeds, settings), _captions(profile, starts.values(), settings)]
     rows += [_trainings(profile, what, members, settings) for what, members in groups.items()]
     return [row for row in rows if row.notebooks & wanted]
 
 
-def _finetunings(profile: Profile, seeds: Sequence[int]) -> dict[str, tuple[Stage, Arm, set[str]]]:
-    """Every fine-tuning of the study once, by name: the stage, its arm, the notebooks that read it."""
+def full_profile(profile: Profile) -> Profile | None:
+    """The profile with the published number of epochs of the full CLIP-ViP.
+
+    None if all arms are trained alike: in the embedded world, and where a number of steps was asked for.
+    """
+    recipe = profile.postpretrain
+    if profile.name != "paper" or recipe.steps != PROFILES["paper"].postpretrain.steps:
+        return None
+    longer = dataclasses.replace(recipe, steps=FULL_EPOCHS * recipe.steps)
+    return dataclasses.replace(profile, postpretrain=longer)
+
+
+def _finetunings(profile: Profile, seeds: Sequence[int]) -> list[Training]:
+    """Every fine-tuning of the study once, with the notebooks that read it."""
     asked: list[tuple[str, Arm, Iterable[str], int | None]] = [("00", BASELINE, ("msrvtt",), None)]
     asked += [("01", BASELINE, ("msrvtt",), None)]
     steps = experiments.snapshots(profile)
     asked += [("01", Arm(corpus=name), ("msrvtt",), step) for name in CORPORA for step in steps]
     asked += [("04", arm, BENCHMARKS, None) for arm in experiments.attention_arms(profile).values()]
     asked += [("05", arm, BENCHMARKS, None) for arm in experiments.loss_arms().values()]
-    asked += [("06", arm, BENCHMARKS, None) for arm in (BASELINE, METHOD)]
-    found: dict[str, tuple[Stage, Arm, set[str]]] = {}
+    asked += [(FULL, arm, BENCHMARKS, None) for arm in (BASELINE, METHOD)]
+    longer = full_profile(profile)
+    found: dict[tuple[str, bool], Training] = {}
     for notebook, arm, benchmarks, step in asked:
+        full = longer is not None and (notebook, arm) == (FULL, METHOD)
         for name in benchmarks:
             for seed in seeds:
-                stage = experiments.finetuned(profile, arm, name, seed, step)
-                found.setdefault(stage.name, (stage, arm, set()))[2].add(notebook)
-    return found
+                stage = experiments.finetuned(longer if full else profile, arm, name, seed, step)
+                training = Training(stage, arm, set(), full)
+                found.setdefault((stage.name, full), training).readers.add(notebook)
+    return list(found.values())
 
 
 def sizes_of(profile: Profile, attention: str = "proxy", proxies: int | None = None) -> flops.ClipSizes:
@@ -173,13 +213,11 @@ def arm_step(
     )
 
 
-def _trainings(
-    profile: Profile, what: str, members: list[tuple[Stage, Arm, set[str]]], settings: Settings
-) -> Work:
+def _trainings(profile: Profile, what: str, members: list[Training], settings: Settings) -> Work:
     """A row of trainings: post-pretrainings of one arm, or fine-tunings of one notebook."""
     hours, computing, elapsed, kept, products, clips = 0.0, 0.0, 0.0, 0.0, 0.0, 0
     walls, asked = [], {"weights"}
-    for stage, arm, _ in members:
+    for stage, arm in ((each.stage, each.arm) for each in members):
         config, recipe = stage.config, stage.config["recipe"]
         loss = config.get("loss", experiments.BASELINE_LOSS)
         sizes, gpus = sizes_of(profile, arm.attention, arm.proxies), min(settings.gpus, recipe["batch"])
@@ -193,8 +231,8 @@ def _trainings(
         clips += recipe["steps"] * recipe["batch"]
         asked |= {arm.corpus} if "loss" in config else {stage.name.split("/")[1]}
         asked |= {"captions"} if "loss" in config and arm.captions else set()
-    notebooks = frozenset().union(*(names for _, _, names in members))
-    steps = members[0][0].config["recipe"]["steps"]
+    notebooks = frozenset().union(*(each.readers for each in members))
+    steps = members[0].stage.config["recipe"]["steps"]
     wall = max(walls, key=walls.count)
     return Work(
         notebooks,
@@ -212,8 +250,10 @@ def _trainings(
 
 
 def epoch_clips(profile: Profile, corpus: str = LARGEST) -> float:
-    """Clips of a corpus: post-pretraining is one epoch of the largest, the others have their share of it."""
-    return profile.postpretrain.steps * profile.postpretrain.batch * SHARES[corpus]
+    """Clips of a corpus, whatever part of it a run takes: the profile's own post-pretraining is one epoch of the
+    largest, the others have their share of it."""
+    recipe = PROFILES[profile.name].postpretrain
+    return recipe.steps * recipe.batch * SHARES[corpus]
 
 
 def caption_flops(batch: int = 64) -> float:
@@ -227,8 +267,8 @@ def caption_flops(batch: int = 64) -> float:
     return flops.ofa_flops(OFA_SIZES["large"], pixels, prompt, beam.beam_size, steps, batch) / batch
 
 
-def _captions(profile: Profile, starts: Iterable[tuple[Stage, Arm, set[str]]], settings: Settings) -> Work:
-    readers = frozenset({"02", "03"}.union(*(names for _, arm, names in starts if arm.captions)))
+def _captions(profile: Profile, starts: Iterable[Training], settings: Settings) -> Work:
+    readers = frozenset({"02", "03"}.union(*(start.readers for start in starts if start.arm.captions)))
     clips, an_image, batch = epoch_clips(profile), caption_flops(), 64
     step = scaling.caption_step(an_image, settings.gpus, settings.assumed, batch)
     each = clips / batch / 3600  # GPU hours a second of a step, for a step is a batch on every GPU

@@ -84,6 +84,23 @@ def _look(profile: RealProfile) -> dict[str, Need]:
     return data_at_hand.look(profile, profile.settings)
 
 
+def planned(given: Mapping[str, object]) -> tuple[Profile, Settings]:
+    """The paper profile and the settings of a plan, from the names that a run takes too (``RealProfile.of``), where
+    data and weights need not be there. Of changed recipes the plan counts steps and batches.
+
+    Raises ClipVipError for an unknown name or a value of another kind.
+    """
+    profile, others = PROFILES[NAME], {name: value for name, value in given.items() if "." not in name}
+    for name, value in given.items():
+        if name not in others:
+            training, part, value = _change(name, value)
+            recipe = getattr(profile, training)
+            if hasattr(recipe, part):
+                recipe = dataclasses.replace(recipe, **{part: value})
+                profile = dataclasses.replace(profile, **{training: recipe})
+    return profile, Settings.of(others)
+
+
 def _change(name: str, value: object) -> tuple[str, str, object]:
     training, _, part = name.partition(".")
     if training not in TRAININGS:

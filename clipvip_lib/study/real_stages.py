@@ -58,7 +58,7 @@ def captions(profile: RealProfile) -> list[Stage]:
         return []
     profile.require(LARGEST, "ofa")
     config = {"weights": str(profile.settings.ofa), "files": _print([profile.settings.ofa], times=True)}
-    config |= {"gpus": profile.settings.gpus}
+    config |= {"gpus": profile.settings.gpus, "skip_share": profile.settings.skip_share}
     inputs = {"corpus": corpus(profile, LARGEST)}
     code = ("clipvip_lib.captioning", "clipvip_lib.models.ofa")
     return [Stage(f"captions/{LARGEST}", STEPS + "caption_corpus", config, inputs, code)]
@@ -87,7 +87,7 @@ def postpretrained(profile: RealProfile, arm: Arm, seed: int) -> Stage:
         inputs["captions"] = made[0]
     recipe = {"steps": profile.postpretrain.steps} | profile.changed("postpretrain")
     config = {"loss": arm.loss, "recipe": recipe, "snapshots": experiments.snapshots(profile)}
-    config |= _how(profile, arm, seed)
+    config |= {"skip_share": profile.settings.skip_share, **_how(profile, arm, seed)}
     return Stage(f"postpretrain/{arm.slug}/seed{seed}", STEPS + "postpretrain", config, inputs, TRAINING)
 
 

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from clipvip_lib.captioning import captions_path, read_captions
 from clipvip_lib.data.benchmarks import load_benchmark
-from clipvip_lib.data.shards import read_shard
 from clipvip_lib.distributed.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.distributed.recipes import TrainRecipe, get_recipe
@@ -26,7 +25,11 @@ from clipvip_lib.distributed.run_folder import TOKENIZER, read_metrics
 from clipvip_lib.distributed.stores import split_pairs, store_split
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_bytes, write_json
+from clipvip_lib.streams.decode_pool import Task, load
 from clipvip_lib.streams.shard_index import index_shard
+from clipvip_lib.streams.shard_set import ShardSet
+from clipvip_lib.streams.sidecars import sidecar_path
+from clipvip_lib.study.machine import cores
 
 Inputs = Mapping[str, Path]
 SPLITS = ("train", "val", "test")
@@ -84,6 +87,11 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     options += ["--weights", inputs["clip"] / "clip", "--snapshots", ",".join(map(str, config["snapshots"]))]
     if "captions" in inputs:
         options += ["--captions", inputs["captions"]]
+    if any(inputs["corpus"].glob("*.texts.jsonl")):
+        options += ["--texts", inputs["corpus"]]
+    options += ["--skip-share", config["skip_share"]]
+    # As many as the machine can feed: a stream's clips and their order are the same with any number.
+    options += ["--workers", max(0, cores() // config["gpus"] - 1)]
     done = _train(options, "postpretrain", config, folder, progress)
     clips = sum(len(index_shard(shard)) for shard in sorted(inputs["corpus"].glob("*.tar")))
     seen = done["steps"] * done["clips_a_step"]
@@ -206,6 +214,8 @@ def caption_corpus(config: dict, inputs: Inputs, folder: Path, progress) -> dict
         config["weights"],
         "--out",
         folder,
+        "--skip-share",
+        config["skip_share"],
     ]
     started = time.monotonic()
     _command(options, config["gpus"], folder, look)
@@ -230,15 +240,24 @@ def _count(model) -> int:
 
 
 def shard_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
-    """Texts of a corpus, from a few shards evenly chosen."""
+    """Texts of a corpus, from a few shards evenly chosen; those that stand beside a shard before its own."""
     shards = _some(sorted(inputs["corpus"].glob("*.tar")), config["shards"])
     rows = [
-        {"key": sample.key, "text": sample.text}
+        {"key": key, "text": text}
         for shard in shards
-        for sample in _first(read_shard(shard), config["texts"])
+        for key, text in _first(_texts_of(shard), config["texts"])
     ]
     write_json(folder / "texts.json", rows)
     return {"texts": len(rows)}
+
+
+def _texts_of(shard: Path) -> Iterator[tuple[str, str]]:
+    """Key and text of each clip that could be fetched."""
+    beside = sidecar_path(shard, "texts").is_file()
+    for entry, text, _ in ShardSet([shard], {"texts": None} if beside else {}).open(0):
+        sample = load(Task(str(shard), entry, text, ()))
+        if not isinstance(sample, str):
+            yield sample.key, sample.text
 
 
 def caption_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
