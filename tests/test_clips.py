@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 import threading
 from pathlib import Path
@@ -190,3 +191,13 @@ def test_a_member_beyond_a_cut_shard_is_a_bad_clip(tmp_path):
     path.write_bytes(path.read_bytes()[: clips[1].start + 100])
     a, b = decode_ahead(clips, N, SIZE)
     assert a.error is None and "b of" in str(b.error) and "is cut: expected" in str(b.error)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path):
+    (path,) = write_videos(tmp_path / "videos", 1)
+    try:
+        path.rename(path.with_name(os.fsdecode(b"caf\xe9.mp4")))
+    except OSError:
+        pytest.skip("this file system takes UTF-8 only")
+    with pytest.raises(ClipVipError, match=r"caf\\udce9\.mp4' expected UTF-8, got other bytes; rename it"):
+        list_clips([tmp_path / "videos"])

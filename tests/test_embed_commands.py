@@ -102,6 +102,9 @@ def test_untrained_weights_are_said(weights, tmp_path, capsys):
     ("line", "words"),
     [
         ("embed --weights W --out O", "expected videos or --texts FILE, got neither"),
+        ("embed V --weights W --out O --skip-bad -1", "skip_bad of 0 or more, got -1"),
+        ("embed V --weights W --out O --device meta", "device 'meta' cannot be used"),
+        ("search dog --in O --tag x", "--tag belongs to --weights"),
         ("embed absent.mp4 --weights W --out O", "no file or folder absent.mp4"),
         ("embed V --weights absent --out O", "no file or folder 'absent'"),
         ("embed V --weights W --out O --attention proxi", "did you mean 'proxy'"),
@@ -126,6 +129,29 @@ def test_bad_input_is_one_sentence(weights, tmp_path, monkeypatch, line, words):
     with pytest.raises(ClipVipError) as caught:
         run(*line.split())
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_name_is_not_the_current_folder(weights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_videos(tmp_path, 1)
+    with pytest.raises(ClipVipError, match="got an empty name"):
+        run("embed", "", "--weights", weights, "--out", "O")
+
+
+def test_parquet_without_pyarrow_is_said_before_the_work(weights, tmp_path, monkeypatch):
+    write_videos(tmp_path / "V", 1)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ClipVipError, match="run pip install pyarrow"):
+        run("embed", tmp_path / "V", "--weights", weights, "--out", tmp_path / "O", "--parquet")
+    assert not (tmp_path / "O").exists()
+
+
+def test_a_score_that_is_no_number_is_no_json(tmp_path, monkeypatch):
+    nan = [{"text": "dog", "results": [{"score": float("nan")}]}]
+    monkeypatch.setattr("clipvip_lib.features.search.answer", lambda *_, **__: nan)
+    monkeypatch.setattr("clipvip_lib.features.folder.Features", lambda folder: folder)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        run("search", "dog", "--in", tmp_path, "--json")
 
 
 @pytest.mark.slow

@@ -182,6 +182,8 @@ def test_a_device_that_is_not_there(weights):
         load_encoder(weights, device="cuda:99")
     with pytest.raises(ClipVipError, match="cannot be used"):
         load_encoder(weights, device="gpu")
+    with pytest.raises(ClipVipError, match="'meta' cannot be used .it is no cpu or cuda"):
+        load_encoder(weights, device="meta")
 
 
 # ------------------------------------------------------------------------------------------- folders of features
@@ -258,6 +260,23 @@ def test_new_replaced_and_removed_videos(weights, tmp_path):
     assert (new[2:] == old[2:]).all() and not near(new[1], old[1], 1e-3)
 
 
+def test_a_stop_after_a_replaced_video_leaves_no_stale_row(weights, tmp_path):
+    """The new row went into a part before the stop; then all was embedded before, and the old row must go."""
+    encoder, source, out = load_encoder(weights), tmp_path / "videos", tmp_path / "out"
+    paths = write_videos(source, 2)
+    embed_videos(encoder, list_clips([source]), out)
+    old = np.load(out / "features.npy")
+    paths[0].write_bytes(videos.encode(4, size=(64, 96)))  # as many frames: ids.jsonl stays the same
+    (source / "zz.mp4").write_bytes(b"no video")
+    with pytest.raises(VideoError, match=r"zz\.mp4"):
+        embed_videos(encoder, list_clips([source]), out)
+    (source / "zz.mp4").unlink()
+    said = []
+    embed_videos(encoder, list_clips([source]), out, progress=lambda done, total, note: said.append(note))
+    assert said == ["embedded before"] and len(rows_agree(out, encoder)) == 2
+    assert not near(np.load(out / "features.npy")[0], old[0], 1e-3)
+
+
 def test_other_weights_or_settings_are_refused_by_name(weights, clips, tmp_path):
     encoder, listed = load_encoder(weights), list_clips(clips[:2])
     embed_videos(encoder, listed, tmp_path / "out")
@@ -317,6 +336,8 @@ def test_texts(weights, tmp_path):
     assert near(found.array, encoder.texts(WORDS[::-1]))
     with pytest.raises(ClipVipError, match="two texts have the id 't0'"):
         embed_texts(encoder, [*texts, texts[0]], tmp_path)
+    with pytest.raises(ClipVipError, match="the text 'x' expected Unicode"):
+        embed_texts(encoder, [*texts, ("x", "a \ud800")], tmp_path)
     with pytest.raises(ClipVipError, match="kind was texts and is videos"):
         embed_videos(encoder, [], tmp_path)
 

@@ -212,3 +212,95 @@ def test_settings_are_readable(tmp_path):
     write(tmp_path, {"a": "1"})
     meta = json.loads((tmp_path / "meta.json").read_text())
     assert (meta["rows"], meta["width"], meta["skipped"], meta["settings"]) == (1, 8, 0, HOW)
+
+
+def test_a_run_that_broke_off_leaves_no_stale_row(tmp_path):
+    """It replaced a row and never joined; the next run finds all done, and the whole must show it."""
+    write(tmp_path, {"a": "1", "b": "1"})
+    with pytest.raises(KeyError), FeatureWriter(tmp_path, HOW) as writer:
+        writer.add({"id": "a", "path": "/a", "frames": 3}, "2", feature("a", "2"))
+        raise KeyError
+    write(tmp_path, {"a": "2", "b": "1"})
+    assert (Features(tmp_path).array == np.stack([feature("a", "2"), feature("b", "1")])).all()
+
+
+def test_what_changed_on_the_disk_is_joined_anew(tmp_path):
+    items = {"a": "1", "b": "1"}
+    first = write(tmp_path, items)
+    (tmp_path / "ids.jsonl").write_text("")
+    write(tmp_path, items)
+    assert Features(tmp_path).row(1)["id"] == "b"
+    np.save(tmp_path / "features.npy", np.load(tmp_path / "features.npy")[::-1])
+    assert write(tmp_path, items)["features_sha256"] == first["features_sha256"]
+    assert (Features(tmp_path).array == np.stack([feature(id, "1") for id in items])).all()
+    (tmp_path / "meta.json").write_text("{")
+    write(tmp_path, items)
+    assert len(Features(tmp_path)) == 2
+
+
+def test_an_item_that_was_skipped_and_mended_is_no_longer_skipped(tmp_path):
+    """Only the part that knows the latest state of an item tells of it."""
+    with FeatureWriter(tmp_path, HOW) as writer:
+        writer.skip({"id": "a"}, "1", "bad")
+        writer.add({"id": "b"}, "1", feature("b", "1"))
+        assert writer.join(["a", "b"])["skipped"] == 1
+    with FeatureWriter(tmp_path, HOW) as writer:
+        writer.add({"id": "a"}, "2", feature("a", "2"))
+        assert writer.join(["a", "b"])["skipped"] == 0
+    assert not (tmp_path / "skipped.jsonl").exists() and len(Features(tmp_path)) == 2
+
+
+def test_a_row_that_cannot_be_written_does_not_cost_its_part(tmp_path):
+    words = "the path of 'b' expected Unicode"
+    with pytest.raises(ClipVipError, match=words), FeatureWriter(tmp_path, HOW) as writer:
+        writer.add({"id": "a"}, "1", feature("a", "1"))
+        writer.skip({"id": "c"}, "1", "cannot read \udcff")
+        writer.add({"id": "b", "path": "/\udcff"}, "1", feature("b", "1"))
+    with FeatureWriter(tmp_path, HOW) as writer:
+        assert writer.has("a", "1") and writer.skipped(["c"]) == 1
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_features_of_another_writing_are_refused(tmp_path, monkeypatch, large):
+    """A large file is read for its checksum only if its time is another: copied is well, changed is not."""
+    write(tmp_path, {"a": "1", "b": "1"})
+    path = tmp_path / "features.npy"
+    if large:
+        monkeypatch.setattr("clipvip_lib.features.folder.ALWAYS_CHECKED", 0)
+        monkeypatch.setattr("hashlib.file_digest", None)
+        Features(tmp_path)
+        monkeypatch.undo()
+        monkeypatch.setattr("clipvip_lib.features.folder.ALWAYS_CHECKED", 0)
+    os.utime(path, ns=(1, 1))
+    Features(tmp_path)
+    np.save(path, np.load(path)[::-1])
+    with pytest.raises(ClipVipError, match=r"features\.npy changed after it was written.*embed` again"):
+        Features(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"features_sha256": ...}, "are damaged .*features_sha256"),
+        ({"features_sha256": None}, "changed after it was written"),
+        ({"rows": "2"}, "rows and ids may be mixed"),
+        ({"settings": None}, "are damaged"),
+        ({"settings": {**HOW, "stored": ["float32"]}}, r"stored float32 or float16 .*got \['float32'\]"),
+        ({"settings": {**HOW, "kind": 3}}, "kind videos or texts, got 'float32' and 3"),
+        ({"settings": {**HOW, "stored": "float16"}}, "expected float16 as meta.json says, got float32"),
+    ],
+)
+def test_a_meta_json_that_says_other_things_is_refused(tmp_path, changes, words):
+    meta = write(tmp_path, {"a": "1", "b": "1"}) | changes
+    meta = {name: value for name, value in meta.items() if value is not ...}
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    with pytest.raises(ClipVipError, match=words):
+        Features(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["float64", "int32"])
+def test_numbers_of_another_type_are_refused(tmp_path, kind):
+    write(tmp_path, {"a": "1"})
+    np.save(tmp_path / "features.npy", np.load(tmp_path / "features.npy").astype(kind))
+    with pytest.raises(ClipVipError, match=f"expected float32 as meta.json says, got {kind}"):
+        Features(tmp_path)

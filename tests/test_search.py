@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import shutil
 import sys
@@ -90,6 +92,31 @@ def test_wrong_queries_are_refused(clustered):
         search(clustered, np.ones((1, 32)), 0)
     with pytest.raises(ClipVipError, match="not all zeros"):
         search(clustered, np.zeros((1, 32)))
+
+
+def test_rows_that_only_float64_tells_apart(tmp_path):
+    """Their float32 products come in another order: without the margin the true best would be dropped."""
+    rng = np.random.default_rng(6)
+    rows = unit(rng.standard_normal(256) + 1e-7 * rng.standard_normal((500, 256))).astype(np.float32)
+    features, queries = folder_of(tmp_path, rows), rng.standard_normal((5, 256))
+    found, _ = search(features, queries, 3)
+    assert (found == by_hand(features, queries, 3)[0]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, np.inf, 3.0])
+def test_rows_that_are_no_unit_vectors_are_refused(tmp_path, value):
+    """Even if meta.json agrees with them."""
+    folder_of(tmp_path, np.eye(4, dtype=np.float32))
+    array = np.load(tmp_path / "features.npy")
+    array[2] = value
+    np.save(tmp_path / "features.npy", array)
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    meta["features_sha256"] = hashlib.sha256((tmp_path / "features.npy").read_bytes()).hexdigest()
+    (tmp_path / "meta.json").write_text(json.dumps(meta))
+    ways = [search] + [faiss_search] * (importlib.util.find_spec("faiss") is not None)
+    for way in ways:
+        with pytest.raises(ClipVipError, match=r"row 2 of .*features\.npy expected length 1.*embed again"):
+            way(Features(tmp_path), np.ones((1, 4)))
 
 
 # ---------------------------------------------------------------------------------------------------------- FAISS
@@ -186,3 +213,25 @@ def test_queries_are_encoded_by_the_same_weights_or_not_at_all(embedded, tmp_pat
         answer(Features(home / "out"))
     with pytest.raises(VideoError, match=r"absent\.mp4"):
         answer(Features(home / "out"), videos=["absent.mp4"])
+
+
+@pytest.mark.parametrize("name", ["weights", "checksum", "attention", "precision", "frames", "antialias"])
+def test_settings_that_do_not_say_how_to_encode_are_refused(embedded, name):
+    features = Features(embedded[0] / "out")
+    whole = features.settings
+    for value in (None, {}, ...):
+        features.settings = {key: text for key, text in {**whole, name: value}.items() if text is not ...}
+        with pytest.raises(ClipVipError, match=f"expected {name} as .*embed them again"):
+            answer(features, ["a dog"])
+    features.settings = {**whole, "precision": "int8"}
+    with pytest.raises(ClipVipError, match="precision float32 or bfloat16, got 'int8'"):
+        answer(features, ["a dog"])
+
+
+def test_empty_and_odd_queries_are_refused(embedded):
+    features = Features(embedded[0] / "out")
+    for options in ({"texts": ["a dog", ""]}, {"texts": [" "]}, {"videos": [""]}):
+        with pytest.raises(ClipVipError, match="expected a text or a video to look for, got ' ?'"):
+            answer(features, **options)
+    with pytest.raises(ClipVipError, match="expected Unicode to look for"):
+        answer(features, ["a \udcff"])

@@ -45,6 +45,18 @@ def test_texts_are_read(tmp_path, name):
         ("a.csv", b"id,text\n1,a dog, a cat\n", "line 2 of .*' a cat'.*stands in quotes"),
         ("a.csv", b"id,text\n1\n", "line 2 of .*: expected a text, got 'None'"),
         ("a.csv", b"id,text\n", "holds no text"),
+        (
+            "a.csv",
+            b'id,text\n1,"a dog\n2,a cat\n3,a man\n',
+            "is not CSV from line 2 on .*quote may not be closed",
+        ),
+        ("a.csv", b'id,text\n1,"a dog\n2,"a cat"\n', "is not CSV from line 2 on"),
+        ("a.csv", b"id,text\n1," + b"a" * 131_073, "is not CSV from line 2 on .*field limit"),
+        ("a.csv", b"a" * 131_073, "is not CSV from line 1 on"),
+        ("a.jsonl", b'{"text": "a"}\n{"text": "a", "b": ' + b"[" * 200_000, "line 2 of .*brackets too deep"),
+        ("a.jsonl", b'{"text": "a", "b": ' + b"9" * 5000 + b"}", "line 1 of .*a number too long"),
+        ("a.jsonl", b'{"text": "a \\ud800"}', "line 1 of .*half a character"),
+        ("a.jsonl", b'{"id": "\\udcff", "text": "a"}', "line 1 of .*half a character"),
     ],
 )
 def test_what_is_no_text_is_named(tmp_path, name, content, words):

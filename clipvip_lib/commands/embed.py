@@ -77,7 +77,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
-    from clipvip_lib.features.folder import write_parquet
+    from clipvip_lib.features.folder import need_pyarrow, write_parquet
     from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.progress import Progress
     from clipvip_lib.streams.clips import list_clips
@@ -86,6 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ClipVipError(
             "embed expected videos or --texts FILE, got neither; `clipvip embed --help` shows how"
         )
+    if any(not source.strip() for source in arguments.sources):  # Path("") is the current folder
+        raise ClipVipError("embed expected videos, got an empty name; write . for the current folder")
+    if arguments.parquet:
+        need_pyarrow()  # said now, not after hours of embedding
     # Listed before the model is loaded: a wrong path is said at once.
     clips = list_clips(arguments.sources, arguments.ids)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)

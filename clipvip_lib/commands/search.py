@@ -46,6 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     probes = PROBES if arguments.probes is None else arguments.probes
     if arguments.probes is not None and not arguments.faiss:
         raise ClipVipError("--probes belongs to --faiss: expected both; leave it out or add --faiss")
+    if arguments.tag is not None and arguments.weights is None:
+        raise ClipVipError("--tag belongs to --weights: expected both; leave it out or add --weights")
     found = answer(
         Features(arguments.features),
         arguments.queries,
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for query in found:
         if arguments.json:
-            print(json.dumps(query, ensure_ascii=False))
+            print(json.dumps(query, ensure_ascii=False, allow_nan=False))
             continue
         print(query.get("text", query.get("video")))
         for rank, result in enumerate(query["results"], 1):

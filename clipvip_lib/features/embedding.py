@@ -19,6 +19,7 @@ import torch
 from clipvip_lib import __version__
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.features.writer import PART, FeatureWriter
 from clipvip_lib.models.checkpoints import load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
@@ -35,6 +36,17 @@ from clipvip_lib.models.load_report import LoadReport
 from clipvip_lib.streams.clips import Clip
 
 Progress = Callable[[int, int, str], None]
+DEVICES = ("cpu", "cuda")
+#: What settings must say for a query to be encoded as the rows were.
+QUERY_SETTINGS = {
+    "weights": str,
+    "pretrained_tag": str | None,
+    "checksum": str,
+    "attention": str,
+    "precision": str,
+    "frames": int,
+    "antialias": bool,
+}
 
 
 @dataclass(frozen=True)
@@ -91,6 +103,8 @@ def _device(name: str | torch.device) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in DEVICES:  # "meta" computes nothing, and says so only later
+            raise RuntimeError(f"it is no {' or '.join(DEVICES)}")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's word for a torch without CUDA is an assertion
         reason = (str(error).strip().splitlines() or ["unknown"])[0]
@@ -132,6 +146,8 @@ def embed_videos(
     Raises VideoError naming the first unreadable video too many; ClipVipError if ``out`` was made with other weights or
     settings, or nothing is left to write.
     """
+    if skip_bad < 0:
+        raise ClipVipError(f"expected skip_bad of 0 or more, got {skip_bad}; 0 stops at the first bad video")
     frames = encoder.model.config.temporal_size if frames is None else frames
     settings = _settings(encoder, "videos", bfloat16, stored) | {
         "frames": frames,
@@ -188,7 +204,11 @@ def embed_texts(
     Raises ClipVipError if an id stands twice, the weights have no tokenizer, or ``out`` was made otherwise.
     """
     seen: set[str] = set()
-    for id, _ in texts:
+    for id, text in texts:
+        if not is_unicode(id) or not is_unicode(text):
+            raise ClipVipError(
+                f"the text {id!a} expected Unicode, got half a character ({text[:60]!a}); mend it"
+            )
         if id in seen:
             raise ClipVipError(
                 f"two texts have the id {id!r}: expected one each; number them, or leave ids out"
@@ -234,8 +254,10 @@ def encoder_of(
 ) -> Encoder:
     """The encoder that made some features, by their settings; ``weights`` names anew where it lies.
 
-    Raises ClipVipError if the weights are gone, or are not those that the features were made with.
+    Raises ClipVipError if the weights are gone, or are not those that the features were made with, or the settings
+    do not say how.
     """
+    _check_query_settings(settings)
     if weights is None:
         weights, pretrained_tag = settings["weights"], settings["pretrained_tag"]
         if pretrained_tag is None and not Path(weights).exists():
@@ -250,3 +272,20 @@ def encoder_of(
             "--weights, or embed again"
         )
     return encoder
+
+
+def _check_query_settings(settings: dict) -> None:
+    for name, kind in QUERY_SETTINGS.items():
+        if settings.get("kind") == "texts" and name in ("frames", "antialias"):
+            continue  # texts have none
+        value = settings.get(name)
+        if (name not in settings and name != "pretrained_tag") or not isinstance(value, kind):
+            raise ClipVipError(
+                f"meta.json of the features expected {name} as `clipvip embed` writes it, got {repr(value)[:60]}; "
+                "embed them again"
+            )
+    if settings["precision"] not in ("float32", "bfloat16"):
+        raise ClipVipError(
+            f"meta.json of the features expected precision float32 or bfloat16, got "
+            f"{repr(settings['precision'])[:60]}; embed them again"
+        )

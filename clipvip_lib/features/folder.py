@@ -3,12 +3,12 @@
     features.npy     float32 or float16 [n, E], L2-normalised, to be mapped into memory
     ids.jsonl        line i tells of row i: id, path (or text), and what is known of it
     skipped.jsonl    what has no row, and why
-    meta.json        how the rows were made, and a checksum of ids.jsonl; written last: without it nothing is read
+    meta.json        how the rows were made, and checksums of both files; written last: without it nothing is read
     settings.json    what every row must have in common; another start must agree
     parts/           the same in pieces, each file whole or absent, with its rows and ids in one file
 
 Rows and ids are never apart: a part holds both, the join (feature_writer.py) places both by id, and a reader compares
-the checksum. Parts stay, for the next start (more videos, or one that was replaced) takes what is done from them.
+the checksums. Parts stay, for the next start (more videos, or one that was replaced) takes what is done from them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import io
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,10 @@ COLUMNS = {
     "videos": {"id": "string", "path": "string", "key": "string", "frames": "int64"},
     "texts": {"id": "string", "text": "string"},
 }
+
+#: Up to so many bytes of features.npy are read for the checksum each time they are opened, about half a second; a
+#: larger file only if its size or time is not that of meta.json (it was copied, or changed).
+ALWAYS_CHECKED = 2**28
 
 
 class Features:
@@ -55,8 +59,19 @@ class Features:
             self.array = np.load(folder / "features.npy", mmap_mode="r", allow_pickle=False)
             self._lines = (folder / "ids.jsonl").read_bytes()
             shape, digest = (meta["rows"], meta["width"]), meta["ids_sha256"]
+            stored, kind, _ = self.settings["stored"], self.settings["kind"], meta["features_sha256"]
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ClipVipError(f"the features in {folder} are damaged ({error}); embed them again") from error
+        if stored not in ("float32", "float16") or kind not in tuple(COLUMNS):
+            raise ClipVipError(
+                f"{folder / 'meta.json'} expected stored float32 or float16 and kind videos or texts, got {stored!r} "
+                f"and {kind!r}; embed again"
+            )
+        if self.array.dtype != np.dtype(stored):
+            raise ClipVipError(
+                f"{folder / 'features.npy'} expected {stored} as meta.json says, got {self.array.dtype}; run "
+                "`clipvip embed` again"
+            )
         self._ends = np.flatnonzero(np.frombuffer(self._lines, np.uint8) == ord("\n"))
         if (
             self.array.shape != shape
@@ -66,6 +81,11 @@ class Features:
             raise ClipVipError(
                 f"features.npy ({list(self.array.shape)}) and ids.jsonl ({len(self._ends)} lines) in {folder} are not "
                 f"those of meta.json ({list(shape)}): rows and ids may be mixed; run `clipvip embed` again"
+            )
+        if not is_that_of(folder / "features.npy", meta):
+            raise ClipVipError(
+                f"{folder / 'features.npy'} changed after it was written: expected the checksum of meta.json, got "
+                "another, so rows may be mixed; run `clipvip embed` again"
             )
 
     def __len__(self) -> int:
@@ -77,9 +97,43 @@ class Features:
         return json.loads(self._lines[start : int(self._ends[index])])
 
     def chunks(self, rows: int = 65536) -> Iterator[tuple[int, np.ndarray]]:
-        """(first row, float32 [at most ``rows``, E]) from the first row to the last."""
+        """(first row, float32 [at most ``rows``, E]) from the first row to the last.
+
+        Raises ClipVipError for a row that is no unit vector: it would win or lose every search.
+        """
         for start in range(0, len(self.array), rows):
-            yield start, np.asarray(self.array[start : start + rows], dtype=np.float32)
+            part = np.asarray(self.array[start : start + rows], dtype=np.float32)
+            squares = np.einsum("ne,ne->n", part, part)
+            bad = ~(np.abs(squares - 1) < 0.03)  # a length 0.01 off is written; NaN is bad too
+            if bad.any():
+                first = int(bad.argmax())
+                raise ClipVipError(
+                    f"row {start + first} of {self.folder / 'features.npy'} expected length 1, got "
+                    f"{float(squares[first]) ** 0.5:g}; remove the folder and embed again"
+                )
+            yield start, part
+
+
+def is_that_of(path: Path, meta: Mapping[str, object]) -> bool:
+    """Whether features.npy is the file that meta.json tells of: by its checksum, or a large one's size and time.
+
+    The size is that of rows and width, which whoever reads the array compares.
+    """
+    about = path.stat()
+    if about.st_size > ALWAYS_CHECKED and about.st_mtime_ns == meta.get("features_mtime_ns"):
+        return True
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() == meta.get("features_sha256")
+
+
+def need_pyarrow() -> None:
+    """Raises ClipVipError if pyarrow is not installed."""
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ImportError as error:
+        raise ClipVipError(
+            "Parquet expected pyarrow, it is not installed; run pip install pyarrow"
+        ) from error
 
 
 def write_parquet(folder: str | Path) -> Path:
@@ -87,13 +141,10 @@ def write_parquet(folder: str | Path) -> Path:
 
     Raises ClipVipError if pyarrow is not installed.
     """
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise ClipVipError(
-            "Parquet expected pyarrow, it is not installed; run pip install pyarrow"
-        ) from error
+    need_pyarrow()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     found = Features(folder)
     path = found.folder / "features.parquet"
     named = COLUMNS[found.settings["kind"]]

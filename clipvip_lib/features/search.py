@@ -19,6 +19,7 @@ import numpy as np
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import encoder_of
 from clipvip_lib.features.folder import Features
+from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.models.encoding import encode_videos
 from clipvip_lib.retrieval import unit_rows
@@ -48,6 +49,7 @@ def answer(
 
     Raises ClipVipError as ``embedding.encoder_of``, ``search`` and ``faiss_search``; VideoError for a video.
     """
+    _check_asked(texts, videos)
     encoder = encoder_of(features.settings, weights, pretrained_tag, device)
     bfloat16 = features.settings["precision"] == "bfloat16"
     queries = []
@@ -59,8 +61,6 @@ def answer(
         }
         queries.append(encode_videos(encoder.model, list(videos), bfloat16=bfloat16, **like))
     asked = [{"text": text} for text in texts] + [{"video": str(video)} for video in videos]
-    if not asked:
-        raise ClipVipError("search expected a text or a video to look for, got neither")
     stacked = np.concatenate(queries)
     rows, scores = (
         search(features, stacked, top) if probes is None else faiss_search(features, stacked, top, probes)
@@ -77,11 +77,21 @@ def answer(
     ]
 
 
+def _check_asked(texts: Sequence[str], videos: Sequence[str | Path]) -> None:
+    if not len(texts) and not len(videos):
+        raise ClipVipError("search expected a text or a video to look for, got neither")
+    for asked in map(str, [*texts, *videos]):
+        if not asked.strip():
+            raise ClipVipError(f"search expected a text or a video to look for, got {asked!r}; name one")
+        if not is_unicode(asked):
+            raise ClipVipError(f"search expected Unicode to look for, got {asked[:60]!a}; write it as UTF-8")
+
+
 def search(features: Features, queries: object, top: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of each query [Q, E], best first: (rows int64 [Q, k], cosines float64 [Q, k]).
 
     k is cut to the number of rows; equal cosines come in the rows' order. Raises ClipVipError for queries of another
-    width, or top below 1.
+    width, top below 1, or a row that is no unit vector.
     """
     queries, k = _checked(features, queries, top)
     margin = MARGIN[str(features.array.dtype)]
@@ -122,6 +132,11 @@ def _best(features: Features, queries: np.ndarray, kept: list[np.ndarray], k: in
             part = np.asarray(features.array[rows[start : start + CHUNK]], np.float64)
             # A sum over each row, not a matrix product: its order of additions does not depend on the row's place.
             cosines[start : start + CHUNK] = (part * query).sum(1) / np.sqrt((part * part).sum(1))
+        if not np.isfinite(cosines).all():
+            raise ClipVipError(
+                f"{features.folder / 'features.npy'} expected finite rows, got NaN or zeros; remove the folder and "
+                "embed again"
+            )
         order = np.argsort(-cosines, kind="stable")[:k]
         best_rows.append(rows[order])
         best_scores.append(cosines[order])
@@ -148,6 +163,10 @@ def faiss_search(
     while (short := (rows < 0).any(1)).any():  # at first all; then those whose cells hold fewer than k rows
         index.nprobe = min(probes, index.nlist)
         rows[short] = index.search(queries[short].astype(np.float32), k)[1]
+        if index.nprobe == index.nlist and (rows < 0).any():  # all cells hold all rows, so some are NaN
+            raise ClipVipError(
+                f"{features.folder / INDEX} expected {len(features)} rows, finds fewer; remove it and search again"
+            )
         probes *= 2
     return _best(features, queries, list(rows), k)
 
@@ -175,6 +194,8 @@ def _index(faiss, features: Features):
     }
     if path.is_file() and about_path.is_file() and read_json(about_path) == about:
         return faiss.read_index(str(path))
+    for _ in features.chunks(CHUNK):
+        pass  # a row that is no unit vector is named before FAISS fails on it in its own words
     cells = max(1, min(round(4 * len(features) ** 0.5), len(features) // 39))
     quantizer = faiss.IndexFlatIP(features.array.shape[1])
     index = faiss.IndexIVFFlat(quantizer, features.array.shape[1], cells, faiss.METRIC_INNER_PRODUCT)

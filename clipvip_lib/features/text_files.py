@@ -18,7 +18,7 @@ def read_texts(path: str | Path) -> list[tuple[str, str]]:
     """(id, text) pairs of a file: .jsonl (id, text), .csv (columns id, text), or any other with one text a line.
 
     A field may also be called as benchmarks do, video_id and sentence or caption; without an id it is the line's
-    number from 1. Raises ClipVipError naming file and line for what is no UTF-8, no JSON, or an empty text.
+    number from 1. Raises ClipVipError naming file and line for what is no UTF-8, JSON or CSV, or an empty text.
     """
     path = Path(path)
     try:
@@ -31,7 +31,7 @@ def read_texts(path: str | Path) -> list[tuple[str, str]]:
         ) from error
     suffix = path.suffix.lower()
     if suffix == ".csv":
-        rows = ((reader.line_num, row) for reader in [_csv(path, content)] for row in reader)
+        rows = _csv(path, content)
     elif suffix in (".jsonl", ".json"):
         rows = ((number, _json(path, number, line)) for number, line in _lines(content))
     else:
@@ -48,13 +48,23 @@ def _lines(content: str) -> Iterable[tuple[int, str]]:
     return enumerate(lines[:-1] if lines and not lines[-1] else lines, 1)
 
 
-def _csv(path: Path, content: str) -> csv.DictReader:
-    reader = csv.DictReader(io.StringIO(content, newline=""))
-    if not set(TEXT_FIELDS) & set(reader.fieldnames or ()):
+def _csv(path: Path, content: str) -> Iterable[tuple[int, dict]]:
+    """Rows with the number of the line that each ends in."""
+    # Strict: a quote that is never closed would swallow the rows after it.
+    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
+    try:
+        if not set(TEXT_FIELDS) & set(reader.fieldnames or ()):
+            raise ClipVipError(
+                f"{path} expected a first line with the columns id and text, got "
+                f"{', '.join(reader.fieldnames or ())[:80]}"
+            )
+        for row in reader:
+            yield reader.line_num, row
+    except csv.Error as error:
         raise ClipVipError(
-            f"{path} expected a first line with the columns id and text, got {', '.join(reader.fieldnames or ())[:80]}"
-        )
-    return reader
+            f"{path} is not CSV from line {reader.line_num + 1} on ({error}); mend it (a quote may not be closed, or "
+            "not be doubled within a text)"
+        ) from error
 
 
 def _json(path: Path, number: int, line: str) -> dict:
@@ -62,6 +72,11 @@ def _json(path: Path, number: int, line: str) -> dict:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ClipVipError(f"line {number} of {path} is not JSON ({error.msg}); mend it") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets in brackets
+        raise ClipVipError(
+            f"line {number} of {path}: expected an object with id and text, got a number too long or brackets too "
+            "deep; leave that field out"
+        ) from error
     if not isinstance(row, dict):
         raise ClipVipError(f"line {number} of {path}: expected an object with id and text, got {line[:60]}")
     return row
@@ -74,4 +89,18 @@ def _pair(path: Path, number: int, row: dict) -> tuple[str, str]:
             f"line {number} of {path}: expected a text, got {str(row.get(None, text))[:60]!r}; mend "
             "or remove it (in .csv a text with commas stands in quotes)"
         )
-    return str(next((row[name] for name in ID_FIELDS if row.get(name) is not None), number)), text.strip()
+    id = str(next((row[name] for name in ID_FIELDS if row.get(name) is not None), number))
+    if not is_unicode(id) or not is_unicode(text):
+        raise ClipVipError(
+            f"line {number} of {path}: expected Unicode, got half a character ({id[:30]!a}, {text[:30]!a}); mend it"
+        )
+    return id, text.strip()
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: a lone surrogate (half a character, or a file name's odd byte) cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

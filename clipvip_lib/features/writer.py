@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.features.folder import lines, read_part, write_part
+from clipvip_lib.features.folder import is_that_of, lines, read_part, write_part
+from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
 
 #: Settings that say where the weights lay; they may move, as long as the checksum stays.
@@ -134,19 +137,23 @@ class FeatureWriter:
         return sum(self._known[id].skipped for id in ids if id in self._known)
 
     def add(self, row: dict, stamp: str, feature: np.ndarray) -> None:
-        """A row: what is known of it ("id" first) and its feature [E]. Raises ClipVipError if its length is not 1."""
+        """A row: what is known of it ("id" first) and its feature [E].
+
+        Raises ClipVipError if its length is not 1, or a text of the row has no UTF-8.
+        """
         length = float(np.linalg.norm(feature.astype(np.float64)))
         if not abs(length - 1) < 0.01:  # NaN too
             raise ClipVipError(
                 f"the feature of {row['id']} has length {length:g}: expected 1; look for a NaN in the weights"
             )
-        self._rows.append({**row, "stamp": stamp})
+        self._rows.append(_written({**row, "stamp": stamp}))
         self._features.append(feature.astype(self.settings["stored"]))
         self._flush_if_full()
 
     def skip(self, row: dict, stamp: str, reason: str) -> None:
         """Note that an item has no row, and why."""
-        self._skipped.append({**row, "reason": reason, "stamp": stamp})
+        reason = reason.encode(errors="backslashreplace").decode()
+        self._skipped.append(_written({**row, "reason": reason, "stamp": stamp}))
         self._flush_if_full()
 
     def _flush_if_full(self) -> None:
@@ -198,24 +205,40 @@ class FeatureWriter:
             "width": found.widths.pop(),
             "skipped": len(found.skipped),
             "ids_sha256": hashlib.sha256(content).hexdigest(),
+            "stamps_sha256": self._stamps(place),
             "settings": self.settings,
         }
         path, features = self.folder / "meta.json", self.folder / "features.npy"
-        if not self._changed and path.exists() and features.exists():
-            old = read_json(path)
-            if isinstance(old, dict) and all(
-                old.get(name) == meta[name] for name in ("ids_sha256", "settings")
-            ):
-                return old
+        if not self._changed and (old := self._joined_before(meta)) is not None:
+            return old
         path.unlink(missing_ok=True)
         with atomic_path(features) as partial:
             self._write_features(partial, found.moves, (meta["rows"], meta["width"]))
             with partial.open("rb") as file:
                 meta["features_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+        meta["features_mtime_ns"] = features.stat().st_mtime_ns
         write_bytes(self.folder / "ids.jsonl", content)
         meta |= about or {}
         write_json(path, meta)
         return meta
+
+    def _stamps(self, ids: Iterable[str]) -> str:
+        """Of which state of each item the rows are: a run that broke off may have left newer ones in the parts."""
+        told = [[id, self._known[id].stamp] for id in ids]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def _joined_before(self, meta: Mapping[str, object]) -> dict | None:
+        """The meta.json that is there, if it and both files are what a join would write now."""
+        with contextlib.suppress(ClipVipError, OSError):  # absent or damaged: written anew
+            old = read_json(self.folder / "meta.json")
+            if (
+                isinstance(old, dict)
+                and all(old.get(name) == value for name, value in meta.items())
+                and is_that_of(self.folder / "features.npy", old)
+                and hashlib.sha256((self.folder / "ids.jsonl").read_bytes()).hexdigest() == meta["ids_sha256"]
+            ):
+                return old
+        return None
 
     def _collect(self, place: Mapping[str, int], wanted: set[str]) -> _Joined:
         """What the parts hold of the wanted ids; of an item that was done twice, the later."""
@@ -241,6 +264,17 @@ class FeatureWriter:
         for part, take, put in moves:
             out[put] = read_part(part)[0][take]
         out.flush()
+
+
+def _written(row: dict) -> dict:
+    """The row, if it can be written: what cannot would cost the whole part, later."""
+    for name, value in row.items():
+        if isinstance(value, str) and not is_unicode(value):
+            raise ClipVipError(
+                f"the {name} of {row['id']!a} expected Unicode, got half a character ({value[:60]!a}); rename or "
+                "mend it"
+            )
+    return row
 
 
 def _without_stamp(row: dict) -> dict:

@@ -78,7 +78,8 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
         ids: "name": the path below the given folder without its suffix, a file's stem, a sample's key;
             "path": the whole path, of a sample ``SHARD/KEY``.
 
-    Raises ClipVipError if a source is not there or holds no video, a shard is damaged, or two clips have one id.
+    Raises ClipVipError if a source is not there or holds no video, a shard is damaged, a name is not UTF-8, or two
+    clips have one id.
     """
     if ids not in IDS:
         raise unknown("kind of ids", ids, IDS)
@@ -91,12 +92,21 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
                 "shards with samples; give another folder"
             )
         for clip in found:
+            _check_name(clip)
             if ids == "path":
                 clip = replace(clip, id=f"{clip.path}/{clip.key}" if clip.start >= 0 else clip.path)
             other = clips.setdefault(clip.id, clip)
             if other is not clip:
                 raise _doubled(other, clip)
     return list(clips.values())
+
+
+def _check_name(clip: Clip) -> None:
+    """A name with bytes that are no UTF-8 cannot be written to ids.jsonl, and the rows beside it would be lost."""
+    try:
+        (clip.id + clip.name).encode()
+    except UnicodeEncodeError as error:
+        raise ClipVipError(f"the name {clip.name!a} expected UTF-8, got other bytes; rename it") from error
 
 
 def _doubled(one: Clip, two: Clip) -> ClipVipError:
