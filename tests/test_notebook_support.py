@@ -18,6 +18,7 @@ from IPython.core import display_functions
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.study import notebook, tables
+from clipvip_lib.study import workers as workers_module
 from clipvip_lib.study.page_stage import recorded_results
 from clipvip_lib.study.plan import check_seeds
 
@@ -70,6 +71,22 @@ def test_bad_parameters_are_a_sentence(shown, tmp_path, name, profile, seeds, wo
 def test_a_notebook_is_found_by_number():
     assert small_study.PLAN.find("01") == small_study.PLAN.find("second") == "01_second"
     assert check_seeds(range(3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("real", "count"), [(False, None), (True, 1)])
+def test_on_real_corpora_one_stage_runs_at_a_time(study, monkeypatch, real, count):
+    """A training there takes all GPUs; the pipeline does the same."""
+    asked = []
+
+    def run_stages(stages, home, workers=None):
+        asked.append(workers)
+        return {}
+
+    monkeypatch.setattr(workers_module, "run_stages", run_stages)
+    monkeypatch.setattr(notebook.Study, "of_the_world", property(lambda self: not real))
+    with pytest.raises(ClipVipError):
+        study.results("arm/*")
+    assert asked == [count]
 
 
 def test_results_run_what_is_missing_and_come_in_order(study, capsys):

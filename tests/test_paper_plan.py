@@ -96,6 +96,19 @@ def test_a_number_of_steps_that_is_asked_for_is_that_of_every_arm():
         planned({"pretrain.steps": 3})
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    (
+        ("finetune.batch=0", "--set finetune.batch=...: expected a number above 0, got 0"),
+        ("postpretrain.lr=NaN", "--set postpretrain.lr=...: expected a finite number, got nan"),
+        ("postpretrain.epochs=-1", "--set postpretrain.epochs=...: expected a number above 0, got -1"),
+    ),
+)
+def test_recipes_of_a_plan_are_checked_as_those_of_a_run(capsys, given, sentence):
+    assert cli.main(["reproduce", "--profile", "paper", "--plan", "--set", given]) == 2
+    assert sentence in capsys.readouterr().err
+
+
 def test_the_plan_has_the_runs_graphs_fine_tunings():
     """At mini, where the graph can be asked, the plan's trainings are exactly those that would be run."""
     mini = get_profile("mini")

@@ -61,6 +61,11 @@ def test_changes_are_checked():
         ({"reduction": "max"}, "unknown reduction 'max'"),
         ({"frames": 30}, "'kept_frames' expected at least the 30 frames"),
         ({"rate": 1.0}, "unknown recipe field 'rate'"),
+        ({"lr": float("nan")}, "'lr' expected a finite number, got nan"),
+        ({"lr": float("inf")}, "'lr' expected a finite number, got inf"),
+        ({"warmup": float("nan")}, "'warmup' expected a finite number"),
+        ({"warmup": 1.5}, "'warmup' expected a share of the steps, at most 1, got 1.5"),
+        ({"epochs": float("inf")}, "'epochs' expected a finite number"),
     ):
         with pytest.raises(ClipVipError, match=sentence):
             get_recipe("postpretrain", **changes)

@@ -274,6 +274,39 @@ def test_shares_of_ranks_are_the_rows_of_the_whole_batch(made):
         ),
         (["--stage", "postpretrain", "--shards", "s", "--set", "lr=-1"], "'lr' expected a number above 0"),
         (["--stage", "postpretrain", "--shards", "s", "--set", "kept_frames=4"], "at least the 12 frames"),
+        (
+            ["--stage", "postpretrain", "--shards", "s", "--set", "lr=NaN"],
+            "'lr' expected a finite number, got nan",
+        ),
+        (
+            ["--stage", "postpretrain", "--shards", "s", "--seed=-1"],
+            "--seed expected a whole number from 0, got -1",
+        ),
+        (
+            ["--stage", "postpretrain", "--shards", "s", "--timeout=0"],
+            "--timeout expected seconds above 0.*got 0",
+        ),
+        (
+            ["--stage", "postpretrain", "--shards", "s", "--timeout=nan"],
+            "--timeout expected seconds.*got nan",
+        ),
+        (["--stage", "postpretrain", "--shards", "s", "--timeout=-5"], "--timeout expected seconds.*got -5"),
+        (
+            ["--stage", "postpretrain", "--shards", "s", "--timeout=inf"],
+            "--timeout expected seconds.*got inf",
+        ),
+        (
+            ["--stage", "finetune", "--benchmark", "didemo", "--data", "d", "--allow-missing=-1"],
+            "--allow-missing expected a number of videos from 0, got -1",
+        ),
+        (
+            ["--stage", "postpretrain", "--shards", "s", "--recipe", "finetune-msrvtt"],
+            "--stage postpretrain expected a recipe of its own, got 'finetune-msrvtt'; name one of postpretrain, ",
+        ),
+        (
+            ["--stage", "finetune", "--benchmark", "didemo", "--data", "d", "--recipe", "postpretrain"],
+            "--stage finetune expected a recipe of its own, got 'postpretrain'; name one of finetune-",
+        ),
     ),
 )
 def test_wrong_options_are_one_sentence(tmp_path, capsys, given, sentence):

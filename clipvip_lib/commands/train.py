@@ -10,6 +10,7 @@ from clipvip_lib.errors import ClipVipError
 
 STAGES = ("postpretrain", "finetune")
 OMNISOURCE = "V-S,C + F-C"  # the authors' default
+LONGEST_TIMEOUT = 1e7  # seconds, four months
 
 
 def add(commands) -> None:
@@ -154,17 +155,40 @@ def check(arguments: argparse.Namespace) -> str:
     foreign = ("benchmark", "data") if post else ("shards", "captions", "texts")
     if given := [f"--{name}" for name in foreign if getattr(arguments, name)]:
         raise ClipVipError(f"--stage {arguments.stage} takes no {' and no '.join(given)}; leave it out")
+    _expect_numbers(arguments)
     arguments.loss = arguments.loss or (OMNISOURCE if post else "V-S")
     if not post and arguments.loss != "V-S":
         raise ClipVipError(
             f"--stage finetune expected the loss V-S, got {arguments.loss!r}: a benchmark has no captions"
         )
     name = arguments.recipe or ("postpretrain" if post else f"finetune-{arguments.benchmark}")
+    fitting = [recipe for recipe in RECIPES if recipe.startswith(arguments.stage)]
     if name not in RECIPES and not arguments.recipe:
         raise ClipVipError(
-            f"no recipe of the authors for {arguments.benchmark!r}: add --recipe, one of {', '.join(RECIPES)}"
+            f"no recipe of the authors for {arguments.benchmark!r}: add --recipe, one of {', '.join(fitting)}"
+        )
+    if name in RECIPES and name not in fitting:
+        raise ClipVipError(
+            f"--stage {arguments.stage} expected a recipe of its own, got {name!r}; name one of {', '.join(fitting)}"
         )
     return name
+
+
+def _expect_numbers(arguments: argparse.Namespace) -> None:
+    """Raises ClipVipError for numbers that argparse takes and that mean nothing here."""
+    sensible = {
+        "seed": (0 <= arguments.seed < 2**63, "a whole number from 0"),
+        "allow-missing": (arguments.allow_missing >= 0, "a number of videos from 0"),
+        # NaN is in no interval; what is longer than this cannot be told to the ranks
+        "timeout": (
+            0 < arguments.timeout <= LONGEST_TIMEOUT,
+            f"seconds above 0 and up to {LONGEST_TIMEOUT:g}",
+        ),
+    }
+    for name, (fits, expected) in sensible.items():
+        if not fits:
+            got = getattr(arguments, name.replace("-", "_"))
+            raise ClipVipError(f"--{name} expected {expected}, got {got}; change it")
 
 
 def show(arguments: argparse.Namespace, name: str) -> int:

@@ -92,7 +92,8 @@ def train(
         for step in range(start, recipe.steps):
             due = ranks.main and time.monotonic() - saved_at > 60 * recipe.save_minutes
             number, due = ranks.largest(stop.number, due)
-            if (number or due) and step > start:
+            # Before the first step too: who stops a run is told of a checkpoint.
+            if (step > start and (number or due)) or (number and step == 0):
                 save(step)
                 saved_at = time.monotonic()
             if number:

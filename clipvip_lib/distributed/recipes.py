@@ -8,6 +8,7 @@ for it. What only moves memory or time (``FREE``) may change between a run and i
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 
 from clipvip_lib.errors import ClipVipError, unknown
@@ -127,23 +128,29 @@ def get_recipe(name: str, **changes: object) -> TrainRecipe:
     for field, value in changes.items():
         if field not in fields:
             raise unknown("recipe field", field, fields)
-        old = fields[field]
-        if type(value) is not type(old) and not (isinstance(old, float) and type(value) is int):
-            raise ClipVipError(
-                f"recipe field {field!r} expected {type(old).__name__} like {old!r}, got {value!r}; change it"
-            )
-        positive = field in ("batch", "frames", "kept_frames", "group", "epochs", "clip_norm")
-        if isinstance(value, int | float) and (value < 0 or (positive and not value)):
-            raise ClipVipError(f"recipe field {field!r} expected a number above 0, got {value!r}; change it")
+        expect_value(f"recipe field {field!r}", field, value, fields[field])
     recipe = dataclasses.replace(recipe, **changes)
-    if recipe.reduction not in ("sum", "mean"):
-        raise unknown("reduction", recipe.reduction, ("sum", "mean"))
     if recipe.kept_frames < recipe.frames:
         raise ClipVipError(
             f"recipe field 'kept_frames' expected at least the {recipe.frames} frames of a clip that the model "
             f"sees, got {recipe.kept_frames}; raise it"
         )
     return recipe
+
+
+def expect_value(said: str, field: str, value: object, old: object) -> None:
+    """Raises ClipVipError, beginning with ``said``, unless a recipe's field may have this value in place of ``old``."""
+    if type(value) is not type(old) and not (isinstance(old, float) and type(value) is int):
+        raise ClipVipError(f"{said} expected {type(old).__name__} like {old!r}, got {value!r}; change it")
+    if isinstance(value, float) and not math.isfinite(value):  # NaN passes every comparison below
+        raise ClipVipError(f"{said} expected a finite number, got {value!r}; change it")
+    positive = field in ("batch", "frames", "kept_frames", "group", "epochs", "clip_norm")
+    if isinstance(value, int | float) and (value < 0 or (positive and not value)):
+        raise ClipVipError(f"{said} expected a number above 0, got {value!r}; change it")
+    if field == "warmup" and value > 1:
+        raise ClipVipError(f"{said} expected a share of the steps, at most 1, got {value!r}; change it")
+    if field == "reduction" and value not in ("sum", "mean"):
+        raise unknown("reduction", value, ("sum", "mean"))
 
 
 def source(recipe: str, field: str) -> str:

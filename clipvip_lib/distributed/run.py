@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import hashlib
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from clipvip_lib.data.benchmarks import load_benchmark
+from clipvip_lib.data.benchmarks import Items, load_benchmark
 from clipvip_lib.distributed.batches import StoreBatches, StreamBatches, own_rows
 from clipvip_lib.distributed.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.distributed.loop import Source, train
 from clipvip_lib.distributed.ranks import Ranks, together
 from clipvip_lib.distributed.recipes import FREE, TrainRecipe, get_recipe
-from clipvip_lib.distributed.run_folder import TOKENIZER, RunFolder
+from clipvip_lib.distributed.run_folder import TOKENIZER, RunFolder, read_metrics
 from clipvip_lib.distributed.stores import read_stores, split_pairs, store_shards, store_split
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import make_folder, read_json, write_json
+from clipvip_lib.files import make_folder, write_json
 from clipvip_lib.losses import needs
 from clipvip_lib.models.checkpoints import TEMPORAL, load_checkpoint
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
@@ -40,16 +41,19 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
     needs(arguments.loss)
     recipe = get_recipe(recipe_name, **dict(arguments.set))
     own_rows(recipe.batch, ranks)
+    _expect_snapshots(arguments.snapshots, recipe.steps)
     out = make_folder(arguments.out)
     model, tokenizer = load_model(arguments, recipe)
     job = _postpretraining if arguments.stage == "postpretrain" else _finetuning
     with contextlib.ExitStack() as stack:
         shown = stack.enter_context(_Shown(ranks, out / "tensorboard" if arguments.tensorboard else None))
-        recipe, source, evaluate, score = job(arguments, recipe, model, tokenizer, ranks, shown.progress)
+        recipe, source, content, evaluate, score = job(
+            arguments, recipe, model, tokenizer, ranks, shown.progress
+        )
         stack.callback(source.close)
-        run = RunFolder(out, _about(arguments, recipe), ranks)
-        if (done := _finished(run)) is None:
-            started = time.monotonic()
+        _expect_snapshots(arguments.snapshots, recipe.steps)
+        run = RunFolder(out, _about(arguments, recipe) | content, ranks)
+        if (done := run.finished()) is None:
             train(
                 model,
                 source,
@@ -69,7 +73,8 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
                 "clips_a_step": recipe.batch,
                 "ranks": ranks.size,
                 "parameters": sum(parameter.numel() for parameter in model.parameters()),
-                "seconds": round(time.monotonic() - started, 2),
+                # Of the steps of all starts; what a kill undid is done again and counts once.
+                "seconds": round(sum(row["seconds"] for row in read_metrics(run.metrics)), 2),
                 "model": str(out / "model"),
                 **({"evaluations": run.evaluations, "best_step": run.best_step()} if evaluate else {}),
                 **score(model),
@@ -77,7 +82,7 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
             run.save_model("model", model, tokenizer)
             with together(ranks):
                 if ranks.main:
-                    write_json(out / "result.json", {"result": done, "about": run.about})
+                    write_json(run.result, {"result": done, "about": run.about})
             run.clear()
     if ranks.main:
         print(json.dumps(done))
@@ -129,18 +134,25 @@ def _about(arguments: argparse.Namespace, recipe: TrainRecipe) -> dict:
     return about | ({"texts": arguments.texts} if arguments.texts else {})
 
 
-def _finished(run: RunFolder) -> dict | None:
-    """The result of a run that is done; one of another run in its place is refused."""
-    path = run.path / "result.json"
-    if not path.exists():
-        return None
-    stored = read_json(path)
-    if stored["about"] != json.loads(json.dumps(run.about)):
-        raise ClipVipError(f"{path} holds the result of another run; give another --out, or remove it")
-    return stored["result"]
+def _expect_snapshots(asked: Sequence[int], steps: int) -> None:
+    """Raises ClipVipError for a snapshot that no step writes. ``steps`` = 0: their number is not known yet."""
+    if outside := [number for number in asked if not 1 <= number <= (steps or number)]:
+        raise ClipVipError(
+            f"--snapshots expected numbers of steps from 1 to {steps or 'the last one'}, got {outside[0]}; leave it out"
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ stages
+
+
+class Job(NamedTuple):
+    """A stage made ready. ``content``: a digest of its data, for a path says little of what it holds and data move."""
+
+    recipe: TrainRecipe
+    source: Source
+    content: Mapping[str, str]
+    evaluate: Callable[[ClipViP], float] | None
+    score: Callable[[ClipViP], dict]
 
 
 def _postpretraining(
@@ -150,16 +162,17 @@ def _postpretraining(
     tokenizer: ClipTokenizer,
     ranks: Ranks,
     progress: Callable[[str], Progress],
-) -> tuple[TrainRecipe, Source, None, Callable[[ClipViP], dict]]:
+) -> Job:
     """Shards as streams, or decoded once into frame stores."""
     size = model.config.vision_config.image_size
     shards = expand(arguments.shards) if arguments.shards else []
     if shards and not arguments.texts:
         _expect_texts(shards[0])
     if arguments.frames_store:
-        pairs = _stored(arguments, shards, recipe, size, tokenizer, ranks, progress)
+        pairs, sources = _stored(arguments, shards, recipe, size, tokenizer, ranks, progress)
         recipe = recipe.for_data(len(pairs.store))
-        return recipe, StoreBatches(pairs, arguments.loss, recipe, arguments.seed, ranks), None, lambda _: {}
+        source = StoreBatches(pairs, arguments.loss, recipe, arguments.seed, ranks)
+        return Job(recipe, source, _captions_content(arguments, sources), None, lambda _: {})
     stream = ClipStream(
         shards,
         frames=recipe.frames,
@@ -181,7 +194,8 @@ def _postpretraining(
         return {"samples_by_rank": ranks.collect(dict(stream.counts))}
 
     recipe = recipe.for_data(None)
-    return recipe, StreamBatches(stream, tokenizer, arguments.loss, recipe, ranks), None, counted
+    source = StreamBatches(stream, tokenizer, arguments.loss, recipe, ranks)
+    return Job(recipe, source, _captions_content(arguments, shards), None, counted)
 
 
 def _stored(
@@ -192,8 +206,9 @@ def _stored(
     tokenizer: ClipTokenizer,
     ranks: Ranks,
     progress: Callable[[str], Progress],
-) -> Pairs:
-    """Frame stores, decoded from the shards where they are not there yet, with the texts of the shards' sidecars."""
+) -> tuple[Pairs, list[Path]]:
+    """Frame stores, decoded from the shards where they are not there yet, with the texts of the shards' sidecars; and
+    the shards, or where those of a store alone would stand."""
     folder, texts = Path(arguments.frames_store), _folder_of_texts(arguments)
     if shards:
         listed = ShardSet(shards, {"texts": texts} if arguments.texts else {})
@@ -208,7 +223,29 @@ def _stored(
 
     captions = beside("captions", arguments.captions)
     written = beside("texts", texts) if arguments.texts else None
-    return read_stores(stores, captions, arguments.loss, tokenizer, recipe, size, written)
+    pairs = read_stores(stores, captions, arguments.loss, tokenizer, recipe, size, written)
+    return pairs, [shard_of.get(store.stem, store.with_suffix(".tar")) for store in stores]
+
+
+def _captions_content(arguments: argparse.Namespace, shards: Sequence[Path]) -> dict[str, str]:
+    """Names and sizes of the captions that the loss reads: a corpus of them is too large to be read twice."""
+    if "C" not in needs(arguments.loss):
+        return {}
+    sidecars = [sidecar_path(shard, "captions", arguments.captions) for shard in shards]
+    return {"captions' names and sizes": _digest([[path.name, path.stat().st_size] for path in sidecars])}
+
+
+def _items_content(splits: Mapping[str, Items]) -> dict[str, str]:
+    """Videos and texts of a benchmark, and what is missing, so that --allow-missing is another run where it matters."""
+    rows = {
+        name: [[(item.video_id, item.texts) for item in items], items.missing]
+        for name, items in splits.items()
+    }
+    return {"data's content": _digest(rows)}
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
 def _folder_of_texts(arguments: argparse.Namespace) -> str | None:
@@ -233,14 +270,16 @@ def _finetuning(
     tokenizer: ClipTokenizer,
     ranks: Ranks,
     progress: Callable[[str], Progress],
-) -> tuple[TrainRecipe, Source, Callable[[ClipViP], float], Callable[[ClipViP], dict]]:
+) -> Job:
     """Train on the training split, choose on validation, score the test split once, in the end."""
     folder = Path(arguments.frames_store or Path(arguments.out) / "frames")
     size = model.config.vision_config.image_size
     splits: dict[str, Pairs] = {}
+    listed: dict[str, Items] = {}
     notes = []
     for split in ("train", "val", "test"):
         items = load_benchmark(arguments.benchmark, arguments.data, split, arguments.allow_missing)
+        listed[split] = items
         store = store_split(items, folder, split, recipe, size, ranks, progress("decode"))
         splits[split] = split_pairs(items, store, tokenizer)
         notes += [f"{split} {items.note()}"] if items.note() else []
@@ -260,7 +299,8 @@ def _finetuning(
                 write_ranks(Path(arguments.out), found, *features)
         return {"test": scores(found), **({"missing": notes} if notes else {})}
 
-    return recipe, StoreBatches(splits["train"], "V-S", recipe, arguments.seed, ranks), evaluate, score
+    source = StoreBatches(splits["train"], "V-S", recipe, arguments.seed, ranks)
+    return Job(recipe, source, _items_content(listed), evaluate, score)
 
 
 class _Shown:

@@ -7,10 +7,12 @@
     model/           the result, with its tokenizer; every loader reads it
     result.json      written last: the run is done
 
-What is exact after a resumption. On the same number of ranks everything: one CPU thread gives the same weights, bit
-for bit. On another number: weights, optimiser, step and schedule, and the batches where they come from a frame
-store (batch number ``step`` of the whole is a function of seed and step, and is dealt out anew); gradients are then
-the same up to the order of sums. Streams of shards go on as ``streams/stream.py`` says.
+What is exact after a resumption. On the same number of ranks everything; one or two of them, with one CPU thread each,
+give the same weights, bit for bit. More average their gradients in another order in the first step of each start, for
+DistributedDataParallel lays them out anew behind it: the same up to rounding. On another number: weights, optimiser,
+step and schedule, and the batches where they come from a frame store (batch number ``step`` of the whole is a function
+of seed and step, and is dealt out anew); gradients are then the same up to the order of sums. Streams of shards go on
+as ``streams/stream.py`` says.
 """
 
 from __future__ import annotations
@@ -25,12 +27,14 @@ import torch
 
 from clipvip_lib.distributed.ranks import Ranks, together
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import atomic_path, make_folder, write_bytes
+from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.training import UNREADABLE
 
 TOKENIZER = "clip_tokenizer.json"  # beside the weights
+#: Parts of ``about`` that runs did not note at first: one that lacks them is the same run.
+LATER = ("data's content", "captions' names and sizes")
 
 
 @dataclass
@@ -48,6 +52,13 @@ class RunFolder:
 
     def best(self, step: int) -> Path:
         return self.path / f"best-{step:06d}.pt"
+
+    def differences(self, before: Mapping[str, object]) -> list[tuple[str, object, object]]:
+        """In what a stored ``about`` is of another run: name, what it was and what it is."""
+        now = json.loads(json.dumps(self.about))
+        names = {*before, *now} - {name for name in LATER if name not in before}
+        names = sorted(names, key=lambda name: (name in LATER, name))  # an option says more than a digest
+        return [(n, before.get(n), now.get(n)) for n in names if before.get(n) != now.get(n)]
 
     # ---- checkpoints ----
 
@@ -95,13 +106,11 @@ class RunFolder:
                 f"cannot resume from {self.checkpoint}: expected a checkpoint of clipvip train, got something else "
                 "or half of it; remove it to start anew"
             ) from error
-        now = json.loads(json.dumps(self.about))
-        for name in sorted({*before, *now}):
-            if before.get(name) != now.get(name):
-                raise ClipVipError(
-                    f"cannot resume from {self.checkpoint}: {name} was {before.get(name)!r} and is "
-                    f"{now.get(name)!r}; give the former one, or another --out to start anew"
-                )
+        for name, was, now in self.differences(before):
+            raise ClipVipError(
+                f"cannot resume from {self.checkpoint}: {name} was {was!r} and is {now!r}; give the former one, or "
+                "another --out to start anew"
+            )
         try:
             model.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
@@ -142,6 +151,34 @@ class RunFolder:
                 path.unlink()
 
     # ---- rows and results ----
+
+    @property
+    def result(self) -> Path:
+        return self.path / "result.json"
+
+    def finished(self) -> dict | None:
+        """The result of a run that is done. Raises ClipVipError for another run's, and if the model is gone."""
+        if not self.result.exists():
+            return None
+        stored = read_json(self.result)
+        parts = [stored.get(name) for name in ("about", "result")] if isinstance(stored, dict) else [None]
+        if not all(isinstance(part, dict) for part in parts):
+            raise ClipVipError(
+                f"{self.result} expected the result of clipvip train, got other JSON; remove it, or give another --out"
+            )
+        about, result = parts
+        if differing := self.differences(about):
+            raise ClipVipError(
+                f"{self.result} holds the result of another run ({', '.join(row[0] for row in differing)}); give "
+                "another --out, or remove it"
+            )
+        model = self.path / "model"
+        if not model.is_dir():
+            raise ClipVipError(
+                f"{self.result} expected its model in {model}, it is gone; put it back, or remove the result to train "
+                "again"
+            )
+        return result | {"model": str(model)}  # a folder may have been moved
 
     @property
     def metrics(self) -> Path:

@@ -1,6 +1,7 @@
 """Frame stores that the ranks decode together: shards or a benchmark's splits, once, a part at a time.
 
-Beside NAME.npy (data/frames.py) stands NAME.json: how it was decoded, and which clips it holds; it is written last,
+Beside NAME.npy (data/frames.py) stands NAME.json: how it was decoded, which clips it holds, and of a shard its size in
+bytes, for video2dataset names shards and clips of every corpus alike; it is written last,
 so that a store that has it is whole. Finished parts are skipped, so that decoding goes on after a kill; parts that
 hold other videos, or were decoded otherwise, are refused.
 """
@@ -26,6 +27,7 @@ from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.progress import quiet
 from clipvip_lib.streams.decode_pool import Task, load
+from clipvip_lib.streams.shard_index import scan_shard
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar
 from clipvip_lib.training import Pairs, Tokens
@@ -42,8 +44,9 @@ def store_shards(
     Shards that are there are skipped. Of shards with texts in sidecars a store keeps no text: ``read_stores`` takes
     them from the sidecars. Samples that video2dataset could not fetch are left out.
 
-    Raises ClipVipError for two shards of one name, stores that were decoded otherwise, a damaged sample, or one that
-    a sidecar lacks, and as ``data.video.read_frames``: a store takes whole shards.
+    Raises ClipVipError for two shards of one name, stores that were decoded otherwise or from another corpus's shard of
+    that name, a damaged sample, or one that a sidecar lacks, and as ``data.video.read_frames``: a store takes whole
+    shards.
     """
     names = sorted(path.stem for path in shards.paths)
     doubled = [name for name, after in itertools.pairwise(names) if name == after]
@@ -58,13 +61,28 @@ def store_shards(
         shard, samples = shards.paths[number], _samples(shards, number)
         sources = [(f"{sample.key} of {shard}", sample.media) for sample in samples]
         clips = [{"key": sample.key, "text": sample.text if own_texts else ""} for sample in samples]
-        _write(folder / f"{shard.stem}.npy", sources, clips, recipe, size)
+        about = {"clips": clips, "bytes": shard.stat().st_size}
+        _write(folder / f"{shard.stem}.npy", sources, about, recipe, size)
 
     def done(number: int) -> bool:
         described = folder / f"{shards.paths[number].stem}.json"
-        return described.exists() and bool(_clips(described, recipe, size))
+        if not described.exists():
+            return False
+        _expect_store_of(shards.paths[number], described, _described(described, recipe, size))
+        return True
 
     _in_turns(range(len(shards)), done, decode, folder, ranks, progress, "shards decoded")
+
+
+def _expect_store_of(shard: Path, described: Path, found: dict) -> None:
+    """Raises ClipVipError if a store holds another shard's clips; one without a size, from before, is told by keys."""
+    held = [clip["key"] for clip in found["clips"]]
+    same_size = found.get("bytes") in (None, shard.stat().st_size)
+    if not same_size or held != [entry.key for entry in scan_shard(shard)[0] if entry.has_media]:
+        raise ClipVipError(
+            f"{described} expected the clips of {shard}, got those of another shard of that name; give each corpus its "
+            "own --frames-store, or remove it if the shard was written anew"
+        )
 
 
 def _samples(shards: ShardSet, number: int) -> list[Sample]:
@@ -99,13 +117,15 @@ def store_split(
 
     def decode(number: int) -> None:
         sources = [(item.video_id, item.path) for item in parts[number]]
-        _write(paths[number], sources, [{"key": name, "text": ""} for name, _ in sources], recipe, size)
+        clips = [{"key": name, "text": ""} for name, _ in sources]
+        _write(paths[number], sources, {"clips": clips}, recipe, size)
 
     def done(number: int) -> bool:
         described = paths[number].with_suffix(".json")
         if not described.exists():
             return False
-        if [clip["key"] for clip in _clips(described, recipe, size)] != [i.video_id for i in parts[number]]:
+        held = [clip["key"] for clip in _described(described, recipe, size)["clips"]]
+        if held != [item.video_id for item in parts[number]]:
             raise ClipVipError(
                 f"{described} holds other videos than the {split} split: expected those of the same benchmark; give "
                 "another --frames-store or remove it"
@@ -116,27 +136,29 @@ def store_split(
     return FrameStore(paths)
 
 
-def _write(path: Path, sources: list, clips: list[dict], recipe: TrainRecipe, size: int) -> None:
+def _write(path: Path, sources: list, about: dict, recipe: TrainRecipe, size: int) -> None:
     """One store, then what it holds and how it was decoded; the second file says that the first is whole."""
     write_store(path, sources, len(sources), recipe.kept_frames, size, recipe.antialias, quiet)
-    write_json(path.with_suffix(".json"), {"decoded": _decoded(recipe, size), "clips": clips})
+    write_json(path.with_suffix(".json"), {"decoded": _decoded(recipe, size), **about})
 
 
 def _decoded(recipe: TrainRecipe, size: int) -> dict:
     return {"frames": recipe.kept_frames, "size": size, "antialias": recipe.antialias}
 
 
-def _clips(described: Path, recipe: TrainRecipe, size: int) -> list[dict]:
-    """What a store holds. Raises ClipVipError if it was decoded otherwise, or the file is something else."""
+def _described(described: Path, recipe: TrainRecipe, size: int) -> dict:
+    """What a store holds ("clips"), and the "bytes" of its shard.
+
+    Raises ClipVipError if it was decoded otherwise, or the file is something else."""
     found = read_json(described)
-    if not isinstance(found, dict) or set(found) != {"decoded", "clips"}:
+    if not isinstance(found, dict) or set(found) - {"bytes"} != {"decoded", "clips"}:
         raise ClipVipError(f"{described} expected what a frame store holds, got other JSON; decode it again")
     if found["decoded"] != _decoded(recipe, size):
         raise ClipVipError(
             f"{described} was decoded with {found['decoded']}, expected {_decoded(recipe, size)}; give another "
             "--frames-store, or the recipe and model that it was made for"
         )
-    return found["clips"]
+    return found
 
 
 def _in_turns(work: Sequence, done, do, folder: Path, ranks: Ranks, progress, note: str) -> None:
@@ -170,7 +192,7 @@ def read_stores(
     store was decoded otherwise, a clip has no text, or the captions that the loss needs are missing."""
     rows, written, said = [], [], []
     for store in stores:
-        part = _clips(store.with_suffix(".json"), recipe, size)
+        part = _described(store.with_suffix(".json"), recipe, size)["clips"]
         rows += part
         written += _texts(store, part, texts(store.stem) if texts else None)
         if "C" in needs(loss):

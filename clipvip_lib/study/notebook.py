@@ -125,7 +125,8 @@ class Study:
         from clipvip_lib.study.workers import raise_failures, run_stages
 
         own = self.plan.stages_for(self.name, self.profile, self.seeds)
-        outcomes = run_stages([*own, *wanted], self.home)
+        # On real corpora a training takes all GPUs, so that one runs at a time.
+        outcomes = run_stages([*own, *wanted], self.home, workers=None if self.of_the_world else 1)
         if not all(stage.done(self.home) for stage in wanted):
             raise_failures(outcomes)
 

@@ -11,7 +11,7 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from clipvip_lib.distributed.recipes import TrainRecipe
+from clipvip_lib.distributed.recipes import TrainRecipe, expect_value
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.study import data_at_hand
@@ -108,11 +108,7 @@ def _change(name: str, value: object) -> tuple[str, str, object]:
     known = {f.name: f.default for f in dataclasses.fields(TrainRecipe)}
     if part not in known:
         raise unknown(f"setting {name!r}: recipe field", part, known)
-    old = known[part]
-    if type(value) is not type(old) and not (isinstance(old, float) and type(value) is int):
-        raise ClipVipError(
-            f"--set {name}=...: expected {type(old).__name__} like {old!r}, got {value!r}; change it"
-        )
+    expect_value(f"--set {name}=...:", part, value, known[part])
     if part == "steps" and value < 1:
         raise ClipVipError(f"--set {name}=...: expected a whole number from 1, got {value!r}; change it")
     return training, part, value

@@ -1,0 +1,191 @@
+"""What ``clipvip train`` takes for the same run: the content of its data, a store of its own shards, a whole result."""
+
+import json
+import os
+import re
+import shutil
+import signal
+
+import pytest
+import small_runs
+import torch
+from small_runs import settings
+
+from clipvip_lib import cli
+from clipvip_lib.captioning import captions_path
+from clipvip_lib.data import corpora
+from clipvip_lib.data.shards import read_shard
+from clipvip_lib.distributed import loop
+from clipvip_lib.distributed.run_folder import read_metrics
+from clipvip_lib.streams.shard_index import expand
+
+
+@pytest.fixture(autouse=True)
+def one_rank(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A model, a corpus of two shards, another one whose shards and clips have the same names, and a benchmark."""
+    folder = tmp_path_factory.mktemp("made")
+    small_runs.write_model(folder / "model")
+    small_runs.write_shards(folder / "a", (2, 1))
+    (folder / "b").mkdir()
+    for shard in expand(folder / "a"):
+        written = [
+            {"__key__": s.key, "mp4": s.media, "txt": s.text.encode() * 99, "json": json.dumps(s.about)}
+            for s in read_shard(shard)
+        ]
+        corpora.write_shard(folder / "b" / shard.name, written)
+        shutil.copy(captions_path(shard), folder / "b")
+    corpora.write_benchmark(folder / "set", "msrvtt", 0, {"train": 8, "val": 4, "test": 4}, lambda *_: None)
+    return folder
+
+
+def post(made, corpus, out, *more, **changes):
+    given = ["train", "--stage", "postpretrain", "--shards", made / corpus, "--weights", made / "model"]
+    return [*map(str, [*given, "--out", out, *more]), *settings(**{"steps": 2} | changes)]
+
+
+def tune(made, data, out):
+    given = ["train", "--stage", "finetune", "--benchmark", "msrvtt", "--data", data, "--out", out]
+    return [*map(str, [*given, "--weights", made / "model"]), *settings(steps=2, evaluations=1)]
+
+
+def refused(capsys, line, sentence):
+    """The command ends with 2 and one sentence of this kind."""
+    capsys.readouterr()
+    assert cli.main(line) == 2
+    said = [row for row in capsys.readouterr().err.splitlines() if row.startswith("clipvip:")]
+    assert len(said) == 1 and re.search(sentence, said[0]), said
+
+
+# --------------------------------------------------------------------------------------------------- frame stores
+
+
+def test_a_store_serves_no_other_corpus_with_shards_of_the_same_names(made, tmp_path, capsys):
+    kept = ("--frames-store", tmp_path / "store")
+    assert cli.main(post(made, "a", tmp_path / "out-a", *kept)) == 0
+    refused(capsys, post(made, "b", tmp_path / "out-b", *kept), r"00000\.json.*give each corpus its own")
+
+
+def test_a_store_from_before_sizes_were_kept_is_told_by_its_keys(made, tmp_path, capsys):
+    kept = ("--frames-store", tmp_path / "store")
+    assert cli.main(post(made, "a", tmp_path / "out-a", *kept)) == 0
+    for described in (tmp_path / "store").glob("*.json"):
+        found = json.loads(described.read_text())
+        del found["bytes"]
+        described.write_text(json.dumps(found))
+    assert cli.main(post(made, "a", tmp_path / "again", *kept)) == 0
+    found["clips"][0]["key"] = "another"
+    described.write_text(json.dumps(found))
+    refused(capsys, post(made, "a", tmp_path / "b", *kept), "got those of another shard of that name")
+
+
+# ----------------------------------------------------------------------------------------------- content of the data
+
+
+def change_texts(data):
+    """The same videos with other sentences."""
+    path = data / "MSRVTT_data.json"
+    found = json.loads(path.read_text())
+    for row in found["sentences"]:
+        row["caption"] = f"no {row['caption']}"
+    path.write_text(json.dumps(found))
+
+
+def test_a_benchmark_may_move_and_may_not_change(made, tmp_path, capsys):
+    data = shutil.copytree(made / "set", tmp_path / "data")
+    assert cli.main(tune(made, data, tmp_path / "out")) == 0
+    moved = data.rename(tmp_path / "moved")
+    assert cli.main(tune(made, moved, tmp_path / "out")) == 0
+    path = tmp_path / "out/result.json"
+    stored = json.loads(path.read_text())
+    change_texts(moved)
+    refused(capsys, tune(made, moved, tmp_path / "out"), "holds the result of another run .data's content")
+    del stored["about"]["data's content"]  # a run from before it was noted stays the same run
+    path.write_text(json.dumps(stored))
+    assert cli.main(tune(made, moved, tmp_path / "out")) == 0
+
+
+@pytest.mark.parametrize("store", (False, True), ids=("stream", "store"))
+def test_other_captions_are_another_run_and_moved_ones_are_not(made, tmp_path, capsys, store):
+    kept = ("--frames-store", tmp_path / "store") if store else ()
+    assert cli.main(post(made, "a", tmp_path / "out", *kept)) == 0
+    folder = tmp_path / "captions"
+    folder.mkdir()
+    for shard in expand(made / "a"):
+        shutil.copy(captions_path(shard), folder)
+    line = post(made, "a", tmp_path / "out", *kept, "--captions", folder)
+    assert cli.main(line) == 0
+    beside = folder / "00000.captions.jsonl"
+    beside.write_text(beside.read_text().replace("a picture", "a painting"))
+    refused(capsys, line, "holds the result of another run .captions' names and sizes")
+
+
+# ---------------------------------------------------------------------------------------------- stops and results
+
+
+def test_a_stop_before_the_first_step_leaves_the_checkpoint_that_it_names(
+    made, tmp_path, monkeypatch, capsys
+):
+    assert cli.main(post(made, "a", tmp_path / "whole")) == 0
+    enter = loop.StopSignals.__enter__
+
+    def stopped(self):
+        found = enter(self)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.StopSignals, "__enter__", stopped)
+        assert cli.main(post(made, "a", tmp_path / "out")) == 143
+        assert f"{tmp_path}/out/checkpoint.pt was written" in capsys.readouterr().err
+        assert torch.load(tmp_path / "out/checkpoint.pt", weights_only=True)["step"] == 0
+        assert cli.main(post(made, "a", tmp_path / "out")) == 143  # and once more, from it
+    assert cli.main(post(made, "a", tmp_path / "out")) == 0
+    name = "model/model.safetensors"
+    assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_seconds_are_those_of_all_starts(made, tmp_path, monkeypatch):
+    one_step = loop.one_step
+
+    def stopping(*given):
+        if given[-1] == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return one_step(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "one_step", stopping)
+        assert cli.main(post(made, "a", tmp_path)) == 143
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert len(rows) == 1
+    rows[0]["seconds"] = 1000.0  # of the first start
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert cli.main(post(made, "a", tmp_path)) == 0
+    last = read_metrics(tmp_path / "metrics.jsonl")[1]["seconds"]
+    seconds = json.loads((tmp_path / "result.json").read_text())["result"]["seconds"]
+    assert seconds == pytest.approx(1000 + last, abs=0.01)
+
+
+def test_a_result_that_is_none_or_lost_its_model_is_one_sentence(made, tmp_path, capsys):
+    line, path = post(made, "a", tmp_path / "out"), tmp_path / "out/result.json"
+    assert cli.main(line) == 0
+    whole = path.read_text()
+    for content in ("{}", "[]", "null", '{"about": {}, "result": null}'):
+        path.write_text(content)
+        refused(capsys, line, "result.json expected the result of clipvip train, got other JSON; remove it")
+    path.write_text(whole)
+    shutil.rmtree(tmp_path / "out/model")
+    refused(capsys, line, "result.json expected its model in .*out/model, it is gone; put it back, or remove")
+
+
+@pytest.mark.parametrize("asked", ("999", "-3", "0", "1,3"))
+def test_snapshots_that_no_step_writes_are_refused(made, tmp_path, capsys, asked):
+    line = post(made, "a", tmp_path / "out", f"--snapshots={asked}")
+    refused(capsys, line, "--snapshots expected numbers of steps from 1 to 2, got")
+    line = post(made, "a", tmp_path / "out", f"--snapshots={asked}", steps=0, samples=16)
+    refused(capsys, line, "--snapshots expected numbers of steps from 1 to (2|the last one), got")
