@@ -167,6 +167,13 @@ def test_what_cannot_be_checked_is_one_sentence(written, tmp_path):
         command("vatex", tmp_path / "nowhere")
     with pytest.raises(ClipVipError, match="numbers of 0 or more"):
         command("vatex", written / "vatex", "--sample", -1)
+    for seconds in ("nan", "-1", "soon"):
+        with pytest.raises(ClipVipError, match=f"expected a number of seconds, 0 or more, got '{seconds}'"):
+            command("vatex", written / "vatex", "--seconds", seconds)
+    with pytest.raises(ClipVipError, match="expected a file to write, got the folder"):
+        command("vatex", written / "vatex", "--json", tmp_path)
+    with pytest.raises(ClipVipError, match="expected a file to write, got ''"):
+        command("vatex", written / "vatex", "--json", "")
 
 
 def test_a_validation_split_is_set_aside(written, tmp_path, capsys):

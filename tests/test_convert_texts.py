@@ -197,9 +197,57 @@ def test_a_clip_without_a_text_is_named_and_may_be_allowed(tmp_path, capsys):
         run(*line, "--allow-missing", 2)
 
 
+def test_shards_of_one_sidecar_are_refused(corpus, tmp_path):
+    """The second would find the first one's file, take it for its own and have no texts."""
+    again = tmp_path / "again"
+    again.mkdir()
+    (again / "00000.tar").symlink_to(corpus / "00001.tar")
+    line = ("--subtitles", corpus / "subtitles", *ID_TEMPLATE, "--out", tmp_path / "out", "--shards")
+    for other in (again / "00000.tar", corpus / "00000.tar", corpus / ".." / corpus.name / "00000.tar"):
+        with pytest.raises(ClipVipError, match=r"00000\.tar would both write .*00000\.texts\.jsonl"):
+            run(*line, f"{{{corpus / '00000.tar'},{other}}}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_texts_of_the_shards_own_clips_are_counted(tmp_path, capsys):
+    write_shard(tmp_path / "00000.tar", [sample("a"), sample("b")])
+    (tmp_path / "00000.texts.jsonl").write_text(
+        "".join(json.dumps({"key": key, "text": "x"}) + "\n" for key in "acde")
+    )
+    run("--shards", tmp_path, "--own-subtitles", "--allow-missing", 1)
+    counted = json.loads(capsys.readouterr().out)
+    assert (counted["clips"], counted["texts"], counted["missing"]) == (2, 1, 1)
+
+
+def test_a_text_that_is_half_a_character_is_one_sentence(tmp_path):
+    write_shard(tmp_path / "00000.tar", [sample("k", json='{"clip_id": "c"}')])
+    (tmp_path / "said.jsonl").write_text('{"clip_id": "c", "text": "half \\ud800"}\n')
+    with pytest.raises(ClipVipError, match=r"00000\.texts\.jsonl: the text of 'k' holds half a .*'\\ud800'"):
+        run("--shards", tmp_path, "--subtitles", tmp_path / "said.jsonl")
+    assert not (tmp_path / "00000.texts.jsonl").exists()
+
+
+def test_a_deep_json_is_one_sentence(tmp_path):
+    write_shard(tmp_path / "00000.tar", [sample("k", json="[" * 100_000)])
+    with pytest.raises(ClipVipError, match=r"k\.json of shard .* is not JSON"):
+        run("--shards", tmp_path, "--own-subtitles")
+    (tmp_path / "00000.texts.jsonl").write_text("[" * 100_000)
+    with pytest.raises(ClipVipError, match="line 1 of .* is not a JSON object"):
+        read_sidecar(tmp_path / "00000.texts.jsonl", "texts")
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     (
+        (("--subtitles", ""), "expected the name of a file or folder, got ''"),
+        (("--captions", ""), "expected the name of a file or folder, got ''"),
+        (("--csv", " "), "expected the name of a file or folder, got ' '"),
+        (("--own-subtitles", "--allow-missing", "-1"), "expected a whole number of 0 or more, got '-1'"),
+        (("--own-subtitles", "--allow-missing", "x"), "expected a whole number of 0 or more, got 'x'"),
+        (("--own-subtitles", "--id", "{key}"), "expected no --id"),
+        (("--own-subtitles", "--metadata", "m.jsonl"), "expected no --metadata"),
+        (("--own-subtitles", "--columns", "a,b"), "--columns names those of a table: expected --csv"),
+        (("--subtitles", "x", "--columns", "a,b"), "--columns names those of a table: expected --csv"),
         (("--subtitles", "absent"), "no LMDB absent"),
         (("--subtitles", "x", "--id", "clip"), "expected an id such as"),
         (("--subtitles", "x", "--id", "{clip"), "expected an id such as"),

@@ -57,7 +57,21 @@ def test_times(time, value):
     assert seconds(time) == value
 
 
-@pytest.mark.parametrize("time", ("1:2", "00:61:00", "", None, True, "-1:00:00"))
+@pytest.mark.parametrize(
+    "time",
+    (
+        "1:2",
+        "00:61:00",
+        "",
+        None,
+        True,
+        "-1:00:00",
+        float("nan"),
+        float("inf"),
+        pytest.param(10**400, id="huge"),
+        pytest.param("9" * 5000 + ":00:00", id="hours"),
+    ),
+)
 def test_what_is_no_time_is_refused(time):
     with pytest.raises(ClipVipError, match="expected a time as HH:MM:SS"):
         seconds(time)
@@ -69,6 +83,14 @@ def test_what_is_no_time_is_refused(time):
         ({"video_id": "a"}, "line 2 of .*a.jsonl: expected video_id, url and clip"),
         (LINE | {"clip": [{"clip_id": "x", "span": ["00:00:01.0"]}]}, "line 2"),
         (LINE | {"clip": [{"clip_id": "x", "span": ["00:00", "1"]}]}, "line 2 .*expected a time"),
+        (
+            LINE | {"clip": [{"clip_id": "x", "span": [0, float("nan")]}]},
+            "line 2 .*expected a time .*got nan",
+        ),
+        (
+            LINE | {"clip": [{"clip_id": "x", "span": [0, float("inf")]}]},
+            "line 2 .*expected a time .*got inf",
+        ),
         (LINE | {"clip": [{"clip_id": "x", "span": [3, 3]}]}, "clip x ends at 3.0 s, before it begins"),
         ([], "line 2"),
     ),
@@ -82,6 +104,10 @@ def test_what_is_no_json_or_no_file_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"b"\n')
     with pytest.raises(ClipVipError, match=r"line 3 of .*a\.jsonl is not JSON"):
         list(json_lines(tmp_path / "a.jsonl"))
+    for line in ("[" * 100_000, "9" * 5000):  # json's RecursionError, and ValueError for so many digits
+        (tmp_path / "a.jsonl").write_text("{}\n" + line)
+        with pytest.raises(ClipVipError, match=r"line 2 of .*a\.jsonl is not JSON"):
+            list(json_lines(tmp_path / "a.jsonl"))
     with pytest.raises(ClipVipError, match=r"cannot read .*absent\.jsonl"):
         list(read_metadata(tmp_path / "absent.jsonl"))
     (tmp_path / "latin.jsonl").write_bytes(b'{"a": "\xe9"}\n')
@@ -116,8 +142,20 @@ def test_a_clip_is_found_by_its_video_and_span(tmp_path):
         {"video_id": "x", "clips": [[17.759, 23.279]]},
         {"video_id": ID, "clips": [["a", "b"]]},
         {"video_id": ID, "clips": [[1]]},
+        {"video_id": ID, "clips": [[17.759, float("inf")]]},
+        {"video_id": ID, "clips": [["00:00:17.759", "9" * 400 + ":00:00"]]},
+        {"video_id": [ID], "clips": [[17.759, 23.279]]},
     ):
         assert ids.find(about) is None
+
+
+def test_two_ids_of_one_span_are_refused(tmp_path):
+    assert len(ClipIds([metadata(tmp_path / "a.jsonl", LINE, LINE)])) == 2  # the same again is no fault
+    other = LINE | {"clip": [{"clip_id": "other.mp4", "span": [17.759, 23.279]}]}
+    with pytest.raises(
+        ClipVipError, match=rf"b\.jsonl: {ID}\.1\.mp4 and other\.mp4 are both video {ID} from"
+    ):
+        ClipIds([tmp_path / "a.jsonl", metadata(tmp_path / "b.jsonl", other)])
 
 
 @pytest.mark.parametrize("subdir", (True, False))
@@ -150,7 +188,14 @@ def test_a_bad_lmdb_is_named(tmp_path):
     with pytest.raises(ClipVipError, match="is no LMDB that can be read"):
         LmdbTexts(tmp_path)
     two = json.dumps([{"image_id": "x", "caption": "one"}, {"image_id": "y", "caption": "two"}])
-    texts = LmdbTexts(make_lmdb(tmp_path / "a", {"latin": b"\xe9", "two": two}))
+    listed = json.dumps([{"image_id": "listed", "caption": ["a dog"]}])
+    deep = "[" * 100_000
+    written = {"latin": b"\xe9", "two": two, "listed": listed, "deep": deep}
+    texts = LmdbTexts(make_lmdb(tmp_path / "a", written))
+    assert texts.get("deep") == deep
+    assert texts.get("x" * 9999) is None and texts.get("\ud800") is None  # ids that no LMDB can hold
+    with pytest.raises(ClipVipError, match="listed in .*: expected one caption"):
+        texts.get("listed")
     with pytest.raises(ClipVipError, match="the text of latin in .* is not UTF-8"):
         texts.get("latin")
     with pytest.raises(ClipVipError, match="two in .*: expected one caption with this image_id, got 2"):
@@ -161,7 +206,12 @@ def test_the_authors_other_forms(tmp_path):
     path = tmp_path / "captions.json"
     path.write_text(json.dumps([{"image_id": "a.1.mp4", "caption": "a dog"}]))
     assert read_captions_json(path) == {"a.1.mp4": "a dog"}
+    path.write_text("\ufeff" + path.read_text(), encoding="utf-8")
+    assert read_captions_json(path) == {"a.1.mp4": "a dog"}
+    with pytest.raises(ClipVipError, match=r"cannot read .*absent\.json"):
+        read_captions_json(tmp_path / "absent.json")
     for content, message in (
+        ("[" * 100_000, "is not JSON"),
         ("{}", "expected a list"),
         ('[{"caption": "x"}]', "entry 0"),
         ("[", "is not JSON"),
@@ -175,6 +225,21 @@ def test_the_authors_other_forms(tmp_path):
     lines.write_text('{"clip_id": "a.1.mp4"}\n')
     with pytest.raises(ClipVipError, match="line 1 of .*expected an object with clip_id and text"):
         read_texts_jsonl(lines)
+
+
+def test_an_id_with_two_texts_is_refused(tmp_path):
+    """As webvid.read_texts does: the last one would win, and nobody would know. The same text again is no fault."""
+    lines, path = tmp_path / "texts.jsonl", tmp_path / "captions.json"
+    for texts, refused in ((("hello", "hello"), False), (("hello", "goodbye"), True)):
+        lines.write_text("".join(json.dumps({"clip_id": "c", "text": text}) + "\n" for text in texts))
+        path.write_text(json.dumps([{"image_id": "c", "caption": text} for text in texts]))
+        if not refused:
+            assert read_texts_jsonl(lines) == read_captions_json(path) == {"c": "hello"}
+            continue
+        with pytest.raises(ClipVipError, match=r"line 2 of .*texts\.jsonl: c has a second, other text"):
+            read_texts_jsonl(lines)
+        with pytest.raises(ClipVipError, match=r"captions\.json entry 1: c has a second, other caption"):
+            read_captions_json(path)
 
 
 def test_webvids_table(tmp_path):

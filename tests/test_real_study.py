@@ -12,7 +12,7 @@ from clipvip_lib.data.corpora import write_shard
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import quiet
-from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
+from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.study import experiments, real_stages, real_steps
 from clipvip_lib.study.machine import cores
 from clipvip_lib.study.plan import study_plan
@@ -158,6 +158,45 @@ def test_texts_beside_the_shards_of_a_corpus_are_what_is_read_and_trained_on(dat
         assert given_options[given_options.index("--workers") + 1] == cores() - 1
         assert ("--texts" in given_options) == wanted
         assert not wanted or given_options[given_options.index("--texts") + 1] == linked
+
+
+def test_captions_of_some_shards_are_not_those_of_all(data, tmp_path):
+    corpus = tmp_path / "hdvila-100m"
+    corpus.mkdir()
+    for name in ("00000.tar", "00001.tar", "00000.captions.jsonl"):
+        (corpus / name).symlink_to(data / "hdvila-100m" / name)
+    (corpus / "other.captions.jsonl").symlink_to(data / "hdvila-100m/00001.captions.jsonl")  # of no shard
+    (tmp_path / "ofa.pt").write_bytes(b"weights")
+    some = given(data) | {"data_root": str(tmp_path), "ofa": str(tmp_path / "ofa.pt")}
+    need = RealProfile.of(some).at_hand["captions"]
+    assert (need.there, need.state) == (False, "1 of 2 shards")
+    assert [stage.name for stage in real_stages.captions(RealProfile.of(some))] == ["captions/hdvila-100m"]
+    (corpus / "00001.captions.jsonl").symlink_to(data / "hdvila-100m/00001.captions.jsonl")
+    whole = RealProfile.of(some | {"skip_share": 0.5})  # another profile: one is looked at once a process
+    assert whole.at_hand["captions"].there and real_stages.captions(whole) == []
+
+
+def test_a_shard_that_the_training_skipped_does_not_fail_its_stage(data, tmp_path, monkeypatch):
+    whole = (data / "hdvila-100m/00000.tar").read_bytes()
+    (tmp_path / "00000.tar").write_bytes(whole)
+    (tmp_path / "00001.tar").write_bytes(b"no tar at all" * 999)
+    gone = {"__key__": "gone", "json": '{"status": "failed_to_download"}'}  # no clip: it has no media
+    write_shard(tmp_path / "00002.tar", [gone])
+    done = {"steps": 4, "clips_a_step": 8, "parameters": 1}
+    monkeypatch.setattr(real_steps, "_train", lambda *_: done)
+    monkeypatch.setattr(real_steps, "_outcome", lambda *_: {})
+    config = {"loss": "V-S", "snapshots": [1], "skip_share": 0.5, "gpus": 1}
+    found = real_steps.postpretrain(config, {"corpus": tmp_path, "clip": tmp_path}, tmp_path, quiet)
+    assert found == {"steps": 4, "clips": 16, "epochs": 2.0}
+
+
+def test_a_caption_may_hold_any_line_separator(tmp_path):
+    pairs = [("a", "two\u2028lines \x85 here"), ("b", "one"), ("c", "left out")]
+    write_sidecar(tmp_path / "00000.captions.jsonl", "captions", pairs)
+    folder = tmp_path / "stage"
+    config = {"texts": 2, "shards": 1}
+    assert real_steps.caption_texts(config, {"corpus": tmp_path}, folder, quiet) == {"texts": 2}
+    assert read_sidecar(folder / "captions.jsonl", "captions") == dict(pairs[:2])
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 SHOWN = 5  # sentences of a finding; all are in --json
 
@@ -35,12 +36,12 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--seconds",
-        type=float,
+        type=_seconds,
         default=45.0,
         metavar="S",
         help="stop decoding after half of them, opening files after all (default 45)",
     )
-    parser.add_argument("--json", metavar="FILE", help="write everything that was found as JSON")
+    parser.add_argument("--json", type=_file, metavar="FILE", help="write everything that was found as JSON")
     parser.add_argument(
         "--hold-out",
         type=int,
@@ -48,6 +49,24 @@ def add(commands) -> None:
         help="first write held_out.txt: N training videos as validation split, for a set that comes without one",
     )
     parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not seconds >= 0:  # NaN is neither
+        raise argparse.ArgumentTypeError(f"expected a number of seconds, 0 or more, got {text!r}")
+    return seconds
+
+
+def _file(text: str) -> str:
+    """A file to write, told from a folder before a minute's check rather than after it."""
+    if not text.strip() or Path(text).is_dir():
+        got = f"the folder {text}" if text.strip() else repr(text)
+        raise argparse.ArgumentTypeError(f"expected a file to write, got {got}; name a file in a folder")
+    return text
 
 
 def run(arguments: argparse.Namespace) -> int:

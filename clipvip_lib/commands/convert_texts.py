@@ -6,6 +6,8 @@ import argparse
 
 from clipvip_lib.commands.arguments import folder
 
+COLUMNS = "videoid,name"  # WebVid's
+
 
 def add(commands) -> None:
     parser = commands.add_parser(
@@ -27,15 +29,19 @@ def add(commands) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--subtitles",
+        type=_named,
         metavar="LMDB",
         help="texts from an LMDB from clip id to subtitle, or a .jsonl of clip_id and text",
     )
     source.add_argument(
         "--captions",
+        type=_named,
         metavar="LMDB",
         help="captions from an LMDB from clip id to caption, or a .json list of image_id and caption",
     )
-    source.add_argument("--csv", metavar="FILE", help="texts from a table with the columns videoid and name")
+    source.add_argument(
+        "--csv", type=_named, metavar="FILE", help="texts from a table with the columns videoid and name"
+    )
     source.add_argument(
         "--own-subtitles", action="store_true", help="texts from clip_subtitles in each sample's key.json"
     )
@@ -54,18 +60,50 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--columns",
-        default="videoid,name",
         metavar="ID,TEXT",
-        help="columns of --csv (default videoid,name)",
+        help=f"columns of --csv (default {COLUMNS})",
     )
     parser.add_argument(
         "--allow-missing",
-        type=int,
+        type=_count,
         default=0,
         metavar="N",
         help="go on if up to N clips have no text (default 0)",
     )
     parser.set_defaults(run=run)
+
+
+def _named(text: str) -> str:
+    """A source's name, which is not empty: a variable that is empty by mistake is none."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError(f"expected the name of a file or folder, got {text!r}")
+    return text
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, got {text!r}")
+    return number
+
+
+def _refuse_idle(arguments: argparse.Namespace) -> None:
+    """Raises ClipVipError for an option that would say nothing of the source beside it."""
+    from clipvip_lib.errors import ClipVipError
+
+    if arguments.own_subtitles and (arguments.id is not None or arguments.metadata):
+        idle = "--metadata" if arguments.metadata else "--id"
+        raise ClipVipError(
+            f"--own-subtitles stand in each sample's own key.json: expected no {idle}, which finds a sample in another "
+            "source; leave it out"
+        )
+    if arguments.columns is not None and arguments.csv is None:
+        raise ClipVipError(
+            "--columns names those of a table: expected --csv beside it; leave it out or add --csv"
+        )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -82,11 +120,13 @@ def run(arguments: argparse.Namespace) -> int:
         source_texts,
     )
 
+    _refuse_idle(arguments)
     kind = "captions" if arguments.captions else "texts"
     if arguments.own_subtitles:
         text_of = own_subtitles
     else:
-        texts = source_texts(arguments.subtitles or arguments.captions, arguments.csv, arguments.columns)
+        columns = COLUMNS if arguments.columns is None else arguments.columns
+        texts = source_texts(arguments.subtitles or arguments.captions, arguments.csv, columns)
         if arguments.metadata:
             id_of = ids_by_span(arguments.metadata)
         else:

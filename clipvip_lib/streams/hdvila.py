@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import atomic_path, read_json
+from clipvip_lib.files import atomic_path
 
-_TIME = re.compile(r"(\d+):([0-5]?\d):([0-5]?\d(?:\.\d*)?)$")
+# As far as a time may go: 10**9 hours. Beyond, milliseconds would overflow, and no video is that long.
+LONGEST = 3600 * 10**9
+_TIME = re.compile(r"(\d{1,9}):([0-5]?\d):([0-5]?\d(?:\.\d*)?)$")
 _YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/|/shorts/)([\w-]{11})(?![\w-])")
 
 
@@ -43,11 +45,11 @@ class Video:
 
 def seconds(time: str | float) -> float:
     """``"00:04:52.140"`` as seconds; a number is seconds already. Raises ClipVipError for anything else."""
-    if isinstance(time, int | float) and not isinstance(time, bool):
+    if isinstance(time, int | float) and not isinstance(time, bool) and abs(time) <= LONGEST:  # NaN is not
         return float(time)
     match = _TIME.match(time) if isinstance(time, str) else None
     if match is None:
-        raise ClipVipError(f"expected a time as HH:MM:SS.mmm or a number of seconds, got {time!r}")
+        raise ClipVipError(f"expected a time as HH:MM:SS.mmm or a number of seconds, got {time!r:.80}")
     return int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
 
 
@@ -83,10 +85,12 @@ def json_lines(path: str | Path) -> Iterator[tuple[int, object]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ClipVipError(f"line {number} of {path} is not JSON ({error.msg}); fetch it again") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ClipVipError(f"cannot read {path} ({error}); expected JSON lines in UTF-8") from error
+    except (ValueError, RecursionError) as error:  # also numbers of too many digits, and too deep lists
+        raise ClipVipError(
+            f"line {number} of {path} is not JSON ({getattr(error, 'msg', error)}); fetch it again"
+        ) from error
 
 
 def write_download_list(metadata: Iterable[str | Path], out: str | Path) -> tuple[int, int]:
@@ -108,7 +112,10 @@ def write_download_list(metadata: Iterable[str | Path], out: str | Path) -> tupl
 
 
 class ClipIds:
-    """From a video and a span to the clip's id: video2dataset keeps these two of a clip, not its id."""
+    """From a video and a span to the clip's id: video2dataset keeps these two of a clip, not its id.
+
+    Raises ClipVipError for a file that ``read_metadata`` refuses, and for two clips of one video and span.
+    """
 
     def __init__(self, metadata: Iterable[str | Path]) -> None:
         self._ids: dict[tuple[str, int, int], str] = {}
@@ -116,7 +123,12 @@ class ClipIds:
             for video in read_metadata(path):
                 for clip in video.clips:
                     place = (video.video_id, _milliseconds(clip.start), _milliseconds(clip.end))
-                    self._ids[place] = clip.clip_id
+                    known = self._ids.setdefault(place, clip.clip_id)
+                    if known != clip.clip_id:
+                        raise ClipVipError(
+                            f"{path}: {known} and {clip.clip_id} are both video {video.video_id} from {clip.start} to "
+                            f"{clip.end} s, expected one clip with this span; remove one"
+                        )
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -133,7 +145,8 @@ class ClipIds:
             return None
         address = _YOUTUBE.search(str(about.get("url")))
         names = (about.get("video_id"), about.get("videoID"), address and address[1])
-        return next((self._ids[n, start, end] for n in names if (n, start, end) in self._ids), None)
+        places = [(name, start, end) for name in names if isinstance(name, str)]
+        return next((self._ids[place] for place in places if place in self._ids), None)
 
 
 def _milliseconds(time: float) -> int:
@@ -171,7 +184,9 @@ class LmdbTexts:
             raise ClipVipError(f"{path} is no LMDB that can be read ({error}); fetch it again") from error
 
     def get(self, clip_id: str) -> str | None:
-        value = self._read.get(clip_id.encode()) if clip_id else None
+        key = clip_id.encode(errors="replace")  # half a character is in no LMDB's keys
+        fits = 0 < len(key) <= self._environment.max_key_size()
+        value = self._read.get(key) if fits else None
         if value is None:
             return None
         try:
@@ -191,7 +206,7 @@ def _caption_of(text: str, clip_id: str, path: Path) -> str:
     """A caption from a JSON list of {"image_id", "caption"}: the clip's own, or the only one; else the text itself."""
     try:
         rows = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return text  # a subtitle such as "[Music] hello"
     if not (
         isinstance(rows, list) and rows and all(isinstance(row, dict) and "caption" in row for row in rows)
@@ -200,7 +215,7 @@ def _caption_of(text: str, clip_id: str, path: Path) -> str:
     own = [row["caption"] for row in rows if row.get("image_id") == clip_id] or [
         row["caption"] for row in rows
     ]
-    if len(set(own)) != 1 or not isinstance(own[0], str):
+    if any(caption != own[0] for caption in own) or not isinstance(own[0], str):
         raise ClipVipError(
             f"{clip_id} in {path}: expected one caption with this image_id, got {len(own)}; write it again"
         )
@@ -210,7 +225,7 @@ def _caption_of(text: str, clip_id: str, path: Path) -> str:
 def read_texts_jsonl(path: str | Path) -> dict[str, str]:
     """Subtitles as JSON lines {"clip_id", "text"}: texts by clip id, all in memory.
 
-    Raises ClipVipError naming file and line.
+    Raises ClipVipError naming file and line, also where an id has a second, other text.
     """
     texts: dict[str, str] = {}
     for number, row in json_lines(path):
@@ -218,16 +233,18 @@ def read_texts_jsonl(path: str | Path) -> dict[str, str]:
             raise ClipVipError(
                 f"line {number} of {path}: expected an object with clip_id and text, got {str(row)[:80]}"
             )
-        texts[str(row["clip_id"])] = row["text"]
+        key = str(row["clip_id"])
+        if texts.setdefault(key, row["text"]) != row["text"]:
+            raise ClipVipError(f"line {number} of {path}: {key} has a second, other text; remove one")
     return texts
 
 
 def read_captions_json(path: str | Path) -> dict[str, str]:
     """The authors' other form of captions, one JSON list of {"image_id", "caption"}: texts by clip id.
 
-    Raises ClipVipError naming the file and the entry.
+    Raises ClipVipError naming the file and the entry, also where an id has a second, other caption.
     """
-    rows = read_json(path)
+    rows = _json_of(path)
     if not isinstance(rows, list):
         raise ClipVipError(f"{path}: expected a list of image_id and caption, got {type(rows).__name__}")
     captions: dict[str, str] = {}
@@ -236,5 +253,17 @@ def read_captions_json(path: str | Path) -> dict[str, str]:
             raise ClipVipError(
                 f"{path} entry {number}: expected an object with image_id and caption, got {str(row)[:80]}"
             )
-        captions[str(row["image_id"])] = row["caption"]
+        key = str(row["image_id"])
+        if captions.setdefault(key, row["caption"]) != row["caption"]:
+            raise ClipVipError(f"{path} entry {number}: {key} has a second, other caption; remove one")
     return captions
+
+
+def _json_of(path: str | Path) -> object:
+    """As files.read_json, for a file that other people's tools wrote: it may begin with a byte order mark."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ClipVipError(f"cannot read {path}: expected a JSON file, got {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ClipVipError(f"{path} is not JSON ({error}); fetch it again") from error

@@ -34,13 +34,13 @@ def convert(
     Returns the numbers of "shards", those "done_before" among them, "clips", "texts" and "missing" texts.
     kind: "texts" or "captions". Samples without media (clips that could not be fetched) need no text.
 
-    Raises ClipVipError as soon as more than ``allow_missing`` clips have no text or an empty one, naming the first;
-    sidecars that are written stay.
+    Raises ClipVipError before anything is read if two shards would have one sidecar; and as soon as more than
+    ``allow_missing`` clips have no text or an empty one, naming the first: sidecars that are written stay.
     """
+    paths = _sidecars(shards, kind, out)
     counts = dict.fromkeys(("shards", "done_before", "clips", "texts", "missing"), 0)
     first = ""
-    for shard in shards:
-        path = sidecar_path(shard, kind, out)
+    for shard, path in zip(shards, paths, strict=True):
         clips = [entry for entry in index_shard(shard) if entry.has_media]
         if path.exists():
             found = read_sidecar(path, kind)
@@ -60,9 +60,23 @@ def convert(
             write_sidecar(path, kind, found.items())
         counts["shards"] += 1
         counts["clips"] += len(clips)
-        counts["texts"] += len(found)
+        counts["texts"] += len(clips) - len(lacking)  # a sidecar may hold more than the shard asks for
         progress(counts["shards"], len(shards), f"{counts['texts']} {kind}, {counts['missing']} missing")
     return counts
+
+
+def _sidecars(shards: Sequence[Path], kind: str, out: str | Path | None) -> list[Path]:
+    """The sidecar of each shard. Raises ClipVipError if two shards would share one, or a shard is named twice."""
+    first: dict[Path, Path] = {}
+    for shard in shards:
+        place = sidecar_path(shard, kind, out).resolve()
+        if place in first:
+            raise ClipVipError(
+                f"{first[place]} and {shard} would both write {place}: expected shards of different names, each once; "
+                "convert them into different folders (--out)"
+            )
+        first[place] = shard
+    return [sidecar_path(shard, kind, out) for shard in shards]
 
 
 def _texts(shard: Path, clips: list[Entry], text_of: TextOf) -> tuple[dict[str, str], list[str]]:
@@ -86,7 +100,7 @@ def _about(file, shard: Path, entry: Entry) -> dict:
     file.seek(offset)
     try:
         about = json.loads(file.read(size))
-    except ValueError as error:  # no JSON, or no text at all
+    except (ValueError, RecursionError) as error:  # no JSON, too deep, or no text at all
         raise ClipVipError(
             f"{entry.key}.json of shard {shard} is not JSON ({error}); write the shard again"
         ) from error

@@ -38,7 +38,7 @@ def read_sidecar(path: str | Path, kind: str) -> dict[str, str]:
         try:
             row = json.loads(line)
             key, text = row["key"], row[field]
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise ClipVipError(
                 f"line {number} of {path} is not a JSON object with key and {field}; remove the file and write it again"
             ) from error
@@ -51,7 +51,20 @@ def read_sidecar(path: str | Path, kind: str) -> dict[str, str]:
 
 
 def write_sidecar(path: str | Path, kind: str, texts: Iterable[tuple[str, str]]) -> int:
-    """Write (key, text) pairs as JSON lines, whole or not at all. Returns their number."""
-    lines = [json.dumps({"key": key, FIELDS[kind]: text}, ensure_ascii=False) + "\n" for key, text in texts]
-    write_bytes(path, "".join(lines).encode())
+    """Write (key, text) pairs as JSON lines, whole or not at all. Returns their number.
+
+    Raises ClipVipError for a text that UTF-8 cannot hold, naming its key.
+    """
+    lines = [_line(path, key, FIELDS[kind], text) for key, text in texts]
+    write_bytes(path, b"".join(lines))
     return len(lines)
+
+
+def _line(path: str | Path, key: str, field: str, text: str) -> bytes:
+    try:
+        return (json.dumps({"key": key, field: text}, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError as error:  # JSON's "\ud800" without its other half
+        raise ClipVipError(
+            f"cannot write {path}: the {field} of {key!a} holds half a character "
+            f"({error.object[error.start]!a}), expected text that UTF-8 can hold; mend it where it comes from"
+        ) from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from clipvip_lib.claims import BENCHMARKS, CORPORA
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
+from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.study.experiments import LARGEST
 from clipvip_lib.study.paper_plan import CAPTION_LINE_BYTES, PAIRS, WEIGHTS, Settings, Work, epoch_clips
 
@@ -48,10 +49,19 @@ def look(profile: Profile, settings: Settings) -> dict[str, Need]:
         found["hdvila-10m"] = dataclasses.replace(
             found["hdvila-10m"], there=True, state=f"to be drawn out of {LARGEST}"
         )
-    captions = _in_root(
-        "captions", root, f"{LARGEST}/*.captions.jsonl", epoch_clips(profile) * CAPTION_LINE_BYTES
-    )
-    return found | {"captions": dataclasses.replace(captions, name=f"captions of {LARGEST}")}
+    return found | {"captions": _captions(root, epoch_clips(profile) * CAPTION_LINE_BYTES)}
+
+
+def _captions(root: Path | None, size: float) -> Need:
+    """Captions of the largest corpus: there if every shard has its own, for a training stops at one that has not."""
+    need = _in_root(f"captions of {LARGEST}", root, f"{LARGEST}/*.captions.jsonl", size)
+    if not need.there:
+        return need
+    shards = list((root / LARGEST).glob("*.tar"))
+    captioned = sum(sidecar_path(shard, "captions").is_file() for shard in shards)
+    if captioned == len(shards):
+        return need
+    return dataclasses.replace(need, there=False, state=f"{captioned:,} of {len(shards):,} shards")
 
 
 def _in_root(name: str, root: Path | None, pattern: str, size: float) -> Need:

@@ -53,7 +53,7 @@ def corpus(profile: RealProfile, name: str) -> Stage:
 
 
 def captions(profile: RealProfile) -> list[Stage]:
-    """OFA's captions of hdvila-100m: none to make if they lie beside the shards."""
+    """OFA's captions of hdvila-100m: none to make if they lie beside every one of the shards."""
     if profile.at_hand["captions"].there:
         return []
     profile.require(LARGEST, "ofa")

@@ -24,11 +24,11 @@ from clipvip_lib.distributed.run import load_model
 from clipvip_lib.distributed.run_folder import TOKENIZER, read_metrics
 from clipvip_lib.distributed.stores import split_pairs, store_split
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import read_json, write_bytes, write_json
+from clipvip_lib.files import read_json, write_json
 from clipvip_lib.streams.decode_pool import Task, load
-from clipvip_lib.streams.shard_index import index_shard
+from clipvip_lib.streams.shard_index import scan_shard
 from clipvip_lib.streams.shard_set import ShardSet
-from clipvip_lib.streams.sidecars import sidecar_path
+from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.study.machine import cores
 
 Inputs = Mapping[str, Path]
@@ -93,7 +93,9 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     # As many as the machine can feed: a stream's clips and their order are the same with any number.
     options += ["--workers", max(0, cores() // config["gpus"] - 1)]
     done = _train(options, "postpretrain", config, folder, progress)
-    clips = sum(len(index_shard(shard)) for shard in sorted(inputs["corpus"].glob("*.tar")))
+    # What stands before a shard's damage: the training went on past it, as far as --skip-share let it.
+    entries = (entry for shard in inputs["corpus"].glob("*.tar") for entry in scan_shard(shard)[0])
+    clips = sum(entry.has_media for entry in entries)
     seen = done["steps"] * done["clips_a_step"]
     return _outcome(folder, done) | {"steps": done["steps"], "clips": clips, "epochs": seen / clips}
 
@@ -263,13 +265,12 @@ def _texts_of(shard: Path) -> Iterator[tuple[str, str]]:
 def caption_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """Captions of a corpus, from a few shards evenly chosen."""
     sidecars = sorted((inputs.get("captions") or inputs["corpus"]).glob("*.captions.jsonl"))
-    lines = [
-        line
+    rows = [
+        row
         for sidecar in _some(sidecars, config["shards"])
-        for line in _first(iter(sidecar.read_text(encoding="utf-8").splitlines()), config["texts"])
+        for row in _first(iter(read_sidecar(sidecar, "captions").items()), config["texts"])
     ]
-    write_bytes(folder / "captions.jsonl", "".join(f"{line}\n" for line in lines).encode())
-    return {"texts": len(lines)}
+    return {"texts": write_sidecar(folder / "captions.jsonl", "captions", rows)}
 
 
 def benchmark_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:

@@ -457,8 +457,8 @@ def _resampled(each: Sequence) -> dict:
 def _texts(folder: Path, most: int) -> list[str]:
     """Up to ``most`` texts of a decoded shard, a captions file, or a benchmark's training split."""
     if (folder / "captions.jsonl").exists():
-        lines = (folder / "captions.jsonl").read_text(encoding="utf-8").splitlines()
-        texts: Iterable[str] = (json.loads(line)["caption"] for line in lines)
+        lines = (folder / "captions.jsonl").read_text(encoding="utf-8").split("\n")
+        texts: Iterable[str] = (json.loads(line)["caption"] for line in lines if line)
     elif (folder / "texts.json").exists():
         texts = (row["text"] for row in read_json(folder / "texts.json"))
     else:
