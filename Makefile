@@ -16,6 +16,7 @@ PYTHON  ?=
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Packages are compiled once, here, as pip does: else each of the study's processes may do it again at its start.
 # The stamp holds a checksum of the files that decide what is installed, and is written last. A set-up that was
 # interrupted leaves its "running" mark, and the next one starts afresh: half a package is worse than none.
 setup: ## make .venv from requirements.lock (skipped when nothing changed)
@@ -55,7 +56,7 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	    || echo "setup: uv could not be installed, going on with pip"; \
 	fi; \
 	if [ -z "$$uv" ] && [ -x $(VENV)/bin/uv ]; then uv=$(VENV)/bin/uv; fi; \
-	if [ -n "$$uv" ]; then install="$$uv pip install --python $(PY)"; \
+	if [ -n "$$uv" ]; then install="$$uv pip install --compile-bytecode --python $(PY)"; \
 	else install="$(PY) -m pip install --disable-pip-version-check"; fi; \
 	echo "setup: installing the packages of requirements.lock"; \
 	{ $$install --quiet -r requirements.lock \
