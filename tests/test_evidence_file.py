@@ -14,7 +14,7 @@ SMOKE, SEEDS = get_profile("smoke"), [3, 4]
 
 
 def test_the_verdicts_of_the_reference_follow_from_its_file():
-    seeds, _, found = evidence_file.read()
+    seeds, _, found, _ = evidence_file.read()
     rows = read_json(FOLDER / CLAIMS)
     for row, verdict in zip(rows, claims.verdicts(found, seeds), strict=True):
         again = verdict.row()
@@ -42,7 +42,7 @@ def stages_have_run(monkeypatch):
 
 def test_what_is_read_is_what_the_stages_gave(stages_have_run, tmp_path):
     assert evidence_file.write(SMOKE, SEEDS, tmp_path / "e.npz") > 50
-    seeds, profile, found = evidence_file.read(tmp_path / "e.npz")
+    seeds, profile, found, _ = evidence_file.read(tmp_path / "e.npz")
     assert seeds == SEEDS and profile == repr(SMOKE)
     direct = claims.verdicts(evidence.evidence(SMOKE, SEEDS), SEEDS)
     for ours, theirs in zip(claims.verdicts(found, seeds), direct, strict=True):
@@ -54,16 +54,20 @@ def test_what_is_read_is_what_the_stages_gave(stages_have_run, tmp_path):
 def test_further_seeds_are_joined_but_never_twice_or_of_another_study(stages_have_run, tmp_path):
     path = tmp_path / "e.npz"
     evidence_file.write(SMOKE, SEEDS, path)
-    contrast = claims.claim(6).contrasts[0]
-    further = {contrast: np.full((1, 40), 10.0), claims.claim(5).contrasts[0]: None}
-    seeds, found = evidence_file.joined(SMOKE, [9], further, path)
-    assert seeds == [3, 4, 9] and list(found) == [contrast] and found[contrast].shape == (3, 40)
+    contrast, gap = claims.claim(6).contrasts[0], claims.claim(5).contrasts[0]
+    rows = [{"value": 3.0, "draws": [2.0] * 9, "texts": 40}]
+    further = {contrast: np.full((1, 40), 10.0), gap: evidence.pooled(rows)}, {gap: rows}
+    seeds, found = evidence_file.joined(SMOKE, [9], *further, path)
+    assert seeds == [3, 4, 9] and list(found) == [contrast, gap] and found[contrast].shape == (3, 40)
     assert (found[contrast][2] == 10).all()
-    assert found[contrast][:2] == pytest.approx(evidence_file.read(path).found[contrast])
+    stored = evidence_file.read(path)
+    assert found[contrast][:2] == pytest.approx(stored.found[contrast])
+    assert found[gap].seeds == 3 and found[gap].queries == 40
+    assert found[gap].effect == pytest.approx((2 * stored.found[gap].effect + 3.0) / 3)
     with pytest.raises(ClipVipError, match=r"seeds \[4\] are in .* choose other seeds"):
-        evidence_file.joined(SMOKE, [4, 5], further, path)
-    assert evidence_file.joined(get_profile("mini"), [9], further, path) == ([], {})
-    assert evidence_file.joined(SMOKE, [9], further, tmp_path / "none") == ([], {})
+        evidence_file.joined(SMOKE, [4, 5], *further, path)
+    assert evidence_file.joined(get_profile("mini"), [9], *further, path) == ([], {})
+    assert evidence_file.joined(SMOKE, [9], *further, tmp_path / "none") == ([], {})
 
 
 def test_half_a_run_leaves_no_file(stages_have_run, tmp_path):

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipvip_lib import claims, files, intervals
+from clipvip_lib import claims, files
 from clipvip_lib.claims import Contrast, Measure
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile, get_profile
@@ -53,11 +53,13 @@ def write(profile: Profile, seeds: Sequence[int], path: Path, home: Path | None 
 
 
 class Stored(NamedTuple):
-    """What a file holds. found: evidence by contrast, as ``claims.verdict`` takes it."""
+    """What a file holds. found: evidence by contrast, as ``claims.verdict`` takes it; gaps: what is behind that of
+    contrasts in NMI, as ``evidence.gap_rows`` has it."""
 
     seeds: list[int]
     profile: str
     found: dict[Contrast, object]
+    gaps: dict[Contrast, list[dict]]
 
 
 def read(path: Path = FOLDER / NAME) -> Stored:
@@ -78,18 +80,28 @@ def read(path: Path = FOLDER / NAME) -> Stored:
         if kind == "hits":
             arm, benchmark, scoring = of
             hits[Measure(arm, benchmark, scoring=scoring)] = table.astype(float)
-    found: dict[Contrast, object] = dict(claims.evidence_from_hits(hits))
+    gaps = {}
     for contrast in (c for claim in claims.CLAIMS for c in claim.contrasts if c.metric == "NMI"):
         parts = [arrays.get(f"nmi/{contrast.name}/{part}") for part in ("values", "draws", "texts")]
         if all(part is not None for part in parts):
-            found[contrast] = intervals.pool_draws(parts[0], parts[1], int(parts[2]))
-    return Stored(arrays["seeds"].tolist(), str(arrays["profile"]), found)
+            values, draws, texts = parts
+            gaps[contrast] = [
+                {"value": value, "draws": row, "texts": int(texts)}
+                for value, row in zip(values, draws, strict=True)
+            ]
+    found = claims.evidence_from_hits(hits) | {c: evidence.pooled(rows) for c, rows in gaps.items()}
+    return Stored(arrays["seeds"].tolist(), str(arrays["profile"]), found, gaps)
 
 
 def joined(
-    profile: Profile, seeds: Sequence[int], found: Mapping[Contrast, object], path: Path = FOLDER / NAME
+    profile: Profile,
+    seeds: Sequence[int],
+    found: Mapping[Contrast, object],
+    gaps: Mapping[Contrast, list[dict]],
+    path: Path = FOLDER / NAME,
 ) -> tuple[list[int], dict[Contrast, object]]:
-    """(seeds, evidence) of a file and of further seeds together, for contrasts in R@1 that both have.
+    """(seeds, evidence) of a file and of further seeds together, for contrasts that both have. found, gaps: those of
+    the further seeds, as ``Stored`` has them.
 
     Nothing ([], {}) without a file, or if it is of another profile: other sizes are another study. Raises ClipVipError
     for a seed that the file has already, which would count twice.
@@ -99,8 +111,13 @@ def joined(
         return [], {}
     if twice := sorted(set(stored.seeds) & set(seeds)):
         raise ClipVipError(f"seeds {twice} are in {path} already: expected others; choose other seeds")
-    both = {c: (stored.found[c], found[c]) for c in found if c in stored.found and c.metric != "NMI"}
-    return [*stored.seeds, *seeds], {c: np.concatenate(tables) for c, tables in both.items()}
+    both: dict[Contrast, object] = {
+        c: np.concatenate([stored.found[c], found[c]])
+        for c in found
+        if c in stored.found and c.metric != "NMI"
+    }
+    both |= {c: evidence.pooled([*stored.gaps[c], *gaps[c]]) for c in gaps if c in stored.gaps}
+    return [*stored.seeds, *seeds], both
 
 
 def main(name: str, seeds: str) -> int:

@@ -61,7 +61,8 @@ def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -
     with only_run(files.make_folder(home)):
         raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
     found = evidence.evidence(profile, seeds_given, home)
-    all_seeds, together = evidence_file.joined(profile, seeds_given, found, folder / evidence_file.NAME)
+    gaps = evidence.gap_rows(profile, seeds_given, home)
+    all_seeds, together = evidence_file.joined(profile, seeds_given, found, gaps, folder / evidence_file.NAME)
     judged = {
         "claims": [claims.verdict(claims.claim(number), found, seeds_given) for number in chosen],
         "together": [claims.verdict(claims.claim(number), together, all_seeds) for number in chosen],
