@@ -14,14 +14,14 @@ import pytest
 import small_study
 
 from clipvip_lib import cli, flops, scaling
-from clipvip_lib.claims import ATTENTION_ARMS, CORPORA, LOSS_ARMS
+from clipvip_lib.claims import ATTENTION_ARMS, BENCHMARKS, CORPORA, LOSS_ARMS
 from clipvip_lib.data import corpora
 from clipvip_lib.distributed.recipes import RECIPES
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.progress import quiet
 from clipvip_lib.study import data_at_hand, dry_run, experiments, paper_plan
-from clipvip_lib.study.paper_plan import Settings, works
+from clipvip_lib.study.paper_plan import Settings, finetuning_steps, works
 from clipvip_lib.study.real_profile import RealProfile, planned
 from clipvip_lib.study.stages import closure, run_stage
 
@@ -94,6 +94,24 @@ def test_a_number_of_steps_that_is_asked_for_is_that_of_every_arm():
         planned({"postpretrain.steps": 0.5})
     with pytest.raises(ClipVipError, match="unknown setting 'pretrain.steps': training"):
         planned({"pretrain.steps": 3})
+
+
+def test_a_benchmark_is_fine_tuned_for_as_many_steps_as_its_recipe_has(capsys):
+    """100 passes over 9,000 videos of msrvtt, 20 over 8,392 of didemo; a number that is asked for is that of both."""
+    assert {name: finetuning_steps(PAPER, name) for name in BENCHMARKS} == {"msrvtt": 7_000, "didemo": 1_300}
+    rows = {row.what: row for row in works(PAPER, [0], NONE)}
+    msrvtt = rows["fine-tune for 01"]  # of this benchmark alone
+    assert msrvtt.steps == 7_000 and rows["fine-tune for 04"].steps < 7_000
+    tuned = rows["fine-tune for 06"]  # the full method on both, the baseline on didemo
+    assert tuned.hours == pytest.approx(msrvtt.hours / msrvtt.runs * (7_000 + 2 * 1_300) / 7_000)
+    changed, _ = planned({"finetune.batch": 256})
+    assert finetuning_steps(changed, "msrvtt") == 100 * (9_000 // 256)
+    changed, _ = planned({"finetune.steps": 50})
+    assert {row.steps for row in works(changed, [0], NONE) if row.what.startswith("fine-tune")} == {50}
+    assert cli.main(["reproduce", "--profile", "paper", "--plan"]) == 0
+    assert "fine-tuning: 7,000 (msrvtt), 1,300 (didemo) steps of 128" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 @pytest.mark.parametrize(

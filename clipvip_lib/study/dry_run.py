@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TextIO
 
 from clipvip_lib import files, flops, scaling
+from clipvip_lib.claims import BENCHMARKS
 from clipvip_lib.profiles import Profile
 from clipvip_lib.progress import duration
 from clipvip_lib.study import data_at_hand, paper_plan
@@ -175,9 +176,11 @@ def _model_lines(profile: Profile) -> list[str]:
     clips = paper_plan.epoch_clips(profile)
     epochs = post.steps * post.batch / clips
     amount = "one epoch" if epochs == 1 else f"{epochs:.3g} epochs"
+    tuned = {name: paper_plan.finetuning_steps(profile, name) for name in BENCHMARKS}
+    steps = ", ".join(f"{count:,} ({name})" for name, count in tuned.items())
     training = (
         f"Post-pretraining: {post.steps:,} steps of {post.batch:,} clips, {amount} of {paper_plan.LARGEST} "
-        f"({clips / 1e6:.1f} million clips); fine-tuning: {fine.steps:,} steps of {fine.batch}."
+        f"({clips / 1e6:.1f} million clips); fine-tuning: {steps} steps of {fine.batch}."
     )
     return [*textwrap.wrap(model, WIDTH), *textwrap.wrap(training, WIDTH)]
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from clipvip_lib import flops, scaling
 from clipvip_lib.claims import BENCHMARKS, CORPORA
+from clipvip_lib.data.benchmarks import SETS
 from clipvip_lib.distributed.recipes import RECIPES
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.losses import needs
@@ -85,7 +86,7 @@ class Work:
 
     clip_flops: of a clip, image or text, a training step's or a forward pass. hours: GPU hours of all runs;
     computing: those if data came at once and gradients took no time. elapsed: hours if these runs come one after the
-    other, each on all its GPUs. bytes: what stays on disk.
+    other, each on all its GPUs. bytes: what stays on disk. steps: of a run, the mean of runs that differ.
     """
 
     notebooks: frozenset[str]
@@ -169,6 +170,16 @@ def _finetunings(profile: Profile, seeds: Sequence[int]) -> list[Training]:
     return list(found.values())
 
 
+def finetuning_steps(profile: Profile, benchmark: str) -> int:
+    """Steps of a fine-tuning on a whole training split. At paper size every benchmark has its own number of passes,
+    as ``clipvip train`` takes them, where the profile names one number for all; a number that was asked for wins."""
+    recipe = profile.finetune
+    if profile.name != "paper" or recipe.steps != PROFILES["paper"].finetune.steps:
+        return recipe.steps
+    own = dataclasses.replace(RECIPES[f"finetune-{benchmark}"], batch=recipe.batch)
+    return own.for_data(SETS[benchmark].sizes["train"]).steps
+
+
 def sizes_of(profile: Profile, attention: str = "proxy", proxies: int | None = None) -> flops.ClipSizes:
     """The model of a profile for counting, by default under its own proxies.
 
@@ -216,9 +227,12 @@ def arm_step(
 def _trainings(profile: Profile, what: str, members: list[Training], settings: Settings) -> Work:
     """A row of trainings: post-pretrainings of one arm, or fine-tunings of one notebook."""
     hours, computing, elapsed, kept, products, clips = 0.0, 0.0, 0.0, 0.0, 0.0, 0
-    walls, asked = [], {"weights"}
+    walls, asked, steps = [], {"weights"}, []
     for stage, arm in ((each.stage, each.arm) for each in members):
         config, recipe = stage.config, stage.config["recipe"]
+        if "loss" not in config:
+            recipe = recipe | {"steps": finetuning_steps(profile, stage.name.split("/")[1])}
+        steps.append(recipe["steps"])
         loss = config.get("loss", experiments.BASELINE_LOSS)
         sizes, gpus = sizes_of(profile, arm.attention, arm.proxies), min(settings.gpus, recipe["batch"])
         step = arm_step(profile, arm, loss, recipe["batch"], gpus, settings.assumed)
@@ -232,14 +246,13 @@ def _trainings(profile: Profile, what: str, members: list[Training], settings: S
         asked |= {arm.corpus} if "loss" in config else {stage.name.split("/")[1]}
         asked |= {"captions"} if "loss" in config and arm.captions else set()
     notebooks = frozenset().union(*(each.readers for each in members))
-    steps = members[0].stage.config["recipe"]["steps"]
     wall = max(walls, key=walls.count)
     return Work(
         notebooks,
         what,
         len(members),
         frozenset(asked),
-        steps,
+        round(sum(steps) / len(steps)),
         products / clips,
         hours,
         computing,
