@@ -109,9 +109,10 @@ def test_a_benchmark_is_fine_tuned_for_as_many_steps_as_its_recipe_has(capsys):
     changed, _ = planned({"finetune.steps": 50})
     assert {row.steps for row in works(changed, [0], NONE) if row.what.startswith("fine-tune")} == {50}
     assert cli.main(["reproduce", "--profile", "paper", "--plan"]) == 0
-    assert "fine-tuning: 7,000 (msrvtt), 1,300 (didemo) steps of 128" in " ".join(
-        capsys.readouterr().out.split()
-    )
+    said = " ".join(capsys.readouterr().out.split())
+    assert "fine-tuning: 7,000 (msrvtt), 1,300 (didemo) steps of 128" in said and "Not counted" not in said
+    assert cli.main(["reproduce", "--profile", "paper", "--plan", "--set", "finetune.epochs=3.0"]) == 0
+    assert "Not counted: finetune.epochs. This plan counts" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

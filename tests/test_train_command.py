@@ -371,3 +371,15 @@ def test_show_prints_every_value_with_its_source(tmp_path, capsys):
     assert fields["batch"] == {"value": 256, "source": "--set"}
     assert fields["lr"]["value"] == 5e-6
     assert "XPretrain" in fields["lr"]["source"]
+
+
+def test_show_prints_what_no_recipe_changes_and_a_training_uses_it(made, tmp_path, monkeypatch, capsys):
+    assert cli.main(options(made, tmp_path, "--show")) == 0
+    fixed = json.loads(capsys.readouterr().out)["fixed"]
+    assert all("XPretrain" in row["source"] for row in fixed.values())
+    interrupt_after(monkeypatch, 1)
+    assert cli.main(options(made, tmp_path)) == 143
+    groups = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    for name in ("betas", "eps"):
+        assert [group[name] for group in groups] == [pytest.approx(fixed[name]["value"])] * len(groups)
+    assert fixed["largest logit_scale"]["value"] == training.MAX_LOGIT_SCALE

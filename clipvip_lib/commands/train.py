@@ -196,7 +196,7 @@ def show(arguments: argparse.Namespace, name: str) -> int:
     import dataclasses
     import json
 
-    from clipvip_lib.distributed.recipes import get_recipe, source
+    from clipvip_lib.distributed.recipes import FIXED, get_recipe, source
 
     recipe = get_recipe(name, **dict(arguments.set))
     changed = dict(arguments.set)
@@ -204,5 +204,6 @@ def show(arguments: argparse.Namespace, name: str) -> int:
         field: {"value": value, "source": "--set" if field in changed else source(name, field)}
         for field, value in dataclasses.asdict(recipe).items()
     }
-    print(json.dumps({"recipe": name, "loss": arguments.loss, "fields": rows}, indent=2))
+    fixed = {name: {"value": value, "source": source} for name, (value, source) in FIXED.items()}
+    print(json.dumps({"recipe": name, "loss": arguments.loss, "fields": rows, "fixed": fixed}, indent=2))
     return 0

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from clipvip_lib.distributed import grad_cache
 from clipvip_lib.distributed.ranks import Ranks, noticing_loss, together
-from clipvip_lib.distributed.recipes import TrainRecipe
+from clipvip_lib.distributed.recipes import BETAS, EPS, TrainRecipe
 from clipvip_lib.distributed.run_folder import RunFolder
 from clipvip_lib.distributed.stop_signals import StopSignals
 from clipvip_lib.errors import ClipVipError
@@ -74,9 +74,8 @@ def train(
     ranks = run.ranks
     prepare(model, recipe, ranks)
     encoder = wrap(model, recipe, ranks)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe), lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True
-    )
+    groups = parameter_groups(model, recipe)
+    optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, eps=EPS, fused=True)
     start = run.resume(model, optimizer, source.place)
     run.cut_metrics(start)
     evaluated = even_steps(recipe.steps, recipe.evaluations) if evaluate else []

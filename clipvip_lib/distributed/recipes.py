@@ -67,6 +67,7 @@ class TrainRecipe(Recipe):
         return dataclasses.replace(self, steps=max(1, int(self.epochs * (clips // self.batch))))
 
 
+BETAS, EPS = (0.9, 0.98), 1e-6  # AdamW's
 FREE = ("chunk", "checkpointing", "compile", "save_minutes")
 
 _FINETUNE = TrainRecipe(
@@ -113,6 +114,18 @@ SOURCES: dict[str, dict[str, str]] = {
         "epochs": f"{_CONFIGS}: 5 (MSR-VTT, over all captions: 100 passes), 20 (DiDeMo, ActivityNet), 10 (LSMDC)",
         "text_tokens": f"{_CONFIGS}: 50; 70 for ActivityNet and for DiDeMo with B/16",
     },
+}
+
+
+#: What no recipe changes: {name: (value, source)}.
+FIXED: dict[str, tuple[object, str]] = {
+    "betas": (BETAS, f"{_CONFIGS}: AdamW's"),
+    "eps": (EPS, f"{_CODE}: AdamW's"),
+    "largest logit_scale": (math.log(200.0), f"{_CODE}: kept in [0, ln 200]"),
+    "without weight decay": (
+        "biases, LayerNorms, logit_scale, class embedding",
+        f"{_CODE}; LayerNorm's weights were decayed there, by a name that did not match",
+    ),
 }
 
 

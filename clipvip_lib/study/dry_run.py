@@ -24,7 +24,7 @@ from clipvip_lib.study.machine import default_workers
 from clipvip_lib.study.page_stage import page_stage
 from clipvip_lib.study.pipeline import check_notebooks
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
-from clipvip_lib.study.real_profile import planned
+from clipvip_lib.study.real_profile import planned, uncounted
 from clipvip_lib.study.stages import Stage, closure
 from clipvip_lib.study.workers import check_workers
 
@@ -58,6 +58,12 @@ def dry_run(
     if profile == PAPER:
         sized, settings = planned(set or {})
         lines = paper_lines(sized, names, seeds, settings)
+        if ignored := uncounted(set or {}):
+            text = (
+                f"Not counted: {', '.join(ignored)}. This plan counts changed steps and batches; for other epochs "
+                "give --set postpretrain.steps=N or finetune.steps=N."
+            )
+            lines[1:1] = textwrap.wrap(text, WIDTH, break_on_hyphens=False)
     else:
         home, folder = home or files.home(), notebooks or files.CHECKOUT / "notebooks"
         sized = plan.profile(profile)
