@@ -156,14 +156,12 @@ def paper_lines(
         "Notebooks",
         *_notebook_lines(names, rows, at_hand),
         "",
-        "Assumptions: not measured here; change one with --set NAME=VALUE (also gpus=N, for the stages' table)",
+        "Assumptions: not measured here; change one with --set NAME=VALUE (also gpus=N, for the stages' table),",
+        "or take the rate of a training that ran here: --set measured=RUN, the --out of a `clipvip train`",
         *columns(
             [
                 ("name", "value", "unit", "reason"),
-                *(
-                    (r["assumption"], f"{r['value']:g}", r["unit"], r["reason"])
-                    for r in settings.assumed.rows()
-                ),
+                *((r["assumption"], f"{r['value']:g}", r["unit"], r["reason"]) for r in settings.rows()),
             ],
             right=(1,),
         ),

@@ -38,19 +38,21 @@ CAPTION_LINE_BYTES = 100  # {"key": .., "caption": ..} with a caption of about t
 @dataclass(frozen=True)
 class Settings:
     """What ``--set`` may say: where data and weights are, how many GPUs a training has, the share of a corpus's
-    samples that may be skipped because they cannot be read, and every assumption."""
+    samples that may be skipped because they cannot be read, and every assumption. measured: the folder of a training
+    that ran here, whose rate takes the place of gpu_tflops and gpu_share."""
 
     data_root: Path | None = None
     weights: Path | None = None
     ofa: Path | None = None
     gpus: int = scaling.GPUS[0]
     skip_share: float = 0.0
+    measured: Path | None = None
     assumed: scaling.Assumptions = field(default_factory=scaling.Assumptions)
 
     @classmethod
     def of(cls, given: Mapping[str, object]) -> Settings:
         """Settings from names and values. Raises ClipVipError for an unknown name or a value of another kind."""
-        paths = ("data_root", *WEIGHTS)
+        paths = ("data_root", *WEIGHTS, "measured")
         assumptions = [f.name for f in dataclasses.fields(scaling.Assumptions)]
         found: dict[str, object] = {}
         changed: dict[str, float] = {}
@@ -77,7 +79,25 @@ class Settings:
                 changed[name] = value
             else:
                 raise unknown("setting of a plan", name, [*paths, "gpus", "skip_share", *assumptions])
+        if "measured" in found:
+            from clipvip_lib.study.measured import rate
+
+            if twice := {"gpu_tflops", "gpu_share"} & changed.keys():
+                raise ClipVipError(
+                    f"--set measured=...: expected it without {min(twice)}, which it takes the place of; leave one out"
+                )
+            changed |= {"gpu_tflops": rate(found["measured"]).tflops, "gpu_share": 1.0}
         return cls(**found, assumed=scaling.Assumptions().but(**changed))
+
+    def rows(self) -> list[dict[str, object]]:
+        """{assumption, value, unit, reason} of each, where one was measured with where."""
+        rows = self.assumed.rows()
+        if self.measured is None:
+            return rows
+        from clipvip_lib.study.measured import rate
+
+        reasons = {"gpu_tflops": rate(self.measured).words, "gpu_share": "measured: in gpu_tflops"}
+        return [row | {"reason": reasons.get(row["assumption"], row["reason"])} for row in rows]
 
 
 @dataclass(frozen=True)
