@@ -185,6 +185,30 @@ def test_few_clips_wait_and_no_thread_stays(tmp_path, monkeypatch):
     assert len(asked) <= 6 and not [t for t in threading.enumerate() if t.name.startswith("decode")]
 
 
+def test_what_was_given_up_may_end_in_a_decoding_thread(tmp_path, monkeypatch):
+    """The collector runs in any thread; one that waited for itself would raise."""
+    from clipvip_lib.streams import clips as module
+
+    read, given_up, ended = module.read_clip, threading.Event(), []
+
+    def reading(clip, *rest):
+        if clip == clips[-1]:
+            given_up.wait(30)
+            ended.append(ready.close())
+        return read(clip, *rest)
+
+    monkeypatch.setattr(module, "read_clip", reading)
+    write_videos(tmp_path, 6)
+    clips = list_clips([tmp_path])
+    ready = decode_ahead(clips, N, SIZE, workers=2, ahead=6)
+    next(ready)
+    given_up.set()
+    for thread in threading.enumerate():
+        if thread.name.startswith("decode"):
+            thread.join(30)
+    assert ended == [None]
+
+
 def test_a_member_beyond_a_cut_shard_is_a_bad_clip(tmp_path):
     path = write_shard(tmp_path / "s.tar", {"a": sample(4), "b": sample(30)})
     clips = list_clips([path])

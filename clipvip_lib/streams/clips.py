@@ -8,6 +8,7 @@ work, and a thread needs neither a second import of torch nor a guarded main mod
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -241,7 +242,13 @@ def decode_ahead(
     torch.get_num_threads()  # so that the caller's thread has its number before a worker sets its own to 1
     waiting: deque = deque()
     rest = iter(clips)
-    pool = ThreadPoolExecutor(workers, "decode", initializer=torch.set_num_threads, initargs=(1,))
+    own: set[threading.Thread] = set()
+
+    def start() -> None:
+        own.add(threading.current_thread())
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(workers, "decode", initializer=start)
     try:
         for clip in islice(rest, max(ahead, 2 * workers)):
             waiting.append(pool.submit(decode, clip))
@@ -251,7 +258,8 @@ def decode_ahead(
                 waiting.append(pool.submit(decode, clip))
             yield done
     finally:
-        pool.shutdown(cancel_futures=True)
+        # Where the caller gave up, the collector may end this in one of the pool's own threads: none waits for itself.
+        pool.shutdown(wait=threading.current_thread() not in own, cancel_futures=True)
 
 
 def usable_cores() -> int:
