@@ -133,6 +133,28 @@ def test_a_paragraph_is_all_sentences_in_order(write, name):
         assert "  " not in item.texts[0]
 
 
+def test_a_paragraph_has_the_order_of_the_file_whatever_the_words_or_times(write):
+    sentences = ["z comes first.", "a comes second.", "m comes last."]
+    root = write("didemo")
+    path = root / "test_data.json"
+    rows = read_json(path)
+    video = rows[0]["video"]
+    others = [row for row in rows if row["video"] != video]
+    write_json(path, others + [rows[0] | {"description": sentence} for sentence in sentences])
+    assert [r.sentences for r in read_records("didemo", root, "test") if r.video_id == stem(video)] == [
+        tuple(sentences)
+    ]
+    root = write("activitynet")
+    path = root / "val_1.json"
+    rows = read_json(path)
+    name = next(iter(rows))
+    write_json(
+        path, rows | {name: rows[name] | {"sentences": sentences, "timestamps": [[9, 10], [4, 5], [0, 1]]}}
+    )
+    found = {record.sentences for record in read_records("activitynet", root, "test")}
+    assert tuple(sentences) in found
+
+
 def test_didemos_list_chooses_and_other_suffixes_are_found(write):
     root = write("didemo")
     listed = (root / "test_list.txt").read_text().split()
