@@ -18,7 +18,7 @@ from clipvip_lib.data.transform import preprocess, resize
 from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
-from clipvip_lib.features.folder import Features
+from clipvip_lib.features.folder import Features, read_part
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.encoding import TOKENIZER, fingerprint
@@ -297,6 +297,14 @@ def test_other_weights_or_settings_are_refused_by_name(weights, clips, tmp_path)
         embed_videos(encoder, listed, tmp_path / "new", stored="int8")
 
 
+@pytest.mark.parametrize("wrong", [{"frames": 0}, {"batch": -1}, {"workers": -2}])
+def test_a_number_that_makes_no_sense_does_not_begin_the_folder(weights, clips, tmp_path, wrong):
+    encoder, listed = load_encoder(weights), list_clips(clips[:1])
+    with pytest.raises(ClipVipError, match="expected frames and batch of at least 1 and workers"):
+        embed_videos(encoder, listed, tmp_path / "out", **wrong)
+    assert embed_videos(encoder, listed, tmp_path / "out")["rows"] == 1
+
+
 def test_a_bad_video_stops_by_name_or_is_left_out(weights, tmp_path):
     encoder, source, out = load_encoder(weights), tmp_path / "videos", tmp_path / "out"
     paths = write_videos(source, 6)
@@ -330,7 +338,11 @@ def test_texts(weights, tmp_path):
     encoder = load_encoder(weights)
     texts = [(f"t{i}", word) for i, word in enumerate(WORDS)]
     embed_texts(encoder, texts[:3], tmp_path, part=2)
+    written = [path.stat().st_mtime_ns for path in sorted((tmp_path / "parts").iterdir())]
     embed_texts(encoder, texts[::-1], tmp_path, part=2)
+    parts = sorted((tmp_path / "parts").iterdir())
+    assert [len(read_part(path)[1]) for path in parts] == [2, 1, 1]  # none is embedded a second time
+    assert [path.stat().st_mtime_ns for path in parts[:2]] == written
     found = Features(tmp_path)
     assert [found.row(i)["text"] for i in range(4)] == list(WORDS[::-1])
     assert near(found.array, encoder.texts(WORDS[::-1]))

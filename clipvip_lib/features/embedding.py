@@ -149,6 +149,12 @@ def embed_videos(
     if skip_bad < 0:
         raise ClipVipError(f"expected skip_bad of 0 or more, got {skip_bad}; 0 stops at the first bad video")
     frames = encoder.model.config.temporal_size if frames is None else frames
+    # Before the folder is begun, which would hold every later start to a number that nothing can be made with.
+    if frames < 1 or (batch is not None and batch < 1) or (workers is not None and workers < 0):
+        raise ClipVipError(
+            f"expected frames and batch of at least 1 and workers of at least 0, got {frames}, {batch} and {workers}; "
+            "raise them"
+        )
     settings = _settings(encoder, "videos", bfloat16, stored) | {
         "frames": frames,
         "size": image_size(encoder.model),
