@@ -20,6 +20,8 @@ from clipvip_lib.caption_shards import MADE_BY, caption_shards
 from clipvip_lib.captioners import describe
 from clipvip_lib.captioning import Captioner, caption_shard, captions_path, read_captions
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import write_bytes
+from clipvip_lib.shard_locks import Task, hold
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
@@ -175,6 +177,24 @@ def test_samples_that_were_never_fetched_are_no_bad_ones(captioner, shards, tmp_
         caption_shards(shards[1:], tmp_path / "out", captioner)
 
 
+def test_a_json_that_is_too_deep_says_nothing_of_a_sample(captioner, shards, tmp_path):
+    corpus.change(shards[0], "000000003.mp4", None)
+    corpus.change(shards[0], "000000003.json", b"[" * 100_000)
+    with pytest.raises(ClipVipError, match="000000003 of .* has no mp4 or jpg"):
+        caption_shards(shards[:1], tmp_path / "out", captioner)
+
+
+def test_a_key_that_is_not_utf8_is_one_bad_sample(captioner, shards, tmp_path):
+    files = {"good.jpg": corpus.still((9, 9, 9)), "caf\udce9.jpg": corpus.still((9, 9, 9))}
+    corpus.write_tar(shards[0], files)
+    with pytest.raises(ClipVipError, match=r"the key caf\\udce9 expected UTF-8, got other bytes"):
+        caption_shards(shards[:1], tmp_path / "out", captioner)
+    caption_shards(shards[:1], tmp_path / "out", captioner, skip_share=0.5)
+    assert [key for key, _ in corpus.texts(tmp_path / "out" / "00000.captions.jsonl")] == ["good"]
+    (row,) = map(json.loads, (tmp_path / "out" / "00000.skipped.jsonl").read_text().splitlines())
+    assert row["key"] == r"caf\udce9"
+
+
 def test_damaged_and_doubled_shards_are_named(captioner, shards, tmp_path):
     whole = shards[1].read_bytes()
     shards[1].write_bytes(whole[: len(whole) // 2])
@@ -186,6 +206,19 @@ def test_damaged_and_doubled_shards_are_named(captioner, shards, tmp_path):
         tar.add(shards[2], "a.jpg")
     with pytest.raises(ClipVipError, match="holds sample a twice"):
         caption_shards(shards, tmp_path / "out", captioner)
+
+
+def test_a_shard_is_held_until_its_captions_are_written(captioner, written, tmp_path, monkeypatch):
+    freely = []
+
+    def write(path, content):
+        held = hold(Task(written[0], path))
+        freely.extend([path] if held else [])
+        return write_bytes(path, content)
+
+    monkeypatch.setattr("clipvip_lib.caption_shards.write_bytes", write)
+    caption_shards(written[:1], tmp_path, captioner)
+    assert freely == [] and "00000.captions.jsonl" in names(tmp_path)
 
 
 # -------------------------------------------------------------------------------------------- bad arguments

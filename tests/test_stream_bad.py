@@ -36,7 +36,7 @@ def bad(tmp_path_factory):
 
 def test_bad_samples_are_counted_and_named_never_replaced(bad, tmp_path):
     log = tmp_path / "logs" / "skipped.jsonl"
-    stream = ClipStream([bad], **SMALL, skip_share=0.5, skip_log=log, rank=0)
+    stream = ClipStream([bad], **SMALL, skip_share=0.6, skip_log=log, rank=0)
     assert sorted(keys(stream, 5)) == [f"good-{i}" for i in range(5)]
     while stream.counts["epochs"] == 0:
         next(stream)
@@ -101,6 +101,10 @@ def test_odd_tars_are_named(tmp_path):
         tar.addfile(tarfile.TarInfo("a.mp4"))
     with pytest.raises(ClipVipError, match=r"packed\.tar is damaged .*expected a whole, uncompressed tar"):
         next(ClipStream([tmp_path / "packed.tar"], **SMALL))
+    with tarfile.open(tmp_path / "bytes.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("caf\udce9.mp4"))
+    with pytest.raises(ClipVipError, match=r"the key caf\\udce9 expected UTF-8, got other bytes"):
+        next(ClipStream([tmp_path / "bytes.tar"], **SMALL))
     with tarfile.open(tmp_path / "none.tar", "w"):
         pass
     with pytest.raises(ClipVipError, match=r"none\.tar holds no sample"):

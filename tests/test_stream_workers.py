@@ -73,7 +73,7 @@ def test_with_workers_other_ranks_lose_nothing(shards, samples, pooled):
 
 
 def test_bad_samples_are_skipped_with_workers_too(bad, tmp_path):
-    with ClipStream([bad], **SMALL, workers=1, skip_share=0.5, skip_log=tmp_path / "log") as stream:
+    with ClipStream([bad], **SMALL, workers=1, skip_share=0.6, skip_log=tmp_path / "log") as stream:
         assert sorted(keys(stream, 5)) == [f"good-{i}" for i in range(5)]
         next(stream)
         assert stream.counts["skipped"] >= len(BAD)

@@ -105,7 +105,13 @@ def load(task: Task) -> Sample | str:
         return status
     if task.text is not None:
         raw["txt"] = task.text.encode()
-    return sample_of(Path(task.shard), raw)
+    try:
+        return sample_of(Path(task.shard), raw)
+    except RecursionError as error:
+        raise ClipVipError(
+            f"{task.entry.key}.json of shard {task.shard} is not JSON that people write (too deep); write the shard "
+            "again"
+        ) from error
 
 
 def _read(task: Task) -> dict:
@@ -126,7 +132,7 @@ def _read(task: Task) -> dict:
 
 def _announced(raw: dict) -> str:
     """Why video2dataset wrote a sample without media, "" if it does not say."""
-    with contextlib.suppress(ValueError):  # no JSON: sample_of says so
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON, or too deep: load says so
         about = json.loads(raw.get("json", b"{}"))
         if isinstance(about, dict) and str(about.get("status")).startswith("failed_to_"):
             return f"{about['status']}: {about.get('error_message')}"

@@ -93,7 +93,7 @@ def _without_media(shard: Path, entry: Entry, name: str) -> ClipVipError:
     """video2dataset leaves key.json with the status of what it could not download."""
     try:
         status = json.loads(_read(shard, entry, "json")).get("status") if "json" in entry.files else None
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         status = None
     if isinstance(status, str) and status != "success":
         return NeverFetched(f"{name} was never fetched ({status})")

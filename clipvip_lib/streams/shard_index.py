@@ -82,8 +82,11 @@ def _add(entries: list[Entry], member: tarfile.TarInfo) -> None:
     if match is None or _META.match(member.name):
         return
     key, extension = match[1], match[2].lower()
-    if not entries or entries[-1].key != key:
-        entries.append(Entry(key, {}))
+    # A key is written into sidecars and logs, which are UTF-8: one with other bytes would cost all of its shard.
+    printable = key.encode(errors="backslashreplace").decode()
+    if not entries or entries[-1].key != printable:
+        fault = "" if key == printable else f"the key {printable} expected UTF-8, got other bytes"
+        entries.append(Entry(printable, {}, fault))
     last = entries[-1]
     if extension in last.files and not last.error:
         entries[-1] = Entry(key, last.files, f"{member.name} is there twice: expected each file once")
