@@ -12,7 +12,8 @@ import contextlib
 import io
 import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from clipvip_lib import __version__
 from clipvip_lib.commands import caption, check_data, convert_texts, embed, reproduce, search, train
@@ -41,6 +42,23 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM raises SystemExit, so that what is open is closed and a sentence is said, instead of a silent end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number, _frame):
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
     for stream in (
@@ -51,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         arguments = parser().parse_args(argv)
-        return arguments.run(arguments)
+        with _sigterm_raises():
+            return arguments.run(arguments)
     except ClipVipError as error:
         print(f"clipvip: {error}", file=sys.stderr)
         return 2
@@ -59,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"clipvip: interrupted; {KEPT}", file=sys.stderr)
         return 130
     except SystemExit as stop:
-        if isinstance(stop.code, int) and stop.code > 128:  # SIGTERM, SIGHUP: workers.py
+        if isinstance(stop.code, int) and stop.code > 128:  # SIGTERM, SIGHUP
             with contextlib.suppress(OSError):  # of a SIGHUP the terminal is gone
                 name = signal.Signals(stop.code - 128).name
                 print(f"clipvip: stopped by {name}; {KEPT}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """The command line: one sentence for bad input, exit codes, the arguments that reach the pipeline."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -90,6 +91,18 @@ def test_errors_and_interruptions_of_a_command(monkeypatch, capsys):
         cli.main(["reproduce"])
     assert caught.value.code == 143
     assert capsys.readouterr().err.startswith("clipvip: stopped by SIGTERM; what was done is kept")
+
+
+def test_sigterm_in_the_middle_of_any_command_is_a_sentence(monkeypatch, capsys):
+    import clipvip_lib.study.pipeline as pipeline
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(pipeline, "reproduce", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["reproduce"])
+    assert caught.value.code == 143
+    assert capsys.readouterr().err.startswith("clipvip: stopped by SIGTERM; what was done is kept")
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_terminal_of_another_encoding_stops_nothing():

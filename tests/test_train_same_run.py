@@ -15,7 +15,7 @@ from clipvip_lib import cli
 from clipvip_lib.captioning import captions_path
 from clipvip_lib.data import corpora
 from clipvip_lib.data.shards import read_shard
-from clipvip_lib.distributed import loop
+from clipvip_lib.distributed import loop, stores
 from clipvip_lib.distributed.run_folder import read_metrics
 from clipvip_lib.streams.shard_index import expand
 
@@ -148,6 +148,17 @@ def test_a_stop_before_the_first_step_leaves_the_checkpoint_that_it_names(
     assert cli.main(post(made, "a", tmp_path / "out")) == 0
     name = "model/model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_stop_while_stores_are_decoded_is_told_without_a_checkpoint(made, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        patch.setattr(stores, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(SystemExit) as caught:
+            cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store"))
+    assert caught.value.code == 143
+    said = capsys.readouterr().err
+    assert "clipvip: stopped by SIGTERM; what was done is kept" in said and "checkpoint" not in said
+    assert cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store")) == 0
 
 
 def test_seconds_are_those_of_all_starts(made, tmp_path, monkeypatch):

@@ -114,6 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         return show(arguments, recipe_name)
     from clipvip_lib.distributed import ranks as distributed
     from clipvip_lib.distributed.run import train_as_told
+    from clipvip_lib.distributed.stop_signals import StoppedBetweenSteps
 
     ranks = distributed.start(arguments.timeout)
     try:
@@ -126,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
     except ClipVipError as error:
         distributed.say_once(ranks, f"clipvip: {error}")
         return 2
-    except SystemExit as stopped:
+    except StoppedBetweenSteps as stopped:
         import signal
 
         name = signal.Signals(stopped.code - 128).name

@@ -22,7 +22,7 @@ from clipvip_lib.distributed import grad_cache
 from clipvip_lib.distributed.ranks import Ranks, noticing_loss, together
 from clipvip_lib.distributed.recipes import BETAS, EPS, TrainRecipe
 from clipvip_lib.distributed.run_folder import RunFolder
-from clipvip_lib.distributed.stop_signals import StopSignals
+from clipvip_lib.distributed.stop_signals import StoppedBetweenSteps, StopSignals
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.training import MAX_LOGIT_SCALE, Batch, parameter_groups, schedule
@@ -69,7 +69,7 @@ def train(
     Raises:
         ClipVipError: the loss or gradient is not finite (on all ranks alike), memory is too small, data fail.
         RankLost: another rank is gone. The last checkpoint stays in all these cases.
-        SystemExit(128 + number): a rank got SIGTERM or SIGINT; all finished the step and wrote a checkpoint.
+        StoppedBetweenSteps(128 + number): a rank got SIGTERM or SIGINT; all finished the step and wrote a checkpoint.
     """
     ranks = run.ranks
     prepare(model, recipe, ranks)
@@ -96,7 +96,7 @@ def train(
                 save(step)
                 saved_at = time.monotonic()
             if number:
-                raise SystemExit(128 + int(number))
+                raise StoppedBetweenSteps(128 + int(number))
             began = time.monotonic()
             with together(ranks):
                 batch = source(step)

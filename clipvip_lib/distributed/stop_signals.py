@@ -8,6 +8,10 @@ from types import FrameType
 WATCHED = (signal.SIGTERM, signal.SIGINT)
 
 
+class StoppedBetweenSteps(SystemExit):
+    """A loop saw the wish and has written its checkpoint, which a signal at another time cannot promise."""
+
+
 class StopSignals:
     """Within ``with StopSignals() as stop:`` the attribute ``stop.number`` is 0, or the signal that came first.
 
