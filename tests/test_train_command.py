@@ -5,6 +5,7 @@ import json
 import os
 import signal
 
+import caption_corpus
 import numpy as np
 import pytest
 import small_runs
@@ -316,6 +317,13 @@ def test_wrong_options_are_one_sentence(tmp_path, capsys, given, sentence):
     error = capsys.readouterr().err
     assert re.search(sentence, error), error
     assert error.count("\n") == 1
+
+
+def test_the_captioners_weights_are_no_clip(made, tmp_path, capsys):
+    line = options(made, tmp_path / "out")
+    line[line.index("--weights") + 1] = str(caption_corpus.trained().save(tmp_path / "ofa"))
+    assert cli.main(line) == 2
+    assert "expected a model of type clip or clip_vip" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(made, tmp_path, capsys):

@@ -22,7 +22,7 @@ from clipvip_lib.distributed.stores import read_stores, split_pairs, store_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_json
 from clipvip_lib.losses import needs
-from clipvip_lib.models.checkpoints import TEMPORAL, load_checkpoint
+from clipvip_lib.models.checkpoints import TEMPORAL, load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.progress import Progress, quiet
@@ -94,13 +94,9 @@ def load_model(arguments: argparse.Namespace, recipe: TrainRecipe) -> tuple[Clip
         name: value for name in ("attention", "proxies") if (value := getattr(arguments, name)) is not None
     }
     options |= {"pretrained_tag": arguments.tag, "seed": arguments.seed}
-    model, report = load_checkpoint(arguments.weights, **options)
-    if not isinstance(model, ClipViP):
-        raise ClipVipError(
-            f"{arguments.weights} expected a CLIP or CLIP-ViP, got {type(model).__name__}; name another"
-        )
+    model, report = load_clip_vip(arguments.weights, **options)
     if TEMPORAL in report.added and model.config.temporal_size != recipe.frames:
-        model, report = load_checkpoint(arguments.weights, **options, frames=recipe.frames)
+        model, report = load_clip_vip(arguments.weights, **options, frames=recipe.frames)
     text = model.config.text_config
     length = min(recipe.text_tokens, text.max_position_embeddings)
     beside = Path(arguments.weights, TOKENIZER)
