@@ -16,7 +16,8 @@ from clipvip_lib.captioning import captions_path
 from clipvip_lib.data import corpora
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.distributed import loop, stores
-from clipvip_lib.distributed.run_folder import read_metrics
+from clipvip_lib.distributed.ranks import Ranks
+from clipvip_lib.distributed.run_folder import alone, read_metrics
 from clipvip_lib.streams.shard_index import expand
 
 
@@ -159,6 +160,15 @@ def test_a_stop_while_stores_are_decoded_is_told_without_a_checkpoint(made, tmp_
     said = capsys.readouterr().err
     assert "clipvip: stopped by SIGTERM; what was done is kept" in said and "checkpoint" not in said
     assert cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store")) == 0
+
+
+def test_two_runs_at_once_do_not_share_a_folder(made, tmp_path, capsys):
+    with alone(tmp_path, Ranks()):
+        refused(
+            capsys, post(made, "a", tmp_path), "another process is writing to .*expected one run at a time"
+        )
+        assert list(tmp_path.iterdir()) == []
+    assert cli.main(post(made, "a", tmp_path)) == 0
 
 
 def test_seconds_are_those_of_all_starts(made, tmp_path, monkeypatch):

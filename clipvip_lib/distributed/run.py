@@ -17,7 +17,7 @@ from clipvip_lib.distributed.evaluation import encode_pairs, ranked, scores, wri
 from clipvip_lib.distributed.loop import Source, train
 from clipvip_lib.distributed.ranks import Ranks, together
 from clipvip_lib.distributed.recipes import FREE, TrainRecipe, get_recipe
-from clipvip_lib.distributed.run_folder import TOKENIZER, RunFolder, read_metrics
+from clipvip_lib.distributed.run_folder import TOKENIZER, RunFolder, alone, read_metrics
 from clipvip_lib.distributed.stores import read_stores, split_pairs, store_shards, store_split
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_json
@@ -46,6 +46,7 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
     model, tokenizer = load_model(arguments, recipe)
     job = _postpretraining if arguments.stage == "postpretrain" else _finetuning
     with contextlib.ExitStack() as stack:
+        stack.enter_context(alone(out, ranks))
         shown = stack.enter_context(_Shown(ranks, out / "tensorboard" if arguments.tensorboard else None))
         recipe, source, content, evaluate, score = job(
             arguments, recipe, model, tokenizer, ranks, shown.progress

@@ -17,9 +17,12 @@ as ``streams/stream.py`` says.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
+import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -205,6 +208,30 @@ class RunFolder:
         if self.ranks.main:
             for path in (self.checkpoint, *self.path.glob("best-*.pt")):
                 path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def alone(path: Path, ranks: Ranks) -> Iterator[None]:
+    """Hold a run's folder: two runs would mix their rows and overwrite each other's checkpoints. Every rank must call.
+
+    The system lets go of it when the main rank dies. Raises ClipVipError, on the other ranks StoppedElsewhere, if
+    another process holds it.
+    """
+    with contextlib.ExitStack() as stack:
+        with together(ranks):
+            if ranks.main:
+                lock = os.open(path, os.O_RDONLY)
+                stack.callback(os.close, lock)
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise ClipVipError(
+                        f"another process is writing to {path}: expected one run at a time; wait for it, or give "
+                        "another --out"
+                    ) from None
+                except OSError:
+                    pass  # a file system without locks is no reason not to train
+        yield
 
 
 def read_metrics(path: str | Path) -> list[dict]:
