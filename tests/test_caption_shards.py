@@ -221,6 +221,17 @@ def test_a_shard_is_held_until_its_captions_are_written(captioner, written, tmp_
     assert freely == [] and "00000.captions.jsonl" in names(tmp_path)
 
 
+def test_captions_are_the_last_that_is_written_of_a_shard(captioner, shards, tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(
+        "clipvip_lib.caption_shards.write_bytes",
+        lambda path, content: order.append(path.name) or write_bytes(path, content),
+    )
+    corpus.change(shards[0], "000000004.mp4", b"no video at all")
+    caption_shards(shards[:1], tmp_path, captioner, skip_share=0.1)
+    assert order == ["00000.skipped.jsonl", "00000.captions.jsonl"]
+
+
 # -------------------------------------------------------------------------------------------- bad arguments
 
 
