@@ -12,11 +12,11 @@ import contextlib
 import io
 import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from clipvip_lib import __version__
 from clipvip_lib.commands import caption, check_data, convert_texts, embed, reproduce, search, train
+from clipvip_lib.distributed.stop_signals import signals_raise
 from clipvip_lib.errors import ClipVipError
 
 KEPT = "what was done is kept, run the same command to go on"
@@ -42,23 +42,6 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """SIGTERM raises SystemExit, so that what is open is closed and a sentence is said, instead of a silent end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number, _frame):
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
     for stream in (
@@ -69,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")
     try:
         arguments = parser().parse_args(argv)
-        with _sigterm_raises():
+        with signals_raise(signal.SIGTERM):
             return arguments.run(arguments)
     except ClipVipError as error:
         print(f"clipvip: {error}", file=sys.stderr)

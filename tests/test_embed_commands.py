@@ -111,7 +111,7 @@ def test_untrained_weights_are_said(weights, tmp_path, capsys):
         ("embed V --weights W --out O --device cuda:99", "device 'cuda:99' cannot be used"),
         ("embed V --weights W --out O --part 0", "parts of at least 1 row"),
         ("embed V --weights W --out O --frames 0", "expected frames and batch of at least 1"),
-        ("embed V --weights W --out O --workers -2", "workers of at least 0"),
+        ("embed V --weights W --out O --workers -2", "workers expected 0 or more"),
         ("embed V --weights W --out O --texts absent.txt", "cannot read texts absent.txt"),
         ("embed V --weights W", "the following arguments are required: --out"),
         ("search --in O", "expected a text or --video FILE"),

@@ -297,10 +297,17 @@ def test_other_weights_or_settings_are_refused_by_name(weights, clips, tmp_path)
         embed_videos(encoder, listed, tmp_path / "new", stored="int8")
 
 
-@pytest.mark.parametrize("wrong", [{"frames": 0}, {"batch": -1}, {"workers": -2}])
-def test_a_number_that_makes_no_sense_does_not_begin_the_folder(weights, clips, tmp_path, wrong):
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"frames": 0}, "frames and batch of at least 1, got 0 and 2"),
+        ({"batch": -1}, r"frames and batch of at least 1, got \d and -1"),
+        ({"workers": -2}, "workers expected 0 or more, got -2"),
+    ],
+)
+def test_a_number_that_makes_no_sense_does_not_begin_the_folder(weights, clips, tmp_path, wrong, sentence):
     encoder, listed = load_encoder(weights), list_clips(clips[:1])
-    with pytest.raises(ClipVipError, match="expected frames and batch of at least 1 and workers"):
+    with pytest.raises(ClipVipError, match=sentence):
         embed_videos(encoder, listed, tmp_path / "out", **wrong)
     assert embed_videos(encoder, listed, tmp_path / "out")["rows"] == 1
 

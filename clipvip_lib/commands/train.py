@@ -205,6 +205,6 @@ def show(arguments: argparse.Namespace, name: str) -> int:
         field: {"value": value, "source": "--set" if field in changed else source(name, field)}
         for field, value in dataclasses.asdict(recipe).items()
     }
-    fixed = {name: {"value": value, "source": source} for name, (value, source) in FIXED.items()}
+    fixed = {what: {"value": value, "source": said} for what, (value, said) in FIXED.items()}
     print(json.dumps({"recipe": name, "loss": arguments.loss, "fields": rows, "fixed": fixed}, indent=2))
     return 0

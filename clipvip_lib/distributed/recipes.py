@@ -119,8 +119,8 @@ SOURCES: dict[str, dict[str, str]] = {
 
 #: What no recipe changes: {name: (value, source)}.
 FIXED: dict[str, tuple[object, str]] = {
-    "betas": (BETAS, f"{_CONFIGS}: AdamW's"),
-    "eps": (EPS, f"{_CODE}: AdamW's"),
+    "betas": (BETAS, f"{_CODE} and configs: AdamW's"),
+    "eps": (EPS, f"{_CODE} and configs: AdamW's"),
     "largest logit_scale": (math.log(200.0), f"{_CODE}: kept in [0, ln 200]"),
     "without weight decay": (
         "biases, LayerNorms, logit_scale, class embedding",

@@ -1,11 +1,33 @@
-"""SIGTERM and SIGINT as a wish that a loop sees between two steps, instead of an end in the middle of one."""
+"""What a signal does: a wish that a loop sees between two steps, or an exception, instead of a silent end."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
+import threading
+from collections.abc import Iterator
 from types import FrameType
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
+
+
+@contextlib.contextmanager
+def signals_raise(*numbers: signal.Signals) -> Iterator[None]:
+    """These signals raise SystemExit(128 + number) in the main thread, as SIGINT raises KeyboardInterrupt, so that
+    what is open is closed and a sentence is said. In another thread nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class StoppedBetweenSteps(SystemExit):

@@ -26,6 +26,7 @@ from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.encoding import (
     TEXT_BATCH,
+    batch_of,
     encode_clips,
     encode_texts,
     fingerprint,
@@ -33,7 +34,7 @@ from clipvip_lib.models.encoding import (
     tokenizer_of,
 )
 from clipvip_lib.models.load_report import LoadReport
-from clipvip_lib.streams.clips import Clip
+from clipvip_lib.streams.clips import Clip, workers_of
 
 Progress = Callable[[int, int, str], None]
 DEVICES = ("cpu", "cuda")
@@ -150,11 +151,7 @@ def embed_videos(
         raise ClipVipError(f"expected skip_bad of 0 or more, got {skip_bad}; 0 stops at the first bad video")
     frames = encoder.model.config.temporal_size if frames is None else frames
     # Before the folder is begun, which would hold every later start to a number that nothing can be made with.
-    if frames < 1 or (batch is not None and batch < 1) or (workers is not None and workers < 0):
-        raise ClipVipError(
-            f"expected frames and batch of at least 1 and workers of at least 0, got {frames}, {batch} and {workers}; "
-            "raise them"
-        )
+    batch, workers = batch_of(encoder.model, frames, batch), workers_of(workers)
     settings = _settings(encoder, "videos", bfloat16, stored) | {
         "frames": frames,
         "size": image_size(encoder.model),

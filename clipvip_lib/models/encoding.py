@@ -61,6 +61,17 @@ def encode_videos(
     return np.stack(rows)
 
 
+def batch_of(model, frames: int, batch: int | None) -> int:
+    """How many clips are encoded at a time, by default as many as suit the device.
+
+    Raises ClipVipError if nothing can be encoded with these numbers.
+    """
+    batch = (2 if model.device.type == "cpu" else 32) if batch is None else batch
+    if frames < 1 or batch < 1:
+        raise ClipVipError(f"expected frames and batch of at least 1, got {frames} and {batch}; raise them")
+    return batch
+
+
 def encode_clips(
     model,
     clips: Sequence[Clip],
@@ -73,9 +84,7 @@ def encode_clips(
 ) -> Iterator[tuple[Decoded, np.ndarray | None]]:
     """(clip without its frames, feature float32 [E]) of each clip, in order; None where the clip has an error."""
     frames = model.config.temporal_size if frames is None else frames
-    batch = (2 if model.device.type == "cpu" else 32) if batch is None else batch
-    if frames < 1 or batch < 1:
-        raise ClipVipError(f"expected frames and batch of at least 1, got {frames} and {batch}; raise them")
+    batch = batch_of(model, frames, batch)
     size = image_size(model)
     waiting: list[Decoded] = []
 

@@ -226,9 +226,7 @@ def decode_ahead(
 
     Raises ClipVipError for fewer workers than 0.
     """
-    if workers is not None and workers < 0:
-        raise ClipVipError(f"workers expected 0 or more, got {workers}; leave it out for one a core")
-    workers = min(usable_cores(), MOST_WORKERS) if workers is None else workers
+    workers = workers_of(workers)
 
     def decode(clip: Clip) -> Decoded:
         try:
@@ -260,6 +258,13 @@ def decode_ahead(
     finally:
         # Where the caller gave up, the collector may end this in one of the pool's own threads: none waits for itself.
         pool.shutdown(wait=threading.current_thread() not in own, cancel_futures=True)
+
+
+def workers_of(workers: int | None) -> int:
+    """How many threads decode, by default one a core. Raises ClipVipError for fewer than 0."""
+    if workers is not None and workers < 0:
+        raise ClipVipError(f"workers expected 0 or more, got {workers}; leave it out for one a core")
+    return min(usable_cores(), MOST_WORKERS) if workers is None else workers
 
 
 def usable_cores() -> int:

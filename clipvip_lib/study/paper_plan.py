@@ -15,6 +15,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipvip_lib import flops, scaling
 from clipvip_lib.claims import BENCHMARKS, CORPORA
@@ -27,6 +28,9 @@ from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import BASELINE, LARGEST, METHOD, SHARES, Arm
 from clipvip_lib.study.stages import Stage
 
+if TYPE_CHECKING:
+    from clipvip_lib.study.measured import Rate
+
 WEIGHTS = {"weights": "CLIP's weights", "ofa": "OFA-large caption weights"}  # by the names that --set has
 PAIRS = "caption-pairs"  # texts of an image-caption corpus, for notebook 02
 READERS = tuple(name.split("_")[0] for name in experiments.NOTEBOOKS[:-2])  # the last two sum these up
@@ -38,15 +42,15 @@ CAPTION_LINE_BYTES = 100  # {"key": .., "caption": ..} with a caption of about t
 @dataclass(frozen=True)
 class Settings:
     """What ``--set`` may say: where data and weights are, how many GPUs a training has, the share of a corpus's
-    samples that may be skipped because they cannot be read, and every assumption. measured: the folder of a training
-    that ran here, whose rate takes the place of gpu_tflops and gpu_share."""
+    samples that may be skipped because they cannot be read, and every assumption. measured: the rate of a training
+    that ran here (``--set`` names its folder), in the place of gpu_tflops and gpu_share."""
 
     data_root: Path | None = None
     weights: Path | None = None
     ofa: Path | None = None
     gpus: int = scaling.GPUS[0]
     skip_share: float = 0.0
-    measured: Path | None = None
+    measured: Rate | None = None
     assumed: scaling.Assumptions = field(default_factory=scaling.Assumptions)
 
     @classmethod
@@ -86,7 +90,8 @@ class Settings:
                 raise ClipVipError(
                     f"--set measured=...: expected it without {min(twice)}, which it takes the place of; leave one out"
                 )
-            changed |= {"gpu_tflops": rate(found["measured"]).tflops, "gpu_share": 1.0}
+            found["measured"] = rate(found["measured"])
+            changed |= {"gpu_tflops": found["measured"].tflops, "gpu_share": 1.0}
         return cls(**found, assumed=scaling.Assumptions().but(**changed))
 
     def rows(self) -> list[dict[str, object]]:
@@ -94,9 +99,7 @@ class Settings:
         rows = self.assumed.rows()
         if self.measured is None:
             return rows
-        from clipvip_lib.study.measured import rate
-
-        reasons = {"gpu_tflops": rate(self.measured).words, "gpu_share": "measured: in gpu_tflops"}
+        reasons = {"gpu_tflops": self.measured.words, "gpu_share": "measured: in gpu_tflops"}
         return [row | {"reason": reasons.get(row["assumption"], row["reason"])} for row in rows]
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from clipvip_lib.distributed.recipes import TrainRecipe, expect_value
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.profiles import PROFILES, Profile, Recipe
+from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.study import data_at_hand
 from clipvip_lib.study.data_at_hand import Need
 from clipvip_lib.study.machine import gpus
@@ -103,9 +103,8 @@ def planned(given: Mapping[str, object]) -> tuple[Profile, Settings]:
 
 def uncounted(given: Mapping[str, object]) -> list[str]:
     """The changes of recipes that make a training longer or shorter, and that ``planned`` does not count."""
-    counted = {field.name for field in dataclasses.fields(Recipe)}
-    sizes = {"epochs", "samples", "frames", "kept_frames", "text_tokens", "checkpointing", "chunk"}
-    return [name for name in given if name.partition(".")[2] in sizes - counted]
+    sizes = ("epochs", "samples", "frames", "kept_frames", "text_tokens", "checkpointing", "chunk")
+    return [name for name in given if name.partition(".")[2] in sizes]
 
 
 def _change(name: str, value: object) -> tuple[str, str, object]:

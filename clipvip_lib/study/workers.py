@@ -26,6 +26,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from clipvip_lib import files
+from clipvip_lib.distributed.stop_signals import signals_raise
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import duration
 from clipvip_lib.study.board import Board, Running
@@ -73,7 +74,7 @@ def run_stages(
     if not todo:
         return outcomes
     run = _Run(home, todo, outcomes, count, display)
-    with _signals_raise(), _temporary_folder(home):
+    with signals_raise(signal.SIGTERM, signal.SIGHUP), _temporary_folder(home):
         try:
             run.loop()
         finally:
@@ -224,24 +225,6 @@ def _remaining_paths(stages: list[Stage]) -> dict[str, float]:
                 chain = upstream.cost + longest[stage.name]
                 longest[upstream.name] = max(longest[upstream.name], chain)
     return longest
-
-
-@contextlib.contextmanager
-def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise SystemExit in the main thread, as SIGINT raises KeyboardInterrupt."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(number, _frame):
-        raise SystemExit(128 + number)
-
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _temporary_files(home: Path) -> Path:
