@@ -123,6 +123,7 @@ def test_every_kind_is_read_as_read_frames_reads_it(tmp_path):
         (["a", "b"], "two videos have the id 'v00'.*--ids path"),
         (["cut.tar"], "cut.tar is damaged"),
         (["no{.tar"], "brace"),
+        (["a", ""], "expected the name of a file or folder, got ''"),
         (["*.avi"], "no tar file"),
     ],
 )

@@ -58,6 +58,7 @@ def test_changes_are_checked():
         ({"batch": "256"}, "'batch' expected int like 1024, got '256'"),
         ({"bfloat16": 1}, "'bfloat16' expected bool like True, got 1"),
         ({"batch": 0}, "'batch' expected a number above 0"),
+        ({"chunk": -1}, "'chunk' expected a number of 0 or more, got -1"),
         ({"reduction": "max"}, "unknown reduction 'max'"),
         ({"frames": 30}, "'kept_frames' expected at least the 30 frames"),
         ({"rate": 1.0}, "unknown recipe field 'rate'"),

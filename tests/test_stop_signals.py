@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from clipvip_lib.distributed.stop_signals import StopSignals
+from clipvip_lib.distributed.stop_signals import StopSignals, signals_raise
 
 
 def send(number):
@@ -32,3 +32,19 @@ def test_who_is_not_patient_ends_at_the_second_one(request):
         assert stop.number == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             send(signal.SIGINT)
+
+
+def test_a_signal_becomes_an_exception_but_not_one_that_is_ignored(request):
+    """nohup ignores SIGHUP, so that a run outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, before))
+    with signals_raise(signal.SIGHUP, signal.SIGTERM):
+        send(signal.SIGHUP)
+        with pytest.raises(SystemExit) as stop:
+            send(signal.SIGTERM)
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    with pytest.raises(SystemExit), signals_raise(signal.SIGHUP):
+        send(signal.SIGHUP)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL

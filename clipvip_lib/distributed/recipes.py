@@ -159,7 +159,8 @@ def expect_value(said: str, field: str, value: object, old: object) -> None:
         raise ClipVipError(f"{said} expected a finite number, got {value!r}; change it")
     positive = field in ("batch", "frames", "kept_frames", "group", "epochs", "clip_norm")
     if isinstance(value, int | float) and (value < 0 or (positive and not value)):
-        raise ClipVipError(f"{said} expected a number above 0, got {value!r}; change it")
+        least = "above 0" if positive else "of 0 or more"
+        raise ClipVipError(f"{said} expected a number {least}, got {value!r}; change it")
     if field == "warmup" and value > 1:
         raise ClipVipError(f"{said} expected a share of the steps, at most 1, got {value!r}; change it")
     if field == "reduction" and value not in ("sum", "mean"):

@@ -14,7 +14,8 @@ WATCHED = (signal.SIGTERM, signal.SIGINT)
 @contextlib.contextmanager
 def signals_raise(*numbers: signal.Signals) -> Iterator[None]:
     """These signals raise SystemExit(128 + number) in the main thread, as SIGINT raises KeyboardInterrupt, so that
-    what is open is closed and a sentence is said. In another thread nothing changes."""
+    what is open is closed and a sentence is said. In another thread nothing changes, and a signal that is ignored
+    stays so: nohup does that to SIGHUP, so that a run outlives its terminal."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -22,7 +23,8 @@ def signals_raise(*numbers: signal.Signals) -> Iterator[None]:
     def leave(number: int, _: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:

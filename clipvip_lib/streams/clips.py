@@ -120,6 +120,10 @@ def _doubled(one: Clip, two: Clip) -> ClipVipError:
 
 
 def _of_source(source: str) -> list[Clip]:
+    if not source.strip():  # which Path takes for the current folder
+        raise ClipVipError(
+            f"expected the name of a file or folder, got {source!r}; a variable may be empty by mistake"
+        )
     path = Path(source).expanduser()
     if path.is_dir():
         return list(_of_folder(path))

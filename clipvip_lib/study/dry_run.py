@@ -10,7 +10,7 @@ import dataclasses
 import io
 import sys
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -146,7 +146,7 @@ def paper_lines(
         *_data_lines(rows, at_hand),
         "",
         f"Stages, with {settings.gpus} GPUs a run (GFLOP: of a clip in a training step, of an image or text forward;",
-        "computing: GPU hours if that were all; wall: the resource that sets the pace; disk: what is kept)",
+        "compute: GPU hours if that were all; wall: the resource that sets the pace; GB: what is kept on disk)",
         *_work_lines(rows),
         *_full_lines(profile, rows),
         "",
@@ -205,11 +205,11 @@ def _data_lines(rows: Sequence[paper_plan.Work], at_hand: Mapping[str, data_at_h
 
 
 def _work_lines(rows: Sequence[paper_plan.Work]) -> list[str]:
-    table = [("notebooks", "stage", "runs", "steps", "GFLOP", "GPU hours", "computing", "wall", "disk GB")]
+    table = [("notebooks", "stage", "runs", "steps", "GFLOP", "GPU hours", "compute", "wall", "GB")]
     for row in rows:
         table.append(
             (
-                " ".join(sorted(row.notebooks)),
+                _ranges(row.notebooks),
                 row.what,
                 str(row.runs),
                 f"{row.steps:,}" if row.steps else "-",
@@ -287,6 +287,17 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
         line = "  ".join(cells).rstrip()
         lines.append(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…")
     return lines
+
+
+def _ranges(numbers: Iterable[str]) -> str:
+    """ "00 01 04-06" for 00, 01, 04, 05 and 06: three in a row or more by their ends."""
+    runs: list[list[str]] = []
+    for number in sorted(numbers):
+        if runs and int(number) == int(runs[-1][-1]) + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(run) for run in runs)
 
 
 def _short(path: str, most: int = 40) -> str:

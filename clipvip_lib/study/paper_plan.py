@@ -156,6 +156,7 @@ def works(
     for each in tuned:
         groups.setdefault(f"fine-tune for {min(each.readers)}", []).append(each)
     rows = [_language_gap(profile, seeds, settings), _captions(profile, starts.values(), settings)]
+    rows += [_frame_store(profile, name, tuned, settings) for name in BENCHMARKS]
     rows += [_trainings(profile, what, members, settings) for what, members in groups.items()]
     return [row for row in rows if row.notebooks & wanted]
 
@@ -248,7 +249,7 @@ def arm_step(
 
 
 def _trainings(profile: Profile, what: str, members: list[Training], settings: Settings) -> Work:
-    """A row of trainings: post-pretrainings of one arm, or fine-tunings of one notebook."""
+    """A row of trainings: post-pretrainings of one arm, or fine-tunings of one notebook, which read frame stores."""
     hours, computing, elapsed, kept, products, clips = 0.0, 0.0, 0.0, 0.0, 0.0, 0
     walls, asked, steps = [], {"weights"}, []
     for stage, arm in ((each.stage, each.arm) for each in members):
@@ -259,6 +260,8 @@ def _trainings(profile: Profile, what: str, members: list[Training], settings: S
         loss = config.get("loss", experiments.BASELINE_LOSS)
         sizes, gpus = sizes_of(profile, arm.attention, arm.proxies), min(settings.gpus, recipe["batch"])
         step = arm_step(profile, arm, loss, recipe["batch"], gpus, settings.assumed)
+        if "loss" not in config:
+            step = dataclasses.replace(step, decode=0.0, read=0.0)
         elapsed += recipe["steps"] * step.seconds / 3600
         hours += recipe["steps"] * step.seconds * gpus / 3600
         computing += recipe["steps"] * step.computing * gpus / 3600
@@ -282,6 +285,23 @@ def _trainings(profile: Profile, what: str, members: list[Training], settings: S
         elapsed,
         wall,
         kept,
+    )
+
+
+def _frame_store(profile: Profile, name: str, tuned: Iterable[Training], settings: Settings) -> Work:
+    """A benchmark's videos decoded once, for all fine-tunings on it: the processors' work, while the GPUs wait."""
+    readers = (each.readers for each in tuned if each.stage.name.split("/")[1] == name)
+    clips, frames = sum(SETS[name].sizes.values()), RECIPES[f"finetune-{name}"].kept_frames
+    hours = clips * settings.assumed.decode_ms / 1000 / settings.assumed.cores_per_gpu / 3600
+    return Work(
+        frozenset().union(*readers),
+        f"decode {name} into a frame store",
+        runs=1,
+        needs=frozenset({name, "weights"}),
+        hours=hours,
+        elapsed=hours / settings.gpus,
+        wall="decode",
+        bytes=clips * (frames + 1) * profile.model.image_size**2 * 3,  # with the middle frame
     )
 
 
