@@ -44,7 +44,7 @@ def test_agreement(here, there, agree, tmp_path):
     (compared,) = reference.beside([row(6, here), row(7, here)], "quick", found)
     assert compared["agree"] == agree
     text = reference.section([compared])
-    assert f"<td>{here}</td>" in text and f"<td>{there}</td>" in text and "0, 1, 2, 3, 4" in text
+    assert f"<td>{here}</td>" in text and f"<td>{there}</td>" in text and "0–4" in text
     assert ("opposite things of claim 6" in text) == (agree == "disagree")
     assert ("Every verdict is that of the reference" in text) == (agree == "agree")
 
@@ -87,3 +87,26 @@ def test_published_beside_the_run_and_not_beside_itself(tmp_path, monkeypatch):
     assert "opposite things of claim 6" in section and "−2.2 pt (−2.8 to −1.8)" in section
     again, results = run(tmp_path, there, monkeypatch)  # the reference run itself, found done
     assert results["reference"] == [] and "opposite things" not in again
+
+
+def test_seeds_stand_in_the_heading_if_they_are_those_of_every_claim():
+    rows = [
+        {
+            "claim": c,
+            "here": row(c, "reproduced", seeds=range(5)),
+            "reference": row(c, "reproduced", seeds=more),
+        }
+        | {"agree": "agree"}
+        for c, more in ((6, range(5, 8)), (7, range(5, 9)))
+    ]
+    found = reference.frame(rows, there="others")
+    assert list(found) == [
+        "claim",
+        "here, seeds 0–4",
+        "effect here",
+        "others",
+        "effect others",
+        "seeds others",
+        "",
+    ]
+    assert found["seeds others"].tolist() == ["5–7", "5–8"]

@@ -26,6 +26,7 @@ from clipvip_lib.study.pipeline import check_notebooks
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.real_profile import planned, uncounted
 from clipvip_lib.study.stages import Stage, closure
+from clipvip_lib.study.tables import in_a_row
 from clipvip_lib.study.workers import check_workers
 
 WIDTH = 120
@@ -291,13 +292,10 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
 
 def _ranges(numbers: Iterable[str]) -> str:
     """ "00 01 04-06" for 00, 01, 04, 05 and 06: three in a row or more by their ends."""
-    runs: list[list[str]] = []
-    for number in sorted(numbers):
-        if runs and int(number) == int(runs[-1][-1]) + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return " ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else " ".join(run) for run in runs)
+    parts = []
+    for run in in_a_row(int(number) for number in numbers):
+        parts += [f"{run[0]:02d}-{run[-1]:02d}"] if len(run) > 2 else [f"{number:02d}" for number in run]
+    return " ".join(parts)
 
 
 def _short(path: str, most: int = 40) -> str:

@@ -71,11 +71,23 @@ def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -
         name: [verdict.row() for verdict in verdicts if verdict.effect is not None]
         for name, verdicts in judged.items()
     }
-    files.write_json(folder / OTHER_SEEDS, {"from": provenance(name, seeds_given)} | rows)
+    looks = {"looks": _looks(folder, len(all_seeds))}
+    files.write_json(folder / OTHER_SEEDS, {"from": provenance(name, seeds_given)} | looks | rows)
     show_other_seeds(folder)
     for verdict in [*judged["claims"], *(v for v in judged["together"] if v.effect is not None)]:
         print(f"seeds {', '.join(map(str, verdict.seeds))}: {verdict}")
     return 0
+
+
+def _looks(folder: Path, seeds: int) -> list[int]:
+    """The numbers of seeds together after which verdicts were seen, this time included: whoever stops when he likes
+    what he sees must say how often he looked. A reference under a new recipe begins without the file."""
+    path, stored = folder / OTHER_SEEDS, folder / evidence_file.NAME
+    if path.is_file():
+        before = files.read_json(path)["looks"]
+    else:
+        before = [len(evidence_file.read(stored).seeds)] if stored.is_file() else []
+    return sorted({*before, *([seeds] if seeds else [])})
 
 
 if __name__ == "__main__":

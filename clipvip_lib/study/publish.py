@@ -42,7 +42,8 @@ def publish(
         results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
         claims = results["numbers"].get("claims", [])
         results["reference"] = reference_run.beside(claims, results["profile"], compared)
-        sections[name] = reference_run.section(results["reference"], there)
+        looks = (compared or {}).get("looks", ())
+        sections[name] = reference_run.section(results["reference"], there, looks)
         if len(claims) == len(CLAIMS):
             _write(out / "results" / "claims.json", json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
         _write(out / "results" / f"{name}.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
@@ -76,10 +77,14 @@ def show_other_seeds(folder: Path) -> None:
     for path in sorted((folder / "results").glob("[0-9]*.json")):
         results, page = files.read_json(path), folder / f"{path.stem}.html"
         rows = reference_run.beside(results["numbers"].get("claims", []), results["profile"], compared)
-        if page.is_file() and rows != results["reference"]:
+        if not page.is_file():
+            continue
+        if rows != results["reference"]:
             _write(path, json.dumps(results | {"reference": rows}, indent=2, ensure_ascii=False) + "\n")
-            shown = reference_run.section(rows, reference_run.OTHERS)
-            _write(page, html_pages.with_reference(page.read_text(encoding="utf-8"), shown))
+        shown = reference_run.section(rows, reference_run.OTHERS, compared["looks"])
+        before = page.read_text(encoding="utf-8")
+        if (after := html_pages.with_reference(before, shown)) != before:
+            _write(page, after)
 
 
 def run_record(outcomes: dict[str, Outcome], home: Path, parameters: dict, seconds: float) -> dict:

@@ -7,10 +7,12 @@ stands beside what other seeds say of some of its claims, which ``more_seeds.py`
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipvip_lib import files
+from clipvip_lib.claims import VERDICTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,13 +33,13 @@ def read(folder: Path = FOLDER) -> dict | None:
 
 
 def other_seeds(folder: Path = FOLDER) -> dict | None:
-    """The verdicts of other seeds, in the form of ``read``, and of these and the reference's "together"; None if
-    ``make more-seeds`` has not run."""
+    """The verdicts of other seeds, in the form of ``read``, and of these and the reference's "together", with the
+    numbers of seeds after which somebody looked; None if ``make more-seeds`` has not run."""
     if not (folder / OTHER_SEEDS).is_file():
         return None
     found = files.read_json(folder / OTHER_SEEDS)
     by_claim = {name: {row["id"]: row for row in found[name]} for name in ("claims", "together")}
-    return {"profile": found["from"]["profile"]} | by_claim
+    return {"profile": found["from"]["profile"], "looks": found["looks"]} | by_claim
 
 
 def beside(claims: list[dict], profile: str, reference: dict | None) -> list[dict]:
@@ -76,34 +78,45 @@ def _agree(here: dict, there: dict) -> str:
 
 
 def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.DataFrame:
-    """``compared`` as a table: both verdicts, effects with their intervals, seeds, whether they agree."""
+    """``compared`` as a table: verdicts, effects with their intervals, seeds, whether the first two agree.
+
+    Seeds that are the same for every claim stand in the heading.
+    """
     import pandas as pd
 
     from clipvip_lib.study.evidence import effect_text
+    from clipvip_lib.study.tables import seeds_text
 
+    sides = {here: "here", there: "reference"} | {"together": "together"}
+    sides = {name: side for name, side in sides.items() if any(side in row for row in rows)}
+    seeds = {
+        name: {seeds_text(row[side]["seeds"]) for row in rows if side in row} for name, side in sides.items()
+    }
     shown = []
     for row in rows:
         cells = {"claim": row["claim"]}
-        columns = [(here, row["here"]), (there, row["reference"])]
-        columns += [("together", row["together"])] if "together" in row else []
-        for name, which in columns:
-            effect, interval = effect_text(which)
-            cells[name] = which["verdict"]
-            cells[f"effect {name}"] = f"{effect} ({interval})"
-            cells[f"seeds {name}"] = ", ".join(map(str, which["seeds"]))
+        for name, side in sides.items():
+            which = row.get(side)
+            effect, interval = effect_text(which) if which else ("", "")
+            of = " " if name.endswith("seeds") else ", seeds "
+            alike = of + min(seeds[name]) if len(seeds[name]) == 1 else ""
+            cells[name + alike] = which["verdict"] if which else None
+            cells[f"effect {name}"] = f"{effect} ({interval})" if which else None
+            if not alike:
+                cells[f"seeds {name}"] = seeds_text(which["seeds"]) if which else None
         shown.append(cells | {"": row["agree"]})
     return pd.DataFrame(shown)
 
 
-def section(rows: list[dict], there: str = THE_REFERENCE) -> str:
-    """The section of a page; nothing without rows. there: what this run stands beside."""
+def section(rows: list[dict], there: str = THE_REFERENCE, looks: Sequence[int] = ()) -> str:
+    """The section of a page; nothing without rows. there: what this run stands beside. looks: as `other_seeds`."""
     if not rows:
         return ""
     from clipvip_lib.study.tables import table_html
 
     column = "reference" if there == THE_REFERENCE else there
     table = table_html(frame(rows, there=column), f"Verdicts of this run and of {there}")
-    words = html.escape(in_words(rows, there=there))
+    words = html.escape(" ".join([in_words(rows, there=there), *together_in_words(rows, looks)]))
     return (
         f'<section class="text"><h2>Beside {there}</h2><p>{words}</p></section>'
         f'<section class="code"><div class="output">{table}</div></section>'
@@ -125,3 +138,22 @@ def in_words(rows: list[dict], here: str = "This run", there: str = THE_REFERENC
             f"for the number of seeds; no verdict is the opposite of that of {there}."
         )
     return f"Every verdict is that of {there}."
+
+
+def together_in_words(rows: list[dict], looks: Sequence[int]) -> list[str]:
+    """What all seeds together say, and how often somebody looked: each look is a chance to be wrong."""
+    verdicts: dict[str, list[str]] = {}
+    for row in (row["together"] for row in rows if "together" in row):
+        verdicts.setdefault(row["verdict"], []).append(str(row["id"]))
+    if not verdicts:
+        return []
+    said = "; ".join(
+        f"{verdict} {', '.join(verdicts[verdict])}" for verdict in VERDICTS if verdict in verdicts
+    )
+    sentences = [f"All seeds together: {said}."]
+    if len(looks) > 1:
+        *earlier, last = map(str, looks)
+        sentences.append(
+            f"They were looked at after {', '.join(earlier)} and {last} seeds; no interval is corrected for that."
+        )
+    return sentences

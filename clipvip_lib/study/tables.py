@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 import numbers
+from collections.abc import Iterable
 
 import pandas as pd
 
@@ -34,6 +35,24 @@ def cell_text(value: object, digits: int) -> str:
         text = f"{value:,.{digits}f}"
         return text.replace("-", "−", 1)
     return str(value)
+
+
+def seeds_text(seeds: Iterable[int]) -> str:
+    """Seeds for people: "0–4, 7, 9"; three in a row or more by their ends."""
+    return ", ".join(
+        f"{run[0]}{DASH}{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in in_a_row(seeds)
+    )
+
+
+def in_a_row(numbers: Iterable[int]) -> list[list[int]]:
+    """Whole numbers in ascending order, cut where one is missing."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return runs
 
 
 def _is_float(value: object) -> bool:
