@@ -21,6 +21,12 @@ def rewrite_json(path, change):
     path.write_text(json.dumps(change(content) or content))
 
 
+def rewrite_pickle(path, change):
+    content = pickle.loads(path.read_bytes())
+    change(content)
+    path.write_bytes(pickle.dumps(content, protocol=2))
+
+
 def rewrite_lines(path, change):
     listed = [json.loads(line) for line in path.read_text().splitlines()]
     change(listed)
@@ -171,6 +177,11 @@ VARIANTS = {
         lambda r: rewrite_text(r / "val_list.txt", lambda t: t.split("\n", 1)[1]),
         {"no-video", "unlisted-video"},
     ),
+    "sentence without a video, list of ids": (
+        "activitynet",
+        lambda r: rewrite_json(r / "train_ids.json", lambda ids: ids[1:]),
+        {"no-video", "unlisted-video"},
+    ),
     "train and test overlap": (
         "msrvtt",
         lambda r: rewrite_text(r / "MSRVTT_JSFUSION_test.csv", lambda t: t + "ret8,msr0,video0,a ball\n"),
@@ -262,6 +273,11 @@ VARIANTS = {
         lambda r: (r / "test_data.json").unlink(),
         {"no-annotation", "unlisted-video"},
     ),
+    "annotation file lost, jsonl": (
+        "jsonl",
+        lambda r: (r / "val.jsonl").unlink(),
+        {"no-annotation", "unlisted-video"},
+    ),
     "two files of a split": (
         "jsonl",
         lambda r: (
@@ -289,6 +305,21 @@ VARIANTS = {
         "msvd",
         lambda r: (r / "raw-captions.pkl").write_bytes(pickle.dumps({"a": Evil()})),
         {"unsafe-pickle", "unlisted-video"},
+    ),
+    "null caption, pickle": (
+        "msvd",
+        lambda r: rewrite_pickle(r / "raw-captions.pkl", lambda d: next(iter(d.values())).append(None)),
+        {"wrong-structure"},
+    ),
+    "number among captions": (
+        "vatex",
+        lambda r: rewrite_json(r / "vatex_training_v1.0.json", lambda e: e[0]["enCap"].append(7)),
+        {"wrong-structure"},
+    ),
+    "a list in place of an object": (
+        "activitynet",
+        lambda r: rewrite_json(r / "val_1.json", lambda d: list(d.values())),
+        {"wrong-structure", "unlisted-video"},
     ),
     "a column is missing": (
         "lsmdc",

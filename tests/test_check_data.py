@@ -12,7 +12,7 @@ from damaged_sets import VARIANTS
 
 from clipvip_lib.cli import Parser
 from clipvip_lib.commands import check_data
-from clipvip_lib.data import benchmarks, corpora, formats
+from clipvip_lib.data import benchmarks, corpora, formats, frame_folders
 from clipvip_lib.data.check import CODES, ERRORS, check_set
 from clipvip_lib.data.check_videos import agree
 from clipvip_lib.errors import ClipVipError
@@ -97,6 +97,14 @@ def test_wrong_frames_are_seen(tmp_path):
     noise = np.random.default_rng(0).integers(-1, 2, shown.shape)
     assert agree(shown, np.clip(shown + noise, 0, 255).astype(np.uint8))
     assert not agree(shown, shown[:6])
+
+
+def test_a_file_of_which_decord_returns_other_frames_is_named(written, monkeypatch):
+    """The reader leaves no such file to decord, so its frames are put out of order here."""
+    read = frame_folders.read_frames
+    monkeypatch.setattr(frame_folders, "read_frames", lambda path, indices: read(path, indices)[::-1])
+    report = check_set("msrvtt", written / "msrvtt", sample=2)
+    assert {finding.code: len(finding.sentences) for finding in report.findings} == {"wrong-frames": 2}
 
 
 # ------------------------------------------------------------------------------------------------------- the command
