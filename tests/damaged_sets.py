@@ -311,6 +311,11 @@ VARIANTS = {
         lambda r: rewrite_pickle(r / "raw-captions.pkl", lambda d: next(iter(d.values())).append(None)),
         {"wrong-structure"},
     ),
+    "a caption in place of a list, pickle": (
+        "msvd",
+        lambda r: rewrite_pickle(r / "raw-captions.pkl", lambda d: d.update({next(iter(d)): "a ball falls"})),
+        {"wrong-structure", "no-sentence"},
+    ),
     "number among captions": (
         "vatex",
         lambda r: rewrite_json(r / "vatex_training_v1.0.json", lambda e: e[0]["enCap"].append(7)),

@@ -74,7 +74,14 @@ def read(root: Path, split: str, tell: Tell) -> list[Record]:
             tell("no-video", f"{path}: {video} is described and in no list; mend its name")
     records = []
     for video in chosen:
-        sentences = tuple(_sentence(each, path, video, tell) for each in captions.get(video, ()))
+        said = captions.get(video, [])
+        if not isinstance(said, list | tuple | set):  # each letter of a text would be a sentence
+            tell(
+                "wrong-structure",
+                f"{path} entry {video}: expected a list of sentences, got {str(said)[:80]}; put them into a list",
+            )
+            said = []
+        sentences = tuple(_sentence(each, path, video, tell) for each in said)
         found = TIMES.match(video)
         seconds = reading.number(int(found["end"]) - int(found["start"])) if found else None
         sentences = tuple(s for s in sentences if s is not None)
