@@ -1,6 +1,7 @@
 """Every fault is named by its code word, and by no other; whole sets of every kind have none."""
 
 import argparse
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import videos
-from damaged_sets import VARIANTS
+from damaged_sets import VARIANTS, copy_over
 
 from clipvip_lib.cli import Parser
 from clipvip_lib.commands import check_data
@@ -105,6 +106,24 @@ def test_a_file_of_which_decord_returns_other_frames_is_named(written, monkeypat
     monkeypatch.setattr(frame_folders, "read_frames", lambda path, indices: read(path, indices)[::-1])
     report = check_set("msrvtt", written / "msrvtt", sample=2)
     assert {finding.code: len(finding.sentences) for finding in report.findings} == {"wrong-frames": 2}
+
+
+def test_a_file_that_cannot_be_opened_is_named(written, tmp_path, monkeypatch):
+    """Root may open every file, so the disk is at fault here. It has the size of another, with which it is compared."""
+    shutil.copytree(written / "msrvtt", tmp_path / "set")
+    copy_over(tmp_path / "set", 16, 17)
+    whole = Path.open
+
+    def failing(path, *given, **options):
+        if path.name == "video17.mp4":
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(path, *given, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    report = check_set("msrvtt", tmp_path / "set", sample=0)
+    assert codes(report) == {"unreadable-video"}
+    (sentence,) = report.findings[0].sentences
+    assert "video17.mp4: expected a video file, got Input/output error" in sentence
 
 
 # ------------------------------------------------------------------------------------------------------- the command

@@ -7,6 +7,7 @@ does not depend on names, so that a part stands for the whole.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable, Sequence
@@ -145,7 +146,8 @@ def _check_doubles(found: Found, sizes: dict[Path, int], tell: Tell) -> None:
     for group in by_size.values():
         if len(group) > 1:
             for path in group:
-                by_content.setdefault(_digest(path), []).append(path)
+                with contextlib.suppress(OSError):  # told where files are opened
+                    by_content.setdefault(_digest(path), []).append(path)
     for first, *others in by_content.values():
         for other in others:
             if splits[first] == splits[other]:
