@@ -17,9 +17,10 @@ from clipvip_lib.data import corpora
 from clipvip_lib.data.frames import FrameStore
 from clipvip_lib.distributed import run as training_run
 from clipvip_lib.distributed.batches import StoreBatches
+from clipvip_lib.distributed.evaluation import encode_pairs
 from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.distributed.recipes import get_recipe
-from clipvip_lib.distributed.run_folder import read_metrics
+from clipvip_lib.distributed.run_folder import RunFolder, read_metrics
 from clipvip_lib.distributed.stores import read_stores
 from clipvip_lib.models.checkpoints import load_checkpoint
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
@@ -209,6 +210,50 @@ def test_finetuning_chooses_on_validation_and_scores_test_once(made, tmp_path, c
     assert np.allclose(np.linalg.norm(video, axis=1), 1, atol=1e-5)
     assert cli.main([*given, "--loss", "V-S,C"]) == 2
     assert "expected the loss V-S" in capsys.readouterr().err
+
+
+def test_a_finetuning_that_was_stopped_keeps_its_evaluations(made, tmp_path, monkeypatch):
+    folder, _ = made
+    corpora.write_benchmark(tmp_path / "set", "msrvtt", 0, {"train": 8, "val": 4, "test": 4}, lambda *_: None)
+    given = ["train", "--stage", "finetune", "--benchmark", "msrvtt", "--data", str(tmp_path / "set")]
+    given += ["--weights", str(folder / "model"), "--frames-store", str(tmp_path / "store"), *settings()]
+    # The first score is made the best: a run that forgot it would end with other weights.
+    evaluated = RunFolder.evaluated
+    monkeypatch.setattr(
+        RunFolder, "evaluated", lambda self, step, score, net: evaluated(self, step, score - 1000 * step, net)
+    )
+    assert cli.main([*given, "--out", str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert cli.main([*given, "--out", str(tmp_path / "a")]) == 128 + signal.SIGTERM
+    assert cli.main([*given, "--out", str(tmp_path / "a")]) == 0
+    whole, resumed = (
+        json.loads((tmp_path / out / "result.json").read_text())["result"] for out in ("whole", "a")
+    )
+    assert [row["step"] for row in whole["evaluations"]] == [2, 4, 6]
+    assert whole["best_step"] == 2
+    for name in ("evaluations", "best_step", "test"):
+        assert resumed[name] == whole[name]
+    assert weights(tmp_path / "a") == weights(tmp_path / "whole")
+
+
+def test_every_text_belongs_to_its_clip(made, tmp_path):
+    folder, _ = made
+    model, _ = load_checkpoint(folder / "model")
+    tokenizer = ClipTokenizer.load(folder / "model/clip_tokenizer.json")
+    texts = training.Tokens.of(["a ball falls", "it is red", "two blue boxes"], tokenizer)
+    frames = np.random.default_rng(0).integers(0, 256, (2, 6, 24, 24, 3), np.uint8)
+    np.save(tmp_path / "frames.npy", frames)
+
+    def encoded(rows):
+        pairs = training.Pairs(FrameStore([tmp_path / "frames.npy"]), texts, rows)
+        return encode_pairs(model, pairs, 3, Ranks(), bfloat16=False)
+
+    text, video, owner = encoded([[0, 1], [2]])
+    assert (len(text), len(video), owner.tolist()) == (3, 2, [0, 0, 1])
+    other, _, owner = encoded([[2], [0, 1]])
+    assert owner.tolist() == [0, 1, 1]
+    np.testing.assert_allclose(other, text[[2, 0, 1]], atol=1e-5)
 
 
 def test_a_missing_test_clip_is_refused_or_allowed_and_the_score_says_so(made, tmp_path, capsys):
