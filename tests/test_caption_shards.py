@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -21,7 +22,7 @@ from clipvip_lib.captioners import describe
 from clipvip_lib.captioning import Captioner, caption_shard, captions_path, read_captions
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_bytes
-from clipvip_lib.shard_locks import Task, hold
+from clipvip_lib.shard_locks import Task, deal, hold
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
@@ -232,6 +233,16 @@ def test_captions_are_the_last_that_is_written_of_a_shard(captioner, shards, tmp
     assert order == ["00000.skipped.jsonl", "00000.captions.jsonl"]
 
 
+def test_a_rank_begins_with_its_own_shards(captioner, written, tmp_path, monkeypatch):
+    order = []
+    monkeypatch.setattr(
+        "clipvip_lib.caption_shards.write_bytes",
+        lambda path, content: order.append(path.name[:5]) or write_bytes(path, content),
+    )
+    caption_shards(written, tmp_path, captioner, rank=1, ranks=2)
+    assert order == ["00001", "00002", "00000"]
+
+
 # -------------------------------------------------------------------------------------------- bad arguments
 
 
@@ -280,7 +291,9 @@ time.sleep(600)
 """
 
 
-def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(captioner, written, tmp_path):
+def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
+    captioner, written, tmp_path, monkeypatch
+):
     out = tmp_path / "00001.captions.jsonl"
     other = python(HOLD, written[1], out)
     try:
@@ -293,16 +306,35 @@ def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
             if text.startswith("waiting"):
                 waited.set()
 
+        died = threading.Event()
+
+        def deal_with_few_looks(tasks, rank, ranks, pause, waiting):
+            """A dead process's shard is to be had at the first look: who misses it in many would wait for ever."""
+            looks = itertools.count()
+
+            def few() -> bool:
+                return pause() and (not died.is_set() or next(looks) < 20)
+
+            return deal(tasks, rank, ranks, few, waiting)
+
+        monkeypatch.setattr("clipvip_lib.caption_shards.deal", deal_with_few_looks)
         done: list = []
-        work = threading.Thread(
-            target=lambda: done.append(caption_shards(written, tmp_path, captioner, say=say, poll=0.05))
-        )
+
+        def caption() -> None:
+            try:
+                done.append(caption_shards(written, tmp_path, captioner, say=say, poll=0.05))
+            finally:
+                waited.set()  # who ends without waiting is not waited for
+
+        work = threading.Thread(target=caption, daemon=True)
         work.start()
         assert waited.wait(200)
         work.join(0.5)
         assert work.is_alive() and not out.exists()
         assert f"process {other.pid} of" in said[-1]
         other.kill()
+        other.wait()
+        died.set()
         work.join(200)
     finally:
         other.kill()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.shard_locks import Task, deal, hold
+from clipvip_lib.shard_locks import Task, deal, hold, whole_folder
 
 
 def tasks(folder: Path, count: int) -> list[Task]:
@@ -42,6 +42,34 @@ def test_what_is_held_or_done_cannot_be_taken(tmp_path):
     again.release()
     again.release()
     assert hold(task) is None
+
+
+def test_a_rank_waits_for_what_another_holds_and_takes_it_up_when_that_dies(tmp_path):
+    mine, others = tasks(tmp_path, 2)
+    other, told, looks, taken = hold(others), [], [], []
+
+    def pause() -> bool:
+        looks.append(len(taken))
+        if len(looks) == 3:
+            other.release()  # as the kernel does for a dead process; its task is not done
+        return len(looks) < 9
+
+    for held in deal([mine, others], 0, 1, pause, told.append):
+        taken.append((held.task, len(looks)))
+        held.task.out.write_text("")
+        held.release()
+    assert taken == [(mine, 0), (others, 3)]
+    assert looks == [1, 1, 1] and told == [[others]]
+
+
+def test_nobody_else_holds_a_folder_that_is_held(tmp_path):
+    def lock() -> None:
+        with (tmp_path / ".locks/folder.lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with whole_folder(tmp_path), pytest.raises(BlockingIOError):
+        lock()
+    lock()
 
 
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
