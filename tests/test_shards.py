@@ -52,6 +52,7 @@ def test_a_tar_cut_in_the_middle_is_named(tmp_path, keep):
         ({"mp4": None}, "sample clip-2 .* has no mp4"),
         ({"mp4": b""}, "sample clip-2 .* has no mp4"),
         ({"json": "{"}, "clip-2.json .* is not JSON"),
+        ({"json": "[" * 100_000}, "clip-2.json .* is not JSON that people write"),
         ({"txt": b"\xff\xfe"}, "clip-2.txt .* is not UTF-8"),
     ),
 )

@@ -108,8 +108,8 @@ def _sample(path: Path, raw: dict) -> Sample:
         )
     try:
         about = json.loads(raw.get("json", b"{}"))
-    except ValueError as error:  # no JSON, or no text at all
+    except (ValueError, RecursionError) as error:  # no JSON, no text at all, or too deep
         raise ClipVipError(
-            f"{key}.json of shard {path} is not JSON ({error}); write the shard again"
+            f"{key}.json of shard {path} is not JSON that people write ({error}); write the shard again"
         ) from error
     return Sample(key, media, text, about)
