@@ -1,9 +1,11 @@
 """The evidence in git is what the reference's verdicts were judged on, and a file is whole or refused."""
 
+import re
+
 import numpy as np
 import pytest
 
-from clipvip_lib import claims
+from clipvip_lib import claims, files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
 from clipvip_lib.profiles import get_profile
@@ -83,3 +85,10 @@ def test_a_damaged_file_is_one_sentence(tmp_path):
             (tmp_path / name).write_bytes(content)
         with pytest.raises(ClipVipError, match="expected a file of `make evidence`"):
             evidence_file.read(tmp_path / name)
+
+
+def test_what_the_pages_readme_says_can_be_run(capsys):
+    readme = (files.CHECKOUT / "reports" / "README.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
+    exec(block, {})
+    assert capsys.readouterr().out.count("claim ") >= len(claims.CLAIMS)

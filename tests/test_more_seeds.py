@@ -80,7 +80,10 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
     shown = reference.section([row], reference.OTHERS, [2, 4])
     assert page == f"before<!--reference-->{shown}<!--/reference-->after" and "Beside other seeds" in page
     assert "0, 1, 5, 6" in page
-    assert "All seeds together: reproduced 6. They were looked at after 2 and 4 seeds; no interval" in page
+    assert (
+        "All seeds together: reproduced 6. They were looked at after 2 and 4 seeds, and seeds were added"
+        in page
+    )
     assert (tmp_path / "07_cost.html").read_text() == "before<!--reference--><!--/reference-->after"
 
 

@@ -1,5 +1,6 @@
 """The reference run that is committed: five seeds, ten claims, pages whose numbers are the results'."""
 
+import html
 import json
 import re
 from pathlib import Path
@@ -42,9 +43,17 @@ def test_pages_are_small_and_say_what_results_hold(name):
     assert path.stat().st_size < 3 * 2**20
     page, results = path.read_text(encoding="utf-8"), read(FOLDER, name)
     require_same_numbers(with_reference(page, ""), results)
+    said = [results["headline"], *(text for f in results["figures"] for text in (f["title"], f["caption"]))]
+    shown = html.unescape(re.sub(r"<[^>]+>", "", page))
+    assert [text for text in said if text not in shown] == []
     others = other_seeds()  # the one table that is written when pages are published
     beside = section(results["reference"], OTHERS, others["looks"] if others else ())
     assert with_reference(page, beside) == page
+
+
+def test_the_index_has_the_headlines_of_the_pages():
+    index = html.unescape((FOLDER / "index.html").read_text(encoding="utf-8"))
+    assert [name for name in NOTEBOOKS if read(FOLDER, name)["headline"] not in index] == []
 
 
 def test_every_page_has_the_verdicts_of_claims_json():

@@ -326,7 +326,7 @@ def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
             "effect": c.effect,
             "low": c.low,
             "high": c.high,
-            "p (Holm)": c.holm,
+            "p (Holm)": f"{c.holm:.3f}" if c.holm >= 0.001 else "< 0.001",
             "alone": c.verdict,
         }
         for v in found
@@ -360,7 +360,10 @@ def basis(profile: Profile, seeds: Sequence[int]) -> str:
             "models would do on other queries, not what another seed would train. Verdicts are provisional."
         )
     else:
-        text = f"{len(seeds)} seeds ({listed}), {queries} test queries a benchmark: intervals cover both."
+        text = (
+            f"{len(seeds)} seeds ({listed}), {queries} test queries a benchmark: intervals cover both, in one world "
+            "that is drawn once."
+        )
     if profile.name == "smoke":
         text += " The smoke profile trains for seconds, to test the machinery: its numbers mean nothing."
     return text

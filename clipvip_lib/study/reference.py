@@ -134,8 +134,8 @@ def in_words(rows: list[dict], here: str = "This run", there: str = THE_REFERENC
         )
     if undecided:
         return (
-            f"Of claim {', '.join(undecided)} one of the two is undecided and the other is not, most often "
-            f"for the number of seeds; no verdict is the opposite of that of {there}."
+            f"Of claim {', '.join(undecided)} one of the two is undecided and the other is not; no verdict is the "
+            f"opposite of that of {there}."
         )
     return f"Every verdict is that of {there}."
 
@@ -154,6 +154,7 @@ def together_in_words(rows: list[dict], looks: Sequence[int]) -> list[str]:
     if len(looks) > 1:
         *earlier, last = map(str, looks)
         sentences.append(
-            f"They were looked at after {', '.join(earlier)} and {last} seeds; no interval is corrected for that."
+            f"They were looked at after {', '.join(earlier)} and {last} seeds, and seeds were added because claims "
+            "were open. No interval is corrected for that: one that ends near zero is weaker than it looks."
         )
     return sentences
