@@ -91,7 +91,7 @@ more-seeds: setup ## train the arms of some claims with other seeds (SEEDS=5,6 C
 	@$(PY) -m clipvip_lib.study.more_seeds $(PROFILE) $(SEEDS) $(CLAIMS)
 
 evidence: setup ## write what every query gave in a run that is done (SEEDS=0,1,2): reports/reference/evidence.npz
-	@$(PY) -m clipvip_lib.study.evidence_file $(PROFILE) $(SEEDS)
+	@$(PY) -m clipvip_lib.study.evidence_file $(PROFILE) $(SEEDS) $(FILE)
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)

@@ -10,20 +10,38 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.study import evidence, evidence_file
-from clipvip_lib.study.reference import CLAIMS, FOLDER
+from clipvip_lib.study.reference import CLAIMS, FOLDER, OTHER_SEEDS
 
 SMOKE, SEEDS = get_profile("smoke"), [3, 4]
 
 
-def test_the_verdicts_of_the_reference_follow_from_its_file():
-    seeds, _, found, _ = evidence_file.read()
-    rows = read_json(FOLDER / CLAIMS)
+def require_verdicts(rows, found, seeds):
     for row, verdict in zip(rows, claims.verdicts(found, seeds), strict=True):
         again = verdict.row()
         numbers = [again.pop(name) for name in ("effect", "low", "high")]
         # hits are kept in half precision: a third of a hit, three videos level, is off by 1e-4
         assert numbers == pytest.approx([row.pop(name) for name in ("effect", "low", "high")], abs=2e-3)
         assert again == row
+
+
+def test_the_verdicts_of_the_reference_follow_from_its_file():
+    seeds, _, found, _ = evidence_file.read()
+    require_verdicts(read_json(FOLDER / CLAIMS), found, seeds)
+
+
+def test_the_verdicts_of_other_seeds_and_of_all_follow_from_both_files():
+    judged, more = read_json(FOLDER / OTHER_SEEDS), evidence_file.read(FOLDER / evidence_file.OF_OTHER_SEEDS)
+    require_verdicts(judged["claims"], more.found, more.seeds)
+    path = FOLDER / evidence_file.NAME
+    assert more.profile == evidence_file.read(path).profile
+    seeds, both = evidence_file.joined(Named(more.profile), more.seeds, more.found, more.gaps, path)
+    require_verdicts(judged["together"], both, seeds)
+
+
+class Named(str):
+    """A profile that is known by its words only."""
+
+    __repr__ = str.__str__
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 Trained stages stay in the cache of the machine that ran them; this file is kept in git beside the reference run, so
 that anybody can judge its claims again, by this project's rule or by another, and join further seeds to it.
-``make evidence SEEDS=0,1,2,3,4`` writes ``reports/reference/evidence.npz``.
+``make evidence SEEDS=0,1,2,3,4`` writes ``reports/reference/evidence.npz``; that of the other seeds in
+``more-seeds.json`` stands beside it in ``more-evidence.npz`` (``FILE=more-evidence.npz``).
 
 In it: ``seeds`` [S]; ``profile``, its sizes in words; ``hits/ARM/BENCHMARK/SCORING``, float16 [S, Q], expected hits at
 1 (ties share); and for each contrast in NMI ``nmi/NAME/values`` [S], ``nmi/NAME/draws`` [S, R] and ``nmi/NAME/texts``,
@@ -25,7 +26,7 @@ from clipvip_lib.profiles import Profile, get_profile
 from clipvip_lib.study import evidence
 from clipvip_lib.study.reference import FOLDER
 
-NAME = "evidence.npz"
+NAME, OF_OTHER_SEEDS = "evidence.npz", "more-evidence.npz"
 
 
 def write(profile: Profile, seeds: Sequence[int], path: Path, home: Path | None = None) -> int:
@@ -120,12 +121,12 @@ def joined(
     return [*stored.seeds, *seeds], both
 
 
-def main(name: str, seeds: str) -> int:
-    """Write the file of the reference run. Returns the exit code."""
+def main(name: str, seeds: str, file: str = NAME) -> int:
+    """Write the file of the reference run, or of other seeds. Returns the exit code."""
     from clipvip_lib.study.more_seeds import listed
 
-    columns = write(get_profile(name), listed(seeds), FOLDER / NAME)
-    print(f"{FOLDER / NAME}: {columns} columns, {(FOLDER / NAME).stat().st_size / 1024:.0f} KiB")
+    columns = write(get_profile(name), listed(seeds), FOLDER / file)
+    print(f"{FOLDER / file}: {columns} columns, {(FOLDER / file).stat().st_size / 1024:.0f} KiB")
     return 0
 
 
