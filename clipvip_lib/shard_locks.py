@@ -128,6 +128,10 @@ def deal(
                 told = True
             if not pause():
                 return
+    for task in tasks:  # a process may have died when its task was done and its lock not yet gone
+        if task.out.exists():
+            with contextlib.suppress(OSError):
+                task.lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

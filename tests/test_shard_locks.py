@@ -62,6 +62,16 @@ def test_a_rank_waits_for_what_another_holds_and_takes_it_up_when_that_dies(tmp_
     assert looks == [1, 1, 1] and told == [[others]]
 
 
+def test_a_process_that_dies_between_its_task_and_its_lock_leaves_nothing(tmp_path):
+    mine, others = tasks(tmp_path, 2)
+    hold(others)  # never released
+    others.out.write_text("")
+    for held in deal([mine, others], 0, 1, lambda: True, lambda left: None):
+        held.task.out.write_text("")
+        held.release()
+    assert list((tmp_path / ".locks").iterdir()) == []
+
+
 def test_nobody_else_holds_a_folder_that_is_held(tmp_path):
     def lock() -> None:
         with (tmp_path / ".locks/folder.lock").open() as file:
