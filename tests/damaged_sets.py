@@ -273,6 +273,21 @@ VARIANTS = {
         lambda r: (r / "test_data.json").unlink(),
         {"no-annotation", "unlisted-video"},
     ),
+    "all annotation files lost": (
+        "vatex-1500",
+        lambda r: [path.unlink() for path in r.glob("vatex_*.json")],
+        {"no-annotation", "unlisted-video"},
+    ),
+    "a folder in place of an annotation file": (
+        "didemo",
+        lambda r: ((r / "val_data.json").unlink(), (r / "val_data.json").mkdir()),
+        {"no-annotation", "unlisted-video"},
+    ),
+    "an annotation file that links to itself": (
+        "didemo",
+        lambda r: ((r / "val_data.json").unlink(), (r / "val_data.json").symlink_to("val_data.json")),
+        {"not-parsed", "unlisted-video"},
+    ),
     "annotation file lost, jsonl": (
         "jsonl",
         lambda r: (r / "val.jsonl").unlink(),
@@ -289,6 +304,11 @@ VARIANTS = {
     "JSON cut": (
         "didemo",
         lambda r: rewrite_text(r / "val_data.json", lambda t: t[:-40]),
+        {"not-parsed", "unlisted-video"},
+    ),
+    "JSON too deep": (
+        "didemo",
+        lambda r: (r / "val_data.json").write_text("[" * 100_000),
         {"not-parsed", "unlisted-video"},
     ),
     "one line is no JSON": (
