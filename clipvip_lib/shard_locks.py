@@ -128,10 +128,13 @@ def deal(
                 told = True
             if not pause():
                 return
-    for task in tasks:  # a process may have died when its task was done and its lock not yet gone
-        if task.out.exists():
+    # A process may have died when its task was done and its lock not yet gone.
+    known = {task.lock: task for task in tasks}
+    there = {lock for folder in {lock.parent for lock in known} for lock in folder.glob("*.lock")}
+    for lock in there & known.keys():
+        if known[lock].out.exists():
             with contextlib.suppress(OSError):
-                task.lock.unlink(missing_ok=True)
+                lock.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

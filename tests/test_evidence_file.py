@@ -32,16 +32,8 @@ def test_the_verdicts_of_the_reference_follow_from_its_file():
 def test_the_verdicts_of_other_seeds_and_of_all_follow_from_both_files():
     judged, more = read_json(FOLDER / OTHER_SEEDS), evidence_file.read(FOLDER / evidence_file.OF_OTHER_SEEDS)
     require_verdicts(judged["claims"], more.found, more.seeds)
-    path = FOLDER / evidence_file.NAME
-    assert more.profile == evidence_file.read(path).profile
-    seeds, both = evidence_file.joined(Named(more.profile), more.seeds, more.found, more.gaps, path)
+    seeds, both = evidence_file.joined(more)
     require_verdicts(judged["together"], both, seeds)
-
-
-class Named(str):
-    """A profile that is known by its words only."""
-
-    __repr__ = str.__str__
 
 
 @pytest.fixture
@@ -77,7 +69,11 @@ def test_further_seeds_are_joined_but_never_twice_or_of_another_study(stages_hav
     contrast, gap = claims.claim(6).contrasts[0], claims.claim(5).contrasts[0]
     rows = [{"value": 3.0, "draws": [2.0] * 9, "texts": 40}]
     further = {contrast: np.full((1, 40), 10.0), gap: evidence.pooled(rows)}, {gap: rows}
-    seeds, found = evidence_file.joined(SMOKE, [9], *further, path)
+
+    def joined(profile, seeds, path):
+        return evidence_file.joined(evidence_file.Stored(seeds, repr(profile), *further), path)
+
+    seeds, found = joined(SMOKE, [9], path)
     assert seeds == [3, 4, 9] and list(found) == [contrast, gap] and found[contrast].shape == (3, 40)
     assert (found[contrast][2] == 10).all()
     stored = evidence_file.read(path)
@@ -85,9 +81,9 @@ def test_further_seeds_are_joined_but_never_twice_or_of_another_study(stages_hav
     assert found[gap].seeds == 3 and found[gap].queries == 40
     assert found[gap].effect == pytest.approx((2 * stored.found[gap].effect + 3.0) / 3)
     with pytest.raises(ClipVipError, match=r"seeds \[4\] are in .* choose other seeds"):
-        evidence_file.joined(SMOKE, [4, 5], *further, path)
-    assert evidence_file.joined(get_profile("mini"), [9], *further, path) == ([], {})
-    assert evidence_file.joined(SMOKE, [9], *further, tmp_path / "none") == ([], {})
+        joined(SMOKE, [4, 5], path)
+    assert joined(get_profile("mini"), [9], path) == ([], {})
+    assert joined(SMOKE, [9], tmp_path / "none") == ([], {})
 
 
 def test_half_a_run_leaves_no_file(stages_have_run, tmp_path):

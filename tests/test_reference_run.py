@@ -46,6 +46,8 @@ def test_pages_are_small_and_say_what_results_hold(name):
     said = [results["headline"], *(text for f in results["figures"] for text in (f["title"], f["caption"]))]
     shown = html.unescape(re.sub(r"<[^>]+>", "", page))
     assert [text for text in said if text not in shown] == []
+    whole = html.unescape(page)
+    assert [f["alt"] for f in results["figures"] if f["alt"] not in whole] == []
     others = other_seeds()  # the one table that is written when pages are published
     beside = section(results["reference"], OTHERS, others["looks"] if others else ())
     assert with_reference(page, beside) == page

@@ -126,7 +126,7 @@ def _read(task: Task) -> dict:
 
 def _announced(raw: dict) -> str:
     """Why video2dataset wrote a sample without media, "" if it does not say."""
-    with contextlib.suppress(ValueError, RecursionError):  # no JSON, or too deep: load says so
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON, or too deep: sample_of says so
         about = json.loads(raw.get("json", b"{}"))
         if isinstance(about, dict) and str(about.get("status")).startswith("failed_to_"):
             return f"{about['status']}: {about.get('error_message')}"

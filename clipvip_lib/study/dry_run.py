@@ -10,7 +10,7 @@ import dataclasses
 import io
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -26,7 +26,7 @@ from clipvip_lib.study.pipeline import check_notebooks
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.real_profile import planned, uncounted
 from clipvip_lib.study.stages import Stage, closure
-from clipvip_lib.study.tables import in_a_row
+from clipvip_lib.study.tables import in_short
 from clipvip_lib.study.workers import check_workers
 
 WIDTH = 120
@@ -210,7 +210,7 @@ def _work_lines(rows: Sequence[paper_plan.Work]) -> list[str]:
     for row in rows:
         table.append(
             (
-                _ranges(row.notebooks),
+                in_short(map(int, row.notebooks), "{:02d}", "-", " "),
                 row.what,
                 str(row.runs),
                 f"{row.steps:,}" if row.steps else "-",
@@ -288,14 +288,6 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
         line = "  ".join(cells).rstrip()
         lines.append(line if len(line) <= WIDTH else line[: WIDTH - 1] + "…")
     return lines
-
-
-def _ranges(numbers: Iterable[str]) -> str:
-    """ "00 01 04-06" for 00, 01, 04, 05 and 06: three in a row or more by their ends."""
-    parts = []
-    for run in in_a_row(int(number) for number in numbers):
-        parts += [f"{run[0]:02d}-{run[-1]:02d}"] if len(run) > 2 else [f"{number:02d}" for number in run]
-    return " ".join(parts)
 
 
 def _short(path: str, most: int = 40) -> str:

@@ -13,7 +13,7 @@ as ``intervals.pool_draws`` takes them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,31 +94,24 @@ def read(path: Path = FOLDER / NAME) -> Stored:
     return Stored(arrays["seeds"].tolist(), str(arrays["profile"]), found, gaps)
 
 
-def joined(
-    profile: Profile,
-    seeds: Sequence[int],
-    found: Mapping[Contrast, object],
-    gaps: Mapping[Contrast, list[dict]],
-    path: Path = FOLDER / NAME,
-) -> tuple[list[int], dict[Contrast, object]]:
-    """(seeds, evidence) of a file and of further seeds together, for contrasts that both have. found, gaps: those of
-    the further seeds, as ``Stored`` has them.
+def joined(more: Stored, path: Path = FOLDER / NAME) -> tuple[list[int], dict[Contrast, object]]:
+    """(seeds, evidence) of a file and of further seeds together, for contrasts that both have.
 
     Nothing ([], {}) without a file, or if it is of another profile: other sizes are another study. Raises ClipVipError
     for a seed that the file has already, which would count twice.
     """
     stored = read(path) if path.is_file() else None
-    if stored is None or stored.profile != repr(profile):
+    if stored is None or stored.profile != more.profile:
         return [], {}
-    if twice := sorted(set(stored.seeds) & set(seeds)):
+    if twice := sorted(set(stored.seeds) & set(more.seeds)):
         raise ClipVipError(f"seeds {twice} are in {path} already: expected others; choose other seeds")
     both: dict[Contrast, object] = {
-        c: np.concatenate([stored.found[c], found[c]])
-        for c in found
+        c: np.concatenate([stored.found[c], more.found[c]])
+        for c in more.found
         if c in stored.found and c.metric != "NMI"
     }
-    both |= {c: evidence.pooled([*stored.gaps[c], *gaps[c]]) for c in gaps if c in stored.gaps}
-    return [*stored.seeds, *seeds], both
+    both |= {c: evidence.pooled([*stored.gaps[c], *more.gaps[c]]) for c in more.gaps if c in stored.gaps}
+    return [*stored.seeds, *more.seeds], both
 
 
 def main(name: str, seeds: str, file: str = NAME) -> int:

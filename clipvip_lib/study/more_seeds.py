@@ -61,8 +61,10 @@ def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -
     with only_run(files.make_folder(home)):
         raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
     found = evidence.evidence(profile, seeds_given, home)
-    gaps = evidence.gap_rows(profile, seeds_given, home)
-    all_seeds, together = evidence_file.joined(profile, seeds_given, found, gaps, folder / evidence_file.NAME)
+    more = evidence_file.Stored(
+        seeds_given, repr(profile), found, evidence.gap_rows(profile, seeds_given, home)
+    )
+    all_seeds, together = evidence_file.joined(more, folder / evidence_file.NAME)
     judged = {
         "claims": [claims.verdict(claims.claim(number), found, seeds_given) for number in chosen],
         "together": [claims.verdict(claims.claim(number), together, all_seeds) for number in chosen],
@@ -71,7 +73,7 @@ def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -
         name: [verdict.row() for verdict in verdicts if verdict.effect is not None]
         for name, verdicts in judged.items()
     }
-    looks = {"looks": _looks(folder, len(all_seeds))}
+    looks = {"looks": _looks(folder, all_seeds, seeds_given)}
     files.write_json(folder / OTHER_SEEDS, {"from": provenance(name, seeds_given)} | looks | rows)
     show_other_seeds(folder)
     for verdict in [*judged["claims"], *(v for v in judged["together"] if v.effect is not None)]:
@@ -79,15 +81,13 @@ def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -
     return 0
 
 
-def _looks(folder: Path, seeds: int) -> list[int]:
+def _looks(folder: Path, all_seeds: Sequence[int], others: Sequence[int]) -> list[int]:
     """The numbers of seeds together after which verdicts were seen, this time included: whoever stops when he likes
     what he sees must say how often he looked. A reference under a new recipe begins without the file."""
-    path, stored = folder / OTHER_SEEDS, folder / evidence_file.NAME
-    if path.is_file():
-        before = files.read_json(path)["looks"]
-    else:
-        before = [len(evidence_file.read(stored).seeds)] if stored.is_file() else []
-    return sorted({*before, *([seeds] if seeds else [])})
+    path = folder / OTHER_SEEDS
+    before = set(files.read_json(path)["looks"]) if path.is_file() else set()
+    now = {len(all_seeds) - len(others), len(all_seeds)} if all_seeds else set()
+    return sorted(before | now)
 
 
 if __name__ == "__main__":

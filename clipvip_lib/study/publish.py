@@ -35,14 +35,13 @@ def publish(
         compared, there = reference_run.other_seeds(reference), reference_run.OTHERS
     else:
         compared, there = reference_run.read(reference), reference_run.THE_REFERENCE
-    sections = {}
+    sections, looks = {}, (compared or {}).get("looks", ())
     made = {name for name, page in pages.items() if page.done(home)}
     for name in made:
         results = files.read_json(pages[name].folder(home) / "results.json")
         results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
         claims = results["numbers"].get("claims", [])
         results["reference"] = reference_run.beside(claims, results["profile"], compared)
-        looks = (compared or {}).get("looks", ())
         sections[name] = reference_run.section(results["reference"], there, looks)
         if len(claims) == len(CLAIMS):
             _write(out / "results" / "claims.json", json.dumps(claims, indent=2, ensure_ascii=False) + "\n")

@@ -85,12 +85,12 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
     import pandas as pd
 
     from clipvip_lib.study.evidence import effect_text
-    from clipvip_lib.study.tables import seeds_text
+    from clipvip_lib.study.tables import in_short
 
     sides = {here: "here", there: "reference"} | {"together": "together"}
     sides = {name: side for name, side in sides.items() if any(side in row for row in rows)}
     seeds = {
-        name: {seeds_text(row[side]["seeds"]) for row in rows if side in row} for name, side in sides.items()
+        name: {in_short(row[side]["seeds"]) for row in rows if side in row} for name, side in sides.items()
     }
     shown = []
     for row in rows:
@@ -103,7 +103,7 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
             cells[name + alike] = which["verdict"] if which else None
             cells[f"effect {name}"] = f"{effect} ({interval})" if which else None
             if not alike:
-                cells[f"seeds {name}"] = seeds_text(which["seeds"]) if which else None
+                cells[f"seeds {name}"] = in_short(which["seeds"]) if which else None
         shown.append(cells | {"": row["agree"]})
     return pd.DataFrame(shown)
 

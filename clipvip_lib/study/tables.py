@@ -37,22 +37,16 @@ def cell_text(value: object, digits: int) -> str:
     return str(value)
 
 
-def seeds_text(seeds: Iterable[int]) -> str:
-    """Seeds for people: "0–4, 7, 9"; three in a row or more by their ends."""
-    return ", ".join(
-        f"{run[0]}{DASH}{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in in_a_row(seeds)
-    )
-
-
-def in_a_row(numbers: Iterable[int]) -> list[list[int]]:
-    """Whole numbers in ascending order, cut where one is missing."""
+def in_short(numbers: Iterable[int], form: str = "{}", dash: str = DASH, gap: str = ", ") -> str:
+    """Whole numbers in ascending order, three in a row or more by their ends: "0–4, 7, 9"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
             runs[-1].append(number)
         else:
             runs.append([number])
-    return runs
+    said = [[form.format(number) for number in run] for run in runs]
+    return gap.join(f"{run[0]}{dash}{run[-1]}" if len(run) > 2 else gap.join(run) for run in said)
 
 
 def _is_float(value: object) -> bool:
