@@ -81,6 +81,7 @@ def train_captioner(
     progress: Progress = quiet,
     smoothing: float = 0.1,
     bfloat16: bool = True,
+    device: str = "cpu",
 ) -> tuple[Captioner, list[dict]]:
     """Train a small OFA on uint8 RGB images [H, W, 3] and one caption for each.
 
@@ -104,8 +105,8 @@ def train_captioner(
     pixels = torch.from_numpy(np.stack([ofa_resize(image, size.image_size) for image in images]))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = OFA(small_config(size, tokenizer.vocab_size))
-        data = _Pairs(pixels, tokenizer(texts), tokenizer([PROMPT]))
+        model = OFA(small_config(size, tokenizer.vocab_size)).to(device)
+        data = _Pairs(*(part.to(device) for part in (pixels, tokenizer(texts), tokenizer([PROMPT]))))
         run = _Training(model, data, size, seed, smoothing, bfloat16)
         history = run.loop(folder / "checkpoint.pt" if folder else None, progress)
     return Captioner(model, tokenizer, size.image_size, BeamSettings(size.beam), bfloat16), history
@@ -158,7 +159,7 @@ class _Training:
         self.model, self.data, self.size, self.seed = model, data, size, seed
         self.smoothing, self.bfloat16, self.stem_steps = smoothing, bfloat16, size.stem_steps
         self.stem = model.encoder.embed_images
-        self.words = _WordHead(16 * size.resnet_width, model.config.vocab_size)
+        self.words = _WordHead(16 * size.resnet_width, model.config.vocab_size).to(data.pixels.device)
         stem = [*self.stem.parameters(), *self.words.parameters()]
         known = {id(parameter) for parameter in stem}
         rest = [parameter for parameter in model.parameters() if id(parameter) not in known]

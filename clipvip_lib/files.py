@@ -102,5 +102,8 @@ def read_json(path: str | Path) -> object:
         raise ClipVipError(f"no file {path}: expected a JSON file there") from error
     except OSError as error:
         raise ClipVipError(f"cannot read {path}: expected a JSON file, got {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no JSON, no UTF-8, a number of thousands of digits, or too deep
         raise ClipVipError(f"{path} is not JSON ({error}); write it again or remove it") from error

@@ -1,7 +1,8 @@
 """One dial: smoke, mini or paper. Nothing else in the project sets a size.
 
 ``smoke`` runs every notebook in seconds (what the tests run); ``mini`` is the default, a complete small study on
-two laptop cores; ``paper`` is the published study. Every number has its reason, or its source, beside it.
+two laptop cores; ``mini-gpu`` is the same study trained on a GPU; ``paper`` is the published study. Every number has
+its reason, or its source, beside it.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ class Profile:
     """One size of the whole study."""
 
     name: str
+    # Where the embedded world's models are trained. No size: a run on another device is the same study (repr), and
+    # another result (stages' configurations hold it).
+    device: str = field(default="cpu", repr=False, kw_only=True)
     world: WorldSize = field(default_factory=WorldSize)
     model: ModelSize = field(default_factory=ModelSize)
     captioner: CaptionerSize = field(default_factory=CaptionerSize)
@@ -149,6 +153,7 @@ PROFILES: dict[str, Profile] = {
         finetune=Recipe(steps=7_031, batch=128, lr=1e-6, lr_added=1e-6, weight_decay=0.2, warmup=0.01),
     ),
 }  # fmt: skip
+PROFILES["mini-gpu"] = dataclasses.replace(PROFILES["mini"], device="cuda")
 
 
 def get_profile(name: str, **changes: object) -> Profile:

@@ -283,7 +283,8 @@ def _step(
 ) -> dict:
     logit_scale = weights.model.logit_scale
     found = features(weights.twin, batch)
-    value = ocl_loss(loss, found, weights.twin.logit_scale, caption_mask=batch.caption_mask)
+    mask = None if batch.caption_mask is None else batch.caption_mask.to(weights.model.device)
+    value = ocl_loss(loss, found, weights.twin.logit_scale, caption_mask=mask)
     _require_finite("loss", value, step, recipe)
     weights.zero_gradients()
     value.backward()
@@ -374,7 +375,7 @@ def save_state(model: ClipViP, path: Path) -> None:
 def load_state(model: ClipViP, path: Path) -> None:
     """Load weights that ``save_state`` wrote. Raises ClipVipError if they are missing or do not fit the model."""
     try:
-        model.load_state_dict(torch.load(path, weights_only=True))
+        model.load_state_dict(torch.load(path, weights_only=True, map_location="cpu"))
     except UNREADABLE as error:
         raise ClipVipError(
             f"the weights {path} do not fit this model ({_reason(error)}); train that stage again"

@@ -151,6 +151,16 @@ VARIANTS = {
         lambda r: rewrite_json(r / "MSRVTT_data.json", first_caption(None)),
         {"wrong-structure"},
     ),
+    "a number in place of a caption": (
+        "msrvtt",
+        lambda r: rewrite_json(r / "MSRVTT_data.json", first_caption(3)),
+        {"wrong-structure"},
+    ),
+    "a number in place of the videos": (
+        "msrvtt",
+        lambda r: rewrite_json(r / "MSRVTT_data.json", lambda d: d.update(videos=3)),
+        {"wrong-structure", "unlisted-video"},
+    ),
     "video without a sentence": (
         "msrvtt",
         lambda r: rewrite_json(

@@ -49,9 +49,10 @@ def test_json_is_read_back_and_refuses_nan(tmp_path):
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(path, float("nan"))
     assert json.loads(path.read_text()) == {"é": [1, 2.5]}
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ClipVipError, match=r"bad\.json is not JSON"):
-        files.read_json(tmp_path / "bad.json")
+    for bad in ("{", "[" * 100_000, "1" * 5000):
+        (tmp_path / "bad.json").write_text(bad)
+        with pytest.raises(ClipVipError, match=r"bad\.json is not JSON"):
+            files.read_json(tmp_path / "bad.json")
     with pytest.raises(ClipVipError, match="no file"):
         files.read_json(tmp_path / "absent.json")
 

@@ -89,6 +89,7 @@ def numbers(clip, name, root, folder):
         "snapshot": None,
         "keep_weights": False,
         "seed": 0,
+        "device": "cpu",
     }
     inputs = {"clip": clip, "frames": folder / "frames"}
     found = steps.finetune(config, inputs, folder / "tuned", quiet)

@@ -10,8 +10,8 @@ from clipvip_lib.profiles import PROFILES, get_profile, require_runnable
 
 
 def test_profiles_are_frozen_and_hashable():
-    for profile in PROFILES.values():
-        assert hash(profile) == hash(get_profile(profile.name))
+    for name, profile in PROFILES.items():
+        assert hash(profile) == hash(get_profile(name))
         with pytest.raises(dataclasses.FrozenInstanceError):
             profile.finetune.steps = 1
 
@@ -35,6 +35,12 @@ def test_one_field_changes_and_nothing_else():
     changed = get_profile("mini", **{"finetune.steps": 7})
     assert changed.finetune.steps == 7
     assert dataclasses.replace(changed, finetune=get_profile("mini").finetune) == get_profile("mini")
+
+
+def test_mini_on_a_gpu_is_the_same_study_and_another_result():
+    mini, gpu = get_profile("mini"), get_profile("mini-gpu")
+    assert repr(mini) == repr(gpu) and mini != gpu
+    assert dataclasses.replace(gpu, device="cpu") == mini
 
 
 def test_corpora_keep_the_real_proportion_and_whole_videos():

@@ -123,6 +123,14 @@ def test_the_embedded_world_takes_no_data(data):
         study_plan().profile("mini", given(data))
 
 
+def test_a_study_on_a_gpu_asks_for_one_before_anything_runs(monkeypatch):
+    monkeypatch.setattr("clipvip_lib.study.plan.gpus", tuple)
+    with pytest.raises(ClipVipError, match="'mini-gpu' trains on a GPU.*found none; take 'mini'"):
+        study_plan().profile("mini-gpu")
+    monkeypatch.setattr("clipvip_lib.study.plan.gpus", lambda: ("0",))
+    assert study_plan().profile("mini-gpu").device == "cuda"
+
+
 def test_texts_beside_the_shards_of_a_corpus_are_what_is_read_and_trained_on(data, tmp_path, monkeypatch):
     corpus = tmp_path / "data/hdvila-100m"
     corpus.mkdir(parents=True)

@@ -107,10 +107,13 @@ def test_training_reads_nothing_of_the_test_split(world, tmp_path):
     recipe = asdict(Recipe(steps=2, batch=4, evaluations=2, bfloat16=False))
     (tmp_path / "clip").mkdir()
     steps.pretrain_clip(
-        {"model": size, "recipe": recipe, "seed": 0}, {"pairs-0": pairs}, tmp_path / "clip", quiet
+        {"model": size, "recipe": recipe, "seed": 0, "device": "cpu"},
+        {"pairs-0": pairs},
+        tmp_path / "clip",
+        quiet,
     )
     config = {"model": size, "recipe": recipe, "attention": "proxy", "proxies": 2, "group": 4}
-    config |= {"snapshot": None, "keep_weights": True, "seed": 0}
+    config |= {"snapshot": None, "keep_weights": True, "seed": 0, "device": "cpu"}
     found = []
     for name in ("as it is", "another test split"):
         folder = tmp_path / name

@@ -16,7 +16,9 @@ def add(commands) -> None:
         "writes one HTML page a notebook, an index and results/*.json. Started again after an interruption "
         "it goes on.",
     )
-    parser.add_argument("--profile", default="mini", metavar="P", help="smoke, mini (default) or paper")
+    parser.add_argument(
+        "--profile", default="mini", metavar="P", help="smoke, mini (default), mini-gpu or paper"
+    )
     parser.add_argument("--only", type=names, default=[], metavar="04,05", help="only these notebooks")
     parser.add_argument(
         "--seeds", type=numbers, default=[0], metavar="0,1", help="seeds of every arm (default 0)"
@@ -40,9 +42,7 @@ def add(commands) -> None:
         metavar="NAME=VALUE",
         help="a further parameter of the notebooks; may be repeated",
     )
-    parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes (default: one a core, or one a GPU)"
-    )
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     parser.add_argument(
         "--plan",
         action="store_true",

@@ -200,7 +200,11 @@ def benchmark_frames(profile: Profile, name: str) -> Stage:
 @functools.cache
 def captioner(profile: Profile) -> Stage:
     """OFA trained on the world's caption pairs: one for the study, as the authors took one that was there."""
-    config = {"size": dataclasses.asdict(profile.captioner), "seed": profile.world.seed}
+    config = {
+        "size": dataclasses.asdict(profile.captioner),
+        "seed": profile.world.seed,
+        "device": profile.device,
+    }
     inputs = {"pairs": images(profile, "caption-pairs")[0]}
     cost = (profile.captioner.stem_steps + profile.captioner.steps) * 0.08
     code = ("clipvip_lib.captioner_training",)
@@ -244,6 +248,7 @@ def clip(profile: Profile, seed: int) -> Stage:
         "model": dataclasses.asdict(profile.model),
         "recipe": dataclasses.asdict(profile.pretrain),
         "seed": seed,
+        "device": profile.device,
     }
     inputs = {f"pairs-{part}": stage for part, stage in enumerate(shard_frames(profile, "image-text"))}
     return Stage(
@@ -269,6 +274,7 @@ def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
         "group": CLIPS_PER_VIDEO,
         "snapshots": snapshots(profile),
         "seed": seed,
+        "device": profile.device,
     }
     inputs = {"clip": clip(profile, seed)}
     inputs |= {f"frames-{part:02d}": stage for part, stage in enumerate(shard_frames(profile, arm.corpus))}
@@ -301,6 +307,7 @@ def finetuned(
         "snapshot": step,
         "keep_weights": True,
         "seed": seed,
+        "device": profile.device,
     }
     where = f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
     where += f"/rate{recipe.lr:g}"

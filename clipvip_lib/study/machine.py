@@ -72,9 +72,8 @@ def gpus() -> tuple[str, ...]:
 
 
 def default_workers(memory_each_gib: float = 2.0) -> int:
-    """One worker a GPU; without any one a core, as far as the free memory feeds them."""
-    if gpus():
-        return len(gpus())
+    """One worker a core, as far as the free memory feeds them: a mini model leaves a GPU idle most of the time, so
+    that workers share it, and a training of real corpora, which takes all GPUs, runs alone (pipeline.py)."""
     count = cores()
     with contextlib.suppress(OSError, TypeError):
         free = int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) / 2**20

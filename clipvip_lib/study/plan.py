@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.profiles import get_profile
+from clipvip_lib.study.machine import gpus
 from clipvip_lib.study.stages import Stage
 
 
@@ -51,7 +52,13 @@ def _runnable_profile(name: str, at_hand: Mapping[str, object] | None = None) ->
         raise ClipVipError(
             f"profile {name!r} makes its own data: expected no {', '.join(at_hand)}; leave it out, or take 'paper'"
         )
-    return get_profile(name)
+    profile = get_profile(name)
+    if profile.device != "cpu" and not gpus():
+        raise ClipVipError(
+            f"profile {name!r} trains on a GPU: expected one that PyTorch can use, found none; take 'mini', the same "
+            "study on the CPU"
+        )
+    return profile
 
 
 def check_seeds(seeds: object) -> list[int]:

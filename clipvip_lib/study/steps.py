@@ -96,6 +96,7 @@ def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
         [sample.text for sample in samples],
         CaptionerSize(**config["size"]),
         seed=config["seed"],
+        device=config["device"],
         folder=folder,
         progress=progress,
     )
@@ -176,6 +177,7 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
     tokenizer = ClipTokenizer.for_texts(language.vocabulary(), size.context_length)
     torch.manual_seed(config["seed"])
     model = ClipViP(_clip_config(size, tokenizer.vocab_size, "mean_pool", size.proxies, size.frames))
+    model.to(config["device"])
     texts = [row["text"] for name in sorted(inputs) for row in read_json(inputs[name] / "texts.json")]
     pairs = training.Pairs(
         FrameStore([inputs[name] / "frames.npy" for name in sorted(inputs)]),
@@ -217,6 +219,7 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: Progress)
 
     size, recipe, seed = ModelSize(**config["model"]), Recipe(**config["recipe"]), config["seed"]
     model, tokenizer = _adapted(inputs["clip"], config, size, seed)
+    model.to(config["device"])
     shards = sorted(name.removeprefix("frames-") for name in inputs if name.startswith("frames-"))
     rows = [row for name in shards for row in read_json(inputs[f"frames-{name}"] / "texts.json")]
     captions = None
@@ -273,6 +276,7 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> 
     model, tokenizer = _adapted(inputs["clip"], config, size, seed)
     if config["snapshot"] is not None:
         training.load_state(model, inputs["start"] / f"step-{config['snapshot']:06d}.pt")
+    model.to(config["device"])
     splits = {name: _split(inputs["frames"], name, tokenizer, config["group"]) for name in benchmarks.SPLITS}
     outcome, started = training.Outcome([], [], 0), time.monotonic()
     if recipe.steps:

@@ -21,7 +21,7 @@ def read(root: Path, split: str, tell: Tell) -> list[Record]:
     seconds: dict[str, float] = {}
     for place, entry in enumerate(reading.listed(reading.read_json(path, tell), "descriptions", path, tell)):
         video = reading.word(entry, "video", path, place, tell)
-        description = reading.word(entry, "description", path, place, tell)
+        description = reading.sentence(entry, "description", path, place, tell)
         if video is None or description is None:
             continue
         sentences.setdefault(video, []).append(description)

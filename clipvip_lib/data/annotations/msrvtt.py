@@ -38,11 +38,13 @@ def _captions(root: Path, tell: Tell) -> dict[str, list[str]]:
     data = reading.read_json(path, tell)
     entries = reading.listed(reading.field(data, "sentences", path, 0, tell), "sentences", path, tell)
     # Older copies have no list of videos; then no sentence can be without one.
-    known = {str(v.get("video_id")) for v in data.get("videos") or () if isinstance(v, dict)}
+    videos = data.get("videos")
+    videos = [] if videos is None else reading.listed(videos, "videos", path, tell)
+    known = {str(v.get("video_id")) for v in videos if isinstance(v, dict)}
     found: dict[str, list[str]] = {}
     for place, entry in enumerate(entries):
         video_id = reading.word(entry, "video_id", path, place, tell)
-        caption = reading.word(entry, "caption", path, place, tell)
+        caption = reading.sentence(entry, "caption", path, place, tell)
         if video_id is None or caption is None:
             continue
         found.setdefault(video_id, []).append(caption)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 
 from clipvip_lib.errors import ClipVipError
 
@@ -163,10 +164,17 @@ def field(entry: object, name: str, path: Path, place: object, tell: Tell) -> ob
     return None
 
 
-def word(entry: object, name: str, path: Path, place: object, tell: Tell) -> str | None:
-    """A field that is text or a number; null is neither, and "None" would be a caption."""
+def sentence(entry: object, name: str, path: Path, place: object, tell: Tell) -> str | None:
+    """A field that is text; a number is no sentence, and null would be the caption "None"."""
+    return word(entry, name, path, place, tell, str)
+
+
+def word(
+    entry: object, name: str, path: Path, place: object, tell: Tell, kinds: UnionType | type = str | int
+) -> str | None:
+    """A field that is text or a number, such as an id."""
     value = field(entry, name, path, place, tell)
-    if isinstance(value, str | int) and not isinstance(value, bool):
+    if isinstance(value, kinds) and not isinstance(value, bool):
         return str(value)
     if isinstance(entry, dict) and name in entry:
         tell(
