@@ -142,6 +142,10 @@ def main() -> None:
         for number in range(2):
             step(number)
         torch.cuda.reset_peak_memory_stats(device)
+    start = time.perf_counter()
+    batch.video.to(device)
+    wait(device)
+    copying = time.perf_counter() - start
     seconds, cpu_seconds = [], []
     for number in range(arguments.repeats):
         start, cpu = time.perf_counter(), time.process_time()
@@ -165,6 +169,7 @@ def main() -> None:
                 "text_tokens": tokens,
                 "seconds": [round(value, 3) for value in seconds],
                 "cpu_seconds": [round(value, 3) for value in cpu_seconds],
+                "seconds_of_copying_the_videos": round(copying, 3),
                 "clips_per_second": round(arguments.batch / took, 3),
                 "useful_tflop": round(useful / 1e12, 3),
                 "matrix_product_gflop_per_second": round(rate / 1e9, 1),
