@@ -40,11 +40,13 @@ class Assumptions:
     """What is not measured here, each with its unit and the reason for its value. All must be above 0."""
 
     gpu_tflops: float = _assumed(989.0, "TFLOP/s", "peak of an H100 in dense bf16, by its maker")
-    gpu_share: float = _assumed(0.4, "share", "of that peak reached in training: usual for ViTs of this size")
-    caption_share: float = _assumed(
-        0.2, "share", "of that peak reached by OFA: a beam's small steps wait for memory"
+    gpu_share: float = _assumed(
+        0.15, "share", "of that peak reached in training: B/32, batch 128, not compiled, measured on an H200"
     )
-    loss_tflops: float = _assumed(27.0, "TFLOP/s", "the loss is float32: the same share of an H100's 67")
+    caption_share: float = _assumed(
+        0.085, "share", "of that peak reached by OFA-large, batch 64, measured on an H200"
+    )
+    loss_tflops: float = _assumed(27.0, "TFLOP/s", "the loss is float32: 0.4 of an H100's 67")
     cores_per_gpu: float = _assumed(16.0, "cores", "that decode for one GPU; hosts have 12 to 32")
     decode_ms: float = _assumed(
         95.0, "ms a core", "12 frames of a 10 s clip, 320x240: decord on an EPYC core"

@@ -115,16 +115,17 @@ def test_a_chain_of_three_outweighs_one_that_is_longer_than_each():
 
 
 def test_more_of_what_is_the_wall_helps_until_another_is():
-    slow = step()
+    fast = ASSUMED.but(gpu_share=0.4)  # so that towers leave room for a wall of another kind
+    slow = step(assumed=fast)
     assert slow.wall == "decode"
-    packed = step(assumed=ASSUMED.packed())
+    packed = step(assumed=fast.packed())
     assert packed.decode == pytest.approx(slow.decode * ASSUMED.packed_ms / ASSUMED.decode_ms)
     assert packed.read == pytest.approx(slow.read * ASSUMED.packed_mb / ASSUMED.clip_mb)
-    fed = step(assumed=ASSUMED.but(decode_ms=1))
+    fed = step(assumed=fast.but(decode_ms=1))
     assert fed.wall == "towers" and fed.seconds == fed.computing < packed.seconds < slow.seconds
-    network = step(gpus=256, assumed=ASSUMED.but(decode_ms=1, storage_gb=1000))
+    network = step(gpus=256, assumed=fast.but(decode_ms=1, storage_gb=1000))
     assert network.wall == "all-reduce"  # four clips a GPU do not hide a gradient
-    assert step(batch=65_536, gpus=256, assumed=ASSUMED.but(decode_ms=1, storage_gb=1000)).wall == "loss"
+    assert step(batch=65_536, gpus=256, assumed=fast.but(decode_ms=1, storage_gb=1000)).wall == "loss"
 
 
 def test_captioning_waits_for_no_other_gpu():
