@@ -10,7 +10,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.study import evidence, evidence_file
-from clipvip_lib.study.reference import CLAIMS, FOLDER, OTHER_SEEDS
+from clipvip_lib.study.reference import CLAIMS, FOLDER, ON_GPU, OTHER_SEEDS
 
 SMOKE, SEEDS = get_profile("smoke"), [3, 4]
 
@@ -34,6 +34,12 @@ def test_the_verdicts_of_other_seeds_and_of_all_follow_from_both_files():
     require_verdicts(judged["claims"], more.found, more.seeds)
     seeds, both = evidence_file.joined(more)
     require_verdicts(judged["together"], both, seeds)
+
+
+def test_the_verdicts_on_a_gpu_follow_from_its_file():
+    seeds, profile, found, _ = evidence_file.read(FOLDER / evidence_file.OF_A_GPU)
+    require_verdicts(read_json(FOLDER / ON_GPU)["claims"], found, seeds)
+    assert (seeds, profile) == evidence_file.read()[:2]  # the same study, the same seeds
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Further seeds train just what some claims compare."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -50,10 +52,10 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
     monkeypatch.setattr(evidence, "evidence", lambda *which: found)
     six = claims.verdict(claims.claim(6), found, [0, 1]).row()
     for name, rows in (("04_video_proxy", [six]), ("07_cost", [])):
-        results = {"numbers": {"claims": rows}, "profile": "smoke", "reference": []}
+        results = {"numbers": {"claims": rows}, "profile": "smoke", "beside": {}}
         write_json(tmp_path / "results" / f"{name}.json", results)
         (tmp_path / f"{name}.html").write_text("before<!--reference--><!--/reference-->after")
-    assert reference.other_seeds(tmp_path) is None
+    assert reference.others(tmp_path) == {}
     stored = {
         "seeds": np.array([0, 1]),
         "profile": np.array(repr(SMOKE)),
@@ -72,12 +74,12 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
     [both] = written["together"]
     assert both["seeds"] == [0, 1, 5, 6] and both["effect"] == pytest.approx((50 + table.mean()) / 2)
     assert written["from"]["seeds"] == [5, 6] and written["from"]["profile"] == "smoke"
-    [row] = read_json(tmp_path / "results/04_video_proxy.json")["reference"]
+    [row] = read_json(tmp_path / "results/04_video_proxy.json")["beside"]["other seeds"]
     others = {"reference": written["claims"][0], "together": both}
     assert row == {"claim": 6, "here": six, "agree": "agree"} | others
     page = (tmp_path / "04_video_proxy.html").read_text()
     assert written["looks"] == [2, 4]  # once at the reference, once at all four seeds, and the same again
-    shown = reference.section([row], reference.OTHERS, [2, 4])
+    shown = reference.section([row], "other seeds", [2, 4])
     assert page == f"before<!--reference-->{shown}<!--/reference-->after" and "Beside other seeds" in page
     assert "0, 1, 5, 6" in page
     assert (
@@ -85,6 +87,19 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
         in page
     )
     assert (tmp_path / "07_cost.html").read_text() == "before<!--reference--><!--/reference-->after"
+
+    # The reference's own seeds on a GPU: apart from the others, never joined with the same draws on the CPU.
+    monkeypatch.setattr(more_seeds, "get_profile", lambda name: dataclasses.replace(SMOKE, device="cuda"))
+    assert more_seeds.main("smoke", "0,1", "6", tmp_path) == 0
+    on_gpu = read_json(tmp_path / "on-gpu.json")
+    assert set(on_gpu) == {"from", "gpus", "claims"} and [r["seeds"] for r in on_gpu["claims"]] == [[0, 1]]
+    assert read_json(tmp_path / "more-seeds.json") == written
+    found = read_json(tmp_path / "results/04_video_proxy.json")["beside"]
+    assert list(found) == ["other seeds", "the same seeds on a GPU"] and found["other seeds"] == [row]
+    page = (tmp_path / "04_video_proxy.html").read_text()
+    gpu = reference.section(found["the same seeds on a GPU"], "the same seeds on a GPU")
+    assert page == f"before<!--reference-->{shown}{gpu}<!--/reference-->after"
+    assert "Every verdict is that of the same seeds on a GPU." in gpu
 
 
 def test_bad_input_is_named():

@@ -40,10 +40,12 @@ def write_reference(folder, rows, profile="quick"):
     ],
 )
 def test_agreement(here, there, agree, tmp_path):
-    found = reference.read(write_reference(tmp_path, [row(6, there, seeds=range(5))]))
-    (compared,) = reference.beside([row(6, here), row(7, here)], "quick", found)
+    write_reference(tmp_path, [row(6, there, seeds=range(5))])
+    those = reference.compared_with(tmp_path / "elsewhere", tmp_path)
+    found = reference.beside([row(6, here), row(7, here)], "quick", those)
+    [(compared,)] = found.values()
     assert compared["agree"] == agree
-    text = reference.section([compared])
+    text = reference.sections(found, those)
     assert f"<td>{here}</td>" in text and f"<td>{there}</td>" in text and "0–4" in text
     assert ("opposite things of claim 6" in text) == (agree == "disagree")
     assert ("Every verdict is that of the reference" in text) == (agree == "agree")
@@ -51,10 +53,20 @@ def test_agreement(here, there, agree, tmp_path):
 
 def test_nothing_beside_another_profile_or_without_a_reference(tmp_path):
     assert reference.read(tmp_path) is None
-    found = reference.read(write_reference(tmp_path, [row(6, "reproduced")]))
-    assert reference.beside([row(6, "reproduced")], "smoke", found) == []
-    assert reference.beside([row(6, "reproduced")], "quick", None) == []
-    assert reference.section([]) == ""
+    assert reference.compared_with(tmp_path / "elsewhere", tmp_path) == {}
+    write_reference(tmp_path, [row(6, "reproduced")])
+    those = reference.compared_with(tmp_path / "elsewhere", tmp_path)
+    assert reference.beside([row(6, "reproduced")], "smoke", those) == {}
+    assert reference.beside([row(7, "reproduced")], "quick", those) == {}
+    assert reference.sections({}, those) == ""
+
+
+def test_a_run_on_a_gpu_is_of_the_same_study():
+    those = {"the reference run": {"profile": "mini", "claims": {6: row(6, "reproduced")}}}
+    assert reference.beside([row(6, "reproduced")], "mini-gpu", those) == reference.beside(
+        [row(6, "reproduced")], "mini", those
+    )
+    assert reference.beside([row(6, "reproduced")], "smoke", those) == {}
 
 
 def test_a_verdict_that_was_not_run_has_dashes():
@@ -81,12 +93,12 @@ def test_published_beside_the_run_and_not_beside_itself(tmp_path, monkeypatch):
     there = write_reference(tmp_path / "reference", [row(6, "contradicted", -2.25, range(5))])
     monkeypatch.setattr(reference, "FOLDER", there)
     page, results = run(tmp_path, tmp_path / "out", monkeypatch)
-    (compared,) = results["reference"]
+    (compared,) = results["beside"]["the reference run"]
     assert compared["agree"] == "disagree" and compared["reference"]["effect"] == -2.25
     section = re.search(r"<!--reference-->(.*)<!--/reference-->", page, re.DOTALL)[1]
     assert "opposite things of claim 6" in section and "−2.2 pt (−2.8 to −1.8)" in section
     again, results = run(tmp_path, there, monkeypatch)  # the reference run itself, found done
-    assert results["reference"] == [] and "opposite things" not in again
+    assert results["beside"] == {} and "opposite things" not in again
 
 
 def test_seeds_stand_in_the_heading_if_they_are_those_of_every_claim():

@@ -11,7 +11,7 @@ from page_tables import require_same_numbers
 from clipvip_lib.claims import CLAIMS, VERDICTS
 from clipvip_lib.study.experiments import NOTEBOOKS
 from clipvip_lib.study.pages import with_reference
-from clipvip_lib.study.reference import FOLDER, OTHERS, other_seeds, section
+from clipvip_lib.study.reference import FOLDER, ON_GPU, OTHER_SEEDS, OTHERS, others, sections
 
 SEEDS = list(range(5))
 
@@ -48,9 +48,8 @@ def test_pages_are_small_and_say_what_results_hold(name):
     assert [text for text in said if text not in shown] == []
     whole = html.unescape(page)
     assert [f["alt"] for f in results["figures"] if f["alt"] not in whole] == []
-    others = other_seeds()  # the one table that is written when pages are published
-    beside = section(results["reference"], OTHERS, others["looks"] if others else ())
-    assert with_reference(page, beside) == page
+    # the tables that are written when pages are published
+    assert with_reference(page, sections(results["beside"], others())) == page
 
 
 def test_the_index_has_the_headlines_of_the_pages():
@@ -70,11 +69,13 @@ def test_the_runs_own_page_names_no_uncommitted_code():
     assert all(re.fullmatch("[0-9a-f]{12}", commit) for commit in commits), commits
 
 
-def test_other_seeds_stand_beside_the_verdicts():
-    """Where ``make more-seeds`` has run since: the seeds are others, and the pages show what it wrote."""
-    others = other_seeds()
-    rows = {row["claim"]: row for row in read(FOLDER, "08_verdict")["reference"]}
-    assert set(rows) == set(others["claims"] if others else ())
-    for number, row in rows.items():
-        assert row["reference"] == others["claims"][number] and row["reference"]["verdict"] != "not run"
+def test_other_seeds_and_another_device_stand_beside_the_verdicts():
+    """What ``make more-seeds`` has written since: other seeds, and the same on a GPU; the pages show it."""
+    shown, written = read(FOLDER, "08_verdict")["beside"], others()
+    assert set(shown) == set(written) == set(OTHERS.values())
+    for title, rows in shown.items():
+        assert {row["claim"]: row["reference"] for row in rows} == written[title]["claims"]
+        assert len(rows) == len(CLAIMS) and all(row["reference"]["verdict"] != "not run" for row in rows)
+    for row in shown[OTHERS[OTHER_SEEDS]]:
         assert len(row["reference"]["seeds"]) >= 5 and not set(row["reference"]["seeds"]) & set(SEEDS)
+    assert all(row["reference"]["seeds"] == SEEDS for row in shown[OTHERS[ON_GPU]])

@@ -202,3 +202,15 @@ def test_temporary_files_stay_in_the_cache_and_go_with_the_run(tmp_path):
 def test_a_worker_ended_by_a_full_disk_says_so(tmp_path):
     outcomes = run([stage("full", 1, mood="bus")], tmp_path)
     assert "SIGBUS, most often for lack of room on the disk of" in outcomes["full"].error
+
+
+def test_gpus_are_named_as_the_driver_lists_them(monkeypatch):
+    listed = "GPU 0: NVIDIA H200 (UUID: GPU-39c4)\nGPU 1: NVIDIA RTX 4090 Laptop GPU (UUID: GPU-11)\n  MIG 1g (UUID: MIG-2)\n"
+    done = subprocess.CompletedProcess([], 0, stdout=listed)
+    monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)
+    machine.gpu_names.cache_clear()
+    assert machine.gpu_names() == ("NVIDIA H200", "NVIDIA RTX 4090 Laptop GPU")
+    monkeypatch.setattr(machine.shutil, "which", lambda name: None)
+    machine.gpu_names.cache_clear()
+    assert machine.gpu_names() == ()

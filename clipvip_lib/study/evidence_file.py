@@ -3,7 +3,8 @@
 Trained stages stay in the cache of the machine that ran them; this file is kept in git beside the reference run, so
 that anybody can judge its claims again, by this project's rule or by another, and join further seeds to it.
 ``make evidence SEEDS=0,1,2,3,4`` writes ``reports/reference/evidence.npz``; that of the other seeds in
-``more-seeds.json`` stands beside it in ``more-evidence.npz`` (``FILE=more-evidence.npz``).
+``more-seeds.json`` stands beside it in ``more-evidence.npz`` (``FILE=more-evidence.npz``), that of ``on-gpu.json`` in
+``on-gpu-evidence.npz`` (``PROFILE=mini-gpu``).
 
 In it: ``seeds`` [S]; ``profile``, its sizes in words; ``hits/ARM/BENCHMARK/SCORING``, float16 [S, Q], expected hits at
 1 (ties share); and for each contrast in NMI ``nmi/NAME/values`` [S], ``nmi/NAME/draws`` [S, R] and ``nmi/NAME/texts``,
@@ -26,7 +27,7 @@ from clipvip_lib.profiles import Profile, get_profile
 from clipvip_lib.study import evidence
 from clipvip_lib.study.reference import FOLDER
 
-NAME, OF_OTHER_SEEDS = "evidence.npz", "more-evidence.npz"
+NAME, OF_OTHER_SEEDS, OF_A_GPU = "evidence.npz", "more-evidence.npz", "on-gpu-evidence.npz"
 
 
 def write(profile: Profile, seeds: Sequence[int], path: Path, home: Path | None = None) -> int:

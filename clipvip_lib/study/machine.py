@@ -62,13 +62,19 @@ def gpus() -> tuple[str, ...]:
         return ()
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
+    return tuple(str(i) for i in range(len(gpu_names())))
+
+
+@functools.cache
+def gpu_names() -> tuple[str, ...]:
+    """What the driver calls the machine's GPUs, such as "NVIDIA H200"; none without a driver."""
     if not shutil.which("nvidia-smi"):
         return ()
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=True)
     except (OSError, subprocess.SubprocessError):
         return ()
-    return tuple(str(i) for i, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU"))
+    return tuple(re.findall(r"^GPU \d+: (.*?)(?: \(UUID.*)?$", listed.stdout, re.MULTILINE))
 
 
 def default_workers(memory_each_gib: float = 2.0) -> int:

@@ -1,8 +1,9 @@
-"""Some claims judged once more by other seeds: just the arms that these claims compare are trained.
+"""Some claims judged once more by other seeds, or on a GPU: just the arms that these claims compare are trained.
 
 ``make more-seeds SEEDS=5,6,7,8,9 CLAIMS=6,7,8,9`` trains what is missing and writes
 ``reports/reference/more-seeds.json``: the verdicts of these seeds alone, and together with those of the reference run
-(evidence_file.py). The pages of the reference run end with what it says of their claims.
+(evidence_file.py). With ``PROFILE=mini-gpu`` and the reference's own seeds it writes ``on-gpu.json``: the same draws on
+another device, which are never joined with the first. The pages of the reference run end with what both say.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from clipvip_lib import claims, files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile, get_profile
 from clipvip_lib.study import evidence, evidence_file, experiments
-from clipvip_lib.study.reference import FOLDER, OTHER_SEEDS
+from clipvip_lib.study.reference import FOLDER, ON_GPU, OTHER_SEEDS
 from clipvip_lib.study.stages import Stage
 
 
@@ -50,10 +51,11 @@ def listed(text: str) -> list[int]:
 def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -> int:
     """Run what is missing, judge, write, and show it in the reference's pages. Returns the exit code."""
     from clipvip_lib.study.board import Board
+    from clipvip_lib.study.machine import gpu_names
     from clipvip_lib.study.pipeline import only_run
     from clipvip_lib.study.plan import check_seeds
     from clipvip_lib.study.provenance import provenance
-    from clipvip_lib.study.publish import show_other_seeds
+    from clipvip_lib.study.publish import show_others
     from clipvip_lib.study.workers import raise_failures, run_stages
 
     profile, seeds_given, chosen = get_profile(name), check_seeds(listed(seeds)), listed(numbers_of_claims)
@@ -61,22 +63,22 @@ def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -
     with only_run(files.make_folder(home)):
         raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
     found = evidence.evidence(profile, seeds_given, home)
-    more = evidence_file.Stored(
-        seeds_given, repr(profile), found, evidence.gap_rows(profile, seeds_given, home)
-    )
-    all_seeds, together = evidence_file.joined(more, folder / evidence_file.NAME)
-    judged = {
-        "claims": [claims.verdict(claims.claim(number), found, seeds_given) for number in chosen],
-        "together": [claims.verdict(claims.claim(number), together, all_seeds) for number in chosen],
-    }
+    judged = {"claims": [claims.verdict(claims.claim(number), found, seeds_given) for number in chosen]}
+    file, about = ON_GPU, {"gpus": gpu_names()}
+    if profile.device == "cpu":
+        more = evidence_file.Stored(
+            seeds_given, repr(profile), found, evidence.gap_rows(profile, seeds_given, home)
+        )
+        all_seeds, together = evidence_file.joined(more, folder / evidence_file.NAME)
+        judged["together"] = [claims.verdict(claims.claim(number), together, all_seeds) for number in chosen]
+        file, about = OTHER_SEEDS, {"looks": _looks(folder, all_seeds, seeds_given)}
     rows = {
         name: [verdict.row() for verdict in verdicts if verdict.effect is not None]
         for name, verdicts in judged.items()
     }
-    looks = {"looks": _looks(folder, all_seeds, seeds_given)}
-    files.write_json(folder / OTHER_SEEDS, {"from": provenance(name, seeds_given)} | looks | rows)
-    show_other_seeds(folder)
-    for verdict in [*judged["claims"], *(v for v in judged["together"] if v.effect is not None)]:
+    files.write_json(folder / file, {"from": provenance(name, seeds_given)} | about | rows)
+    show_others(folder)
+    for verdict in [*judged["claims"], *(v for v in judged.get("together", ()) if v.effect is not None)]:
         print(f"seeds {', '.join(map(str, verdict.seeds))}: {verdict}")
     return 0
 

@@ -29,20 +29,16 @@ def publish(
     """Write this run's pages and results into ``out`` beside those of earlier runs, and the index of all.
 
     reference: the folder of the reference run, whose verdicts are shown beside this run's; if it is ``out``, those of
-    other seeds are. Verdicts are also written apart, as results/claims.json. Returns the path of index.html.
+    other seeds and devices are. Verdicts are also written apart, as results/claims.json. Returns index.html's path.
     """
-    if out.resolve() == reference.resolve():
-        compared, there = reference_run.other_seeds(reference), reference_run.OTHERS
-    else:
-        compared, there = reference_run.read(reference), reference_run.THE_REFERENCE
-    sections, looks = {}, (compared or {}).get("looks", ())
+    those, sections = reference_run.compared_with(out, reference), {}
     made = {name for name, page in pages.items() if page.done(home)}
     for name in made:
         results = files.read_json(pages[name].folder(home) / "results.json")
         results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
         claims = results["numbers"].get("claims", [])
-        results["reference"] = reference_run.beside(claims, results["profile"], compared)
-        sections[name] = reference_run.section(results["reference"], there, looks)
+        results["beside"] = reference_run.beside(claims, results["profile"], those)
+        sections[name] = reference_run.sections(results["beside"], those)
         if len(claims) == len(CLAIMS):
             _write(out / "results" / "claims.json", json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
         _write(out / "results" / f"{name}.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
@@ -70,17 +66,17 @@ def publish(
     return out / "index.html"
 
 
-def show_other_seeds(folder: Path) -> None:
-    """Write what other seeds say into the pages and results of the reference run: no page is made anew."""
-    compared = reference_run.other_seeds(folder)
+def show_others(folder: Path) -> None:
+    """Write what other seeds and devices say into the pages and results of the reference run: no page is made anew."""
+    those = reference_run.others(folder)
     for path in sorted((folder / "results").glob("[0-9]*.json")):
         results, page = files.read_json(path), folder / f"{path.stem}.html"
-        rows = reference_run.beside(results["numbers"].get("claims", []), results["profile"], compared)
+        found = reference_run.beside(results["numbers"].get("claims", []), results["profile"], those)
         if not page.is_file():
             continue
-        if rows != results["reference"]:
-            _write(path, json.dumps(results | {"reference": rows}, indent=2, ensure_ascii=False) + "\n")
-        shown = reference_run.section(rows, reference_run.OTHERS, compared["looks"])
+        if found != results["beside"]:
+            _write(path, json.dumps(results | {"beside": found}, indent=2, ensure_ascii=False) + "\n")
+        shown = reference_run.sections(found, those)
         before = page.read_text(encoding="utf-8")
         if (after := html_pages.with_reference(before, shown)) != before:
             _write(page, after)

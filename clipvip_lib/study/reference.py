@@ -1,7 +1,7 @@
 """A run's verdicts beside those of the reference run, which is committed in ``reports/reference``.
 
 Compared when pages are published, not when notebooks run: a new reference never costs a page. The reference itself
-stands beside what other seeds say of some of its claims, which ``more_seeds.py`` writes.
+stands beside what other seeds, and its own seeds on a GPU, say of its claims, which ``more_seeds.py`` writes.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 
 from clipvip_lib import files
 from clipvip_lib.claims import VERDICTS
+from clipvip_lib.profiles import PROFILES
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = files.CHECKOUT / "reports" / "reference"
 CLAIMS = "results/claims.json"
-OTHER_SEEDS = "more-seeds.json"
-THE_REFERENCE, OTHERS = "the reference run", "other seeds"
+THE_REFERENCE = "the reference run"
+OTHER_SEEDS, ON_GPU = "more-seeds.json", "on-gpu.json"
+OTHERS = {OTHER_SEEDS: "other seeds", ON_GPU: "the same seeds on a GPU"}
 
 
 def read(folder: Path = FOLDER) -> dict | None:
@@ -32,25 +34,50 @@ def read(folder: Path = FOLDER) -> dict | None:
     return {"profile": profile, "claims": {row["id"]: row for row in rows}}
 
 
-def other_seeds(folder: Path = FOLDER) -> dict | None:
-    """The verdicts of other seeds, in the form of ``read``, and of these and the reference's "together", with the
-    numbers of seeds after which somebody looked; None if ``make more-seeds`` has not run."""
-    if not (folder / OTHER_SEEDS).is_file():
-        return None
-    found = files.read_json(folder / OTHER_SEEDS)
-    by_claim = {name: {row["id"]: row for row in found[name]} for name in ("claims", "together")}
-    return {"profile": found["from"]["profile"], "looks": found["looks"]} | by_claim
+def others(folder: Path = FOLDER) -> dict[str, dict]:
+    """What the reference itself stands beside: title -> verdicts in the form of ``read``; of other seeds also those of
+    these and the reference's "together", with the numbers of seeds after which somebody "looks".
 
-
-def beside(claims: list[dict], profile: str, reference: dict | None) -> list[dict]:
-    """A page's verdicts beside those of the reference: ``compared``.
-
-    Nothing for another profile: a verdict at ``smoke`` has nothing to agree with.
+    Without what ``make more-seeds`` has not written.
     """
-    if reference is None or reference["profile"] != profile:
-        return []
-    rows, together = compared(claims, reference["claims"]), reference.get("together", {})
-    return [row | ({"together": together[row["claim"]]} if row["claim"] in together else {}) for row in rows]
+    found = {}
+    for file, title in OTHERS.items():
+        if (folder / file).is_file():
+            stored = files.read_json(folder / file)
+            by_claim = {
+                name: {row["id"]: row for row in stored.get(name, [])} for name in ("claims", "together")
+            }
+            found[title] = {"profile": stored["from"]["profile"], "looks": stored.get("looks", [])} | by_claim
+    return found
+
+
+def compared_with(out: Path, reference: Path = FOLDER) -> dict[str, dict]:
+    """What the pages in ``out`` are shown beside: the reference run or, if they are its own, ``others``."""
+    if out.resolve() == reference.resolve():
+        return others(reference)
+    found = read(reference)
+    return {} if found is None else {THE_REFERENCE: found}
+
+
+def beside(claims: list[dict], profile: str, those: dict[str, dict]) -> dict[str, list[dict]]:
+    """A page's verdicts beside others': title -> ``compared``, without titles that have no row.
+
+    Nothing for another study: a verdict at ``smoke`` has nothing to agree with.
+    """
+    found = {}
+    for title, other in those.items():
+        if _study(other["profile"]) == _study(profile) and (rows := compared(claims, other["claims"])):
+            together = other.get("together", {})
+            found[title] = [
+                row | ({"together": together[row["claim"]]} if row["claim"] in together else {})
+                for row in rows
+            ]
+    return found
+
+
+def _study(profile: str) -> str:
+    """``mini`` for ``mini-gpu``: the same study on another device."""
+    return PROFILES[profile].name if profile in PROFILES else profile
 
 
 def compared(here: list[dict], there: dict[int, dict]) -> list[dict]:
@@ -108,10 +135,13 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
     return pd.DataFrame(shown)
 
 
+def sections(found: dict[str, list[dict]], those: dict[str, dict]) -> str:
+    """The sections of a page, one a title; nothing without rows. found: of ``beside``; those: what it compared with."""
+    return "".join(section(rows, title, those[title].get("looks", ())) for title, rows in found.items())
+
+
 def section(rows: list[dict], there: str = THE_REFERENCE, looks: Sequence[int] = ()) -> str:
-    """The section of a page; nothing without rows. there: what this run stands beside. looks: as `other_seeds`."""
-    if not rows:
-        return ""
+    """A section of a page. there: what this run stands beside. looks: as in ``others``."""
     from clipvip_lib.study.tables import table_html
 
     column = "reference" if there == THE_REFERENCE else there
