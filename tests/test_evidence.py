@@ -17,8 +17,8 @@ from clipvip_lib.study import evidence
 SIDES = {+1: (1.0, 3.0), -1: (-3.0, -1.0), 0: (-1.0, 1.0), None: (None, None)}
 
 
-def order_rows(all_: int, tells: int | None, rest: int | None) -> list[dict]:
-    groups = {"all": all_, "tell the order": tells, "do not": rest}
+def order_rows(all_: int, tells: int | None, rest: int | None, between: int | None) -> list[dict]:
+    groups = {"all": all_, "tell the order": tells, "do not": rest, evidence.BETWEEN: between}
     return [
         {
             "contrast": "a over b",
@@ -34,18 +34,48 @@ def order_rows(all_: int, tells: int | None, rest: int | None) -> list[dict]:
 @pytest.mark.parametrize(
     ("sides", "words"),
     [
-        ((1, 1, 0), "the gain is shown only for the queries that tell the order."),
-        ((1, 1, None), "a gain is shown; too few queries are in the group 'do not' to set it apart."),
-        ((1, 0, 1), "the gain is shown only for the queries that do not tell the order."),
-        ((1, 1, 1), "the gain is shown in both groups."),
-        ((1, 0, 0), "the gain is shown in neither group on its own."),
-        ((-1, -1, 0), "the loss is shown only for the queries that tell the order."),
-        ((-1, 1, -1), "the loss is shown only for the queries that do not tell the order."),
-        ((0, 1, 0), "no difference is shown over all queries."),
+        ((1, 1, 0, 1), "the gain is shown in {tell}; it is larger where the order is told."),
+        ((1, 1, 0, 0), "the gain is shown in {tell}; that the groups differ is not shown."),
+        ((1, 1, None, None), "a gain is shown; too few queries are in the group 'do not' to set it apart."),
+        ((1, 0, 1, -1), "the gain is shown in {rest}; it is smaller where the order is told."),
+        ((1, 1, 1, 0), "the gain is shown in both groups; that the groups differ is not shown."),
+        ((1, 1, 1, 1), "the gain is shown in both groups; it is larger where the order is told."),
+        ((1, 0, 0, 0), "the gain is shown in neither group on its own; that the groups differ is not shown."),
+        ((-1, -1, 0, -1), "the loss is shown in {tell}; it is larger where the order is told."),
+        ((-1, 1, -1, 1), "the loss is shown in {rest}; it is smaller where the order is told."),
+        ((0, 1, 0, 1), "no difference is shown over all queries."),
     ],
 )
 def test_where_a_difference_comes_from(sides, words):
-    assert evidence.where_from(order_rows(*sides)) == [f"a over b on msrvtt: {words}"]
+    groups = {"tell": "the queries that tell the order alone"}
+    groups["rest"] = "the queries that do not tell the order alone"
+    [said] = evidence.where_from(order_rows(*sides))
+    assert said == f"a over b on msrvtt: {words.format(**groups)}"
+
+
+def test_the_difference_between_groups_is_that_of_their_effects(monkeypatch):
+    """Of 40 queries 10 tell the order; there one arm finds 8 and the other 2, elsewhere both find 15."""
+    tells = np.arange(40) < 10
+    hits = {
+        "a": np.r_[np.arange(10) < 8, np.arange(30) < 15],
+        "b": np.r_[np.arange(10) < 2, np.arange(30) < 15],
+    }
+    monkeypatch.setattr(evidence, "stages_of", lambda profile, arm, benchmark, seeds: arm)
+    monkeypatch.setattr(evidence, "hits", lambda arm, home=None: np.tile(hits[arm] * 1.0, (3, 1)))
+    monkeypatch.setattr(evidence, "tells_order", lambda *which: tells)
+    rows = {
+        row["queries"]: row
+        for row in evidence.by_order(None, [0, 1, 2], "a", "b")
+        if row["benchmark"] == "msrvtt"
+    }
+    effects = {queries: row["effect"] for queries, row in rows.items()}
+    assert effects == pytest.approx({"all": 15, "tell the order": 60, "do not": 0, evidence.BETWEEN: 60})
+    row = rows[evidence.BETWEEN]
+    assert 0 < row["low"] < 60 < row["high"] and row["n"] == 40
+    monkeypatch.setattr(evidence, "tells_order", lambda *which: np.arange(40) < 1)
+    assert all(
+        r["low"] is None for r in evidence.by_order(None, [0], "a", "b") if r["queries"] == evidence.BETWEEN
+    )
 
 
 def scores(**recalls) -> pd.DataFrame:

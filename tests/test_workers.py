@@ -205,7 +205,7 @@ def test_a_worker_ended_by_a_full_disk_says_so(tmp_path):
 
 
 def test_gpus_are_named_as_the_driver_lists_them(monkeypatch):
-    listed = "GPU 0: NVIDIA H200 (UUID: GPU-39c4)\nGPU 1: NVIDIA RTX 4090 Laptop GPU (UUID: GPU-11)\n  MIG 1g (UUID: MIG-2)\n"
+    listed = "GPU 0: NVIDIA H200 (UUID: GPU-39c4)\nGPU 1: NVIDIA RTX 4090 Laptop GPU (UUID: G)\n  MIG 1g (UUID: M)\n"
     done = subprocess.CompletedProcess([], 0, stdout=listed)
     monkeypatch.setattr(machine.shutil, "which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr(machine.subprocess, "run", lambda *_, **__: done)

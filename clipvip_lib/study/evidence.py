@@ -21,6 +21,8 @@ from clipvip_lib.retrieval import Ranks
 from clipvip_lib.study import experiments, rates
 from clipvip_lib.study.stages import Stage
 
+BETWEEN = "difference of the two"  # of the queries that tell the order and those that do not
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -229,7 +231,8 @@ def leaders(scores: pd.DataFrame, benchmark: str) -> str:
 def by_order(
     profile: Profile, seeds: Sequence[int], arm: str, other: str, home: Path | None = None
 ) -> list[dict[str, object]]:
-    """``arm`` minus ``other`` in points of R@1: all queries, those that tell the order, those that do not.
+    """``arm`` minus ``other`` in points of R@1: all queries, those that tell the order, those that do not, and by how
+    much the difference of the former is larger than that of the latter.
 
     Rows with benchmark, queries (which), n, effect, low, high; a group of fewer than two queries has none.
     """
@@ -247,11 +250,22 @@ def by_order(
                 )
                 row |= {"effect": effect, "low": low, "high": high}
             rows.append(row)
+        row = {"contrast": f"{arm} over {other}", "benchmark": benchmark, "queries": BETWEEN, "n": len(tells)}
+        row |= {"effect": None, "low": None, "high": None}
+        if min(tells.sum(), (~tells).sum()) > 1:
+            # The mean of these is the mean of the one group less that of the other.
+            weight = np.where(tells, len(tells) / tells.sum(), -len(tells) / (~tells).sum())
+            effect, low, high = intervals.paired_difference(*(100.0 * weight * table for table in tables))
+            row |= {"effect": effect, "low": low, "high": high}
+        rows.append(row)
     return rows
 
 
 def where_from(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """For each contrast and benchmark of ``by_order`` a sentence: which queries a difference comes from."""
+    """For each contrast and benchmark of ``by_order`` a sentence: which queries a difference comes from.
+
+    That one group shows it and the other does not is no difference between them: that has an interval of its own.
+    """
     sentences = []
     for total in (row for row in rows if row["queries"] == "all"):
         same = [r for r in rows if (r["contrast"], r["benchmark"]) == (total["contrast"], total["benchmark"])]
@@ -262,15 +276,19 @@ def where_from(rows: Sequence[Mapping[str, object]]) -> list[str]:
             continue
         word = "gain" if found["all"] > 0 else "loss"
         carriers = [name for name in ("tell the order", "do not") if found[name] == found["all"]]
-        empty = [row["queries"] for row in same if row["low"] is None]
+        empty = [row["queries"] for row in same if row["low"] is None and row["queries"] != BETWEEN]
         if empty:
             text = f"a {word} is shown; too few queries are in the group {empty[0]!r} to set it apart"
-        elif carriers == ["tell the order"]:
-            text = f"the {word} is shown only for the queries that tell the order"
-        elif carriers == ["do not"]:
-            text = f"the {word} is shown only for the queries that do not tell the order"
         else:
-            text = f"the {word} is shown in {'both groups' if carriers else 'neither group on its own'}"
+            groups = {1: "the queries that tell the order alone", 2: "both groups"}
+            shown = groups.get(len(carriers), "neither group on its own")
+            if carriers == ["do not"]:
+                shown = "the queries that do not tell the order alone"
+            between = found[BETWEEN] * found["all"]
+            larger = {1: "larger", -1: "smaller"}.get(between)
+            text = f"the {word} is shown in {shown}; " + (
+                f"it is {larger} where the order is told" if larger else "that the groups differ is not shown"
+            )
         sentences.append(f"{where}: {text}.")
     return sentences
 
@@ -304,6 +322,7 @@ def verdict_frame(found: Sequence[Verdict]) -> pd.DataFrame:
     for v in found:
         effect, interval = effect_text(v)
         row = {"#": v.id, "claim": v.claim, "verdict": v.verdict, "effect": effect, "interval": interval}
+        row["claimed"] = "above 0" if claims.claim(v.id).contrasts[0].sign > 0 else "below 0"
         row |= {"seeds": len(v.seeds), "queries": v.queries}
         row["hold"] = f"{sum(c.verdict == 'reproduced' for c in v.contrasts)}/{len(v.contrasts)}"
         rows.append(row)
