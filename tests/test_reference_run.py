@@ -9,6 +9,7 @@ import pytest
 from page_tables import require_same_numbers
 
 from clipvip_lib.claims import CLAIMS, VERDICTS
+from clipvip_lib.files import CHECKOUT
 from clipvip_lib.study.experiments import NOTEBOOKS
 from clipvip_lib.study.pages import with_reference
 from clipvip_lib.study.reference import FOLDER, ON_GPU, OTHER_SEEDS, OTHERS, others, sections
@@ -67,6 +68,25 @@ def test_every_page_has_the_verdicts_of_claims_json():
 def test_the_runs_own_page_names_no_uncommitted_code():
     commits = {read(FOLDER, name)["run"]["commit"] for name in NOTEBOOKS}
     assert all(re.fullmatch("[0-9a-f]{12}", commit) for commit in commits), commits
+
+
+def test_the_readme_says_what_the_run_found():
+    def said(rows):
+        found = {
+            verdict: [str(row["id"]) for row in rows if row["verdict"] == verdict] for verdict in VERDICTS
+        }
+        return "; ".join(f"{verdict} {', '.join(ids)}" for verdict, ids in found.items() if ids)
+
+    more, on_gpu = (others()[OTHERS[file]] for file in (OTHER_SEEDS, ON_GPU))
+    together = more["together"].values()
+    assert all(len(row["seeds"]) == 20 for row in together)
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    for what, rows in (
+        ("five seeds", read(FOLDER, "claims")),
+        ("twenty seeds", together),
+        ("the same five on a GPU", on_gpu["claims"].values()),
+    ):
+        assert f"* {what}: {said(rows)}\n" in readme
 
 
 def test_other_seeds_and_another_device_stand_beside_the_verdicts():
