@@ -62,6 +62,18 @@ TRIALS = (
         _of(8, "V-S,C + F-C over V-S, msrvtt", "V-S,C + F-C over V-S, didemo"),
         zero_shot=True,
     ),
+    Trial(
+        9,
+        "Is the whole loss ahead of the others before fine-tuning levels them?",
+        _of(9, *(f"V-S,C + F-C over {loss}, msrvtt" for loss in claims.LOSS_ARMS[1:-1])),
+        zero_shot=True,
+    ),
+    Trial(
+        10,
+        "Does DSL add before fine-tuning?",
+        _of(10, "clip-vip: DSL over simple, msrvtt", "clip-vip: DSL over simple, didemo"),
+        zero_shot=True,
+    ),
 )
 
 
@@ -84,7 +96,10 @@ def stages(trial: Trial, profile: Profile, seeds: Sequence[int]) -> dict[Measure
 
 def measured(trial: Trial, profile: Profile, seeds: Sequence[int], home: Path | None = None) -> list[dict]:
     """A row a contrast: claim, question, condition, contrast, claimed direction, effect, low, high, seeds, queries."""
-    hits = {which: evidence.hits(found, home=home) for which, found in stages(trial, profile, seeds).items()}
+    hits = {
+        measure: evidence.hits(found, home=home, scoring=measure.scoring)
+        for measure, found in stages(trial, profile, seeds).items()
+    }
     rows = []
     for contrast in trial.contrasts:
         table = 100.0 * sum(weight * hits[measure] for weight, measure in contrast.terms)
