@@ -16,6 +16,9 @@ from clipvip_lib.commands import check_data
 from clipvip_lib.data import benchmarks, corpora, formats, frame_folders
 from clipvip_lib.data.check import CODES, ERRORS, check_set
 from clipvip_lib.data.check_videos import agree
+from clipvip_lib.distributed.ranks import Ranks
+from clipvip_lib.distributed.recipes import RECIPES, recipe_of
+from clipvip_lib.distributed.stores import store_split
 from clipvip_lib.errors import ClipVipError
 
 CLIPS = {"train": 8, "val": 4, "test": 8}
@@ -146,6 +149,7 @@ def test_the_command_says_what_it_found(written, tmp_path, capsys):
     assert "test  8 videos, 8 texts, 3 missing; as distributed 1,000" in shown.out
     assert "error: missing-video (3)" in shown.out
     assert "decoded twice: 2 clips" in shown.out
+    assert "a frame store by finetune-msrvtt, 24 frames and the middle one at 224 x 224: 0.1 GB" in shown.out
     assert "check-data 2/2" in shown.err
     content = json.loads((tmp_path / "a.json").read_text())
     assert content["errors"] == 1
@@ -153,11 +157,33 @@ def test_the_command_says_what_it_found(written, tmp_path, capsys):
     assert content["decoding"]["core_hours"] == pytest.approx(
         content["decoding"]["seconds_a_clip"] * 17 / 3600
     )
-    assert content["decoding"]["store_bytes"] == 17 * 13 * 224 * 224 * 3
+    assert content["decoding"]["store_bytes"] == 17 * 25 * 224 * 224 * 3
 
     assert command("msrvtt", tmp_path / "set", "--allow-missing", 3) == 0
     assert "warning: missing-video (3)" in capsys.readouterr().out
     assert command("msrvtt", tmp_path / "set", "--allow-missing", 2) == 1
+
+
+@pytest.mark.parametrize("name", ("msrvtt", "activitynet"))
+def test_the_disk_is_that_of_the_store_which_training_writes(written, tmp_path, name):
+    assert command(name, written / name, "--sample", 1, "--json", tmp_path / "a.json") == 0
+    told = json.loads((tmp_path / "a.json").read_text())["decoding"]["store_bytes"]
+    items = benchmarks.load_benchmark(name, written / name, "train")
+    store_split(items[:1], tmp_path, "train", RECIPES[f"finetune-{name}"], 224, Ranks())
+    assert told == sum(CLIPS.values()) * np.load(tmp_path / "train-00000.npy", mmap_mode="r").nbytes
+
+
+def test_the_disk_in_the_documentation_is_that_of_the_recipes():
+    page = (Path(__file__).parent.parent / "docs/benchmarks.md").read_text(encoding="utf-8")
+    table = page.partition("| frame store |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    names = {"MSR-VTT": "msrvtt", "DiDeMo": "didemo", "ActivityNet": "activitynet", "LSMDC": "lsmdc"}
+    names |= {"MSVD": "msvd", "VATEX": "vatex"}
+    assert len(table) == len(names)
+    for row in table:
+        title, clips, *_, told = (cell.strip() for cell in row.strip("|").split("|"))
+        count = int(clips.removeprefix("about ").replace(",", ""))
+        kept = RECIPES[recipe_of(names[title])].kept_frames
+        assert told == f"{count * (kept + 1) * 224 * 224 * 3 / 1e9:.0f} GB", title
 
 
 def test_many_sentences_are_cut_and_counted(written, tmp_path, capsys):

@@ -4,7 +4,8 @@ import dataclasses
 
 import pytest
 
-from clipvip_lib.distributed.recipes import FREE, RECIPES, SOURCES, TrainRecipe, get_recipe, source
+from clipvip_lib.data.benchmarks import SETS
+from clipvip_lib.distributed.recipes import FREE, RECIPES, SOURCES, TrainRecipe, get_recipe, recipe_of, source
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
 
@@ -78,3 +79,12 @@ def test_steps_come_from_the_data_or_are_asked_for():
     assert get_recipe("finetune-didemo", batch=10, epochs=0.1).for_data(35).steps == 1
     with pytest.raises(ClipVipError, match="--set steps=N or --set samples=N"):
         get_recipe("finetune-didemo").for_data(None)
+
+
+def test_a_set_has_its_own_recipe_or_msrvtts():
+    found = {name: recipe_of(name).removeprefix("finetune-") for name in SETS}
+    assert found == {
+        "msrvtt": "msrvtt", "msrvtt-7k": "msrvtt", "didemo": "didemo", "activitynet": "activitynet",
+        "activitynet-val2": "activitynet", "lsmdc": "lsmdc", "msvd": "msrvtt", "vatex": "msrvtt",
+        "vatex-1500": "msrvtt", "jsonl": "msrvtt", "jsonl-paragraph": "msrvtt",
+    }  # fmt: skip

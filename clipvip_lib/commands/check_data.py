@@ -74,11 +74,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from clipvip_lib.data.check import check_set
     from clipvip_lib.data.held_out import hold_out
+    from clipvip_lib.distributed.recipes import RECIPES, recipe_of
     from clipvip_lib.files import write_json
     from clipvip_lib.progress import Progress
 
     if arguments.hold_out is not None:
         print(f"wrote {hold_out(arguments.name, arguments.root, arguments.hold_out)}")
+    recipe = recipe_of(arguments.name)
     report = check_set(
         arguments.name,
         arguments.root,
@@ -86,17 +88,19 @@ def run(arguments: argparse.Namespace) -> int:
         allow_missing=arguments.allow_missing,
         sample=arguments.sample,
         seconds=arguments.seconds,
+        kept_frames=RECIPES[recipe].kept_frames,
         progress=Progress("check-data", stream=sys.stderr),
     )
     if arguments.json:
         write_json(arguments.json, report.as_json())
-    print("\n".join(lines(report)))
+    print("\n".join(lines(report, recipe)))
     return 1 if report.errors else 0
 
 
-def lines(report) -> list[str]:
-    """The report for people."""
+def lines(report, recipe: str) -> list[str]:
+    """The report for people, with the frame store of a fine-tuning by this recipe."""
     from clipvip_lib.data.check import CODES
+    from clipvip_lib.distributed.recipes import RECIPES
     from clipvip_lib.progress import duration
 
     found = [f"{report.title} ({report.name}), scored by {report.protocol}s"]
@@ -123,9 +127,10 @@ def lines(report) -> list[str]:
         found.append(
             f"decoded twice: {d.clips} clips{slow}; {1 / d.seconds_a_clip:.1f} clips a second on one core"
         )
+        found.append(f"all clips, 12 frames and the middle one: {duration(d.core_hours * 3600)} on one core")
         found.append(
-            f"all clips, 12 frames and the middle one: {duration(d.core_hours * 3600)} on one core, a frame store at "
-            f"224 x 224 of {d.store_bytes / 1e9:.1f} GB"
+            f"a frame store by {recipe}, {RECIPES[recipe].kept_frames} frames and the middle one at 224 x 224: "
+            f"{d.store_bytes / 1e9:.1f} GB"
         )
     warnings = len(report.findings) - len(report.errors)
     found.append(

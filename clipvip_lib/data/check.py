@@ -120,6 +120,7 @@ def check_set(
     allow_missing: int = 0,
     sample: int = 32,
     seconds: float = 45.0,
+    kept_frames: int | None = None,
     progress: Progress = lambda done, total, note: None,
 ) -> Report:
     """Check the set ``name`` under ``root``.
@@ -130,6 +131,7 @@ def check_set(
         sample: so many videos at most are decoded by two decoders; 0 for all.
         seconds: decoding stops at half of them, opening the other files when they have passed; with ``sample`` 0
             neither does.
+        kept_frames: of a clip in the frame store that is trained from; without it no store is reckoned.
 
     Raises ClipVipError for an unknown set, or a ``root`` that is no folder.
     """
@@ -161,7 +163,10 @@ def check_set(
             "as_distributed": known.sizes.get(split),
         }
     report.files = len(files.paths)
-    outcome = check_videos.check(found, notes, sample=sample, until=started + seconds, progress=progress)
+    until = started + seconds
+    outcome = check_videos.check(
+        found, notes, sample=sample, until=until, progress=progress, kept_frames=kept_frames
+    )
     report.video_bytes, report.looked_into, report.decoding = outcome
     lenient = {"missing-video"} if all(n <= allow_missing for n in missing.values()) else set()
     report.findings = notes.findings(frozenset(lenient))

@@ -22,7 +22,7 @@ from clipvip_lib.data.container import VideoError, look
 from clipvip_lib.data.structure import announced_end_and_turns
 from clipvip_lib.data.video_files import VideoFiles, clip_seconds
 
-FRAMES = 12  # of a video, as in the paper, and its middle frame
+FRAMES = 12  # of a video, as in the paper, and its middle frame: what is timed; a frame store keeps more
 # Annotated lengths are rounded to seconds, and cutters end at a key picture near by.
 TOLERANCE_SECONDS, TOLERANCE_SHARE = 1.0, 0.1
 ROUNDING = (
@@ -39,14 +39,15 @@ ORDINARY = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 @dataclass(frozen=True)
 class Decoding:
     """Measured on ``clips`` of the sample, of which ``by_pyav`` were not left to decord: seconds a clip (12 frames and
-    the middle one) on one core; and what that makes of all clips: core hours, and bytes of a frame store at 224 x 224.
+    the middle one) on one core; what that makes of all clips, in core hours; and the bytes of their frame store at
+    224 x 224, if it was told how many frames of a clip that keeps.
     """
 
     clips: int
     by_pyav: int
     seconds_a_clip: float
     core_hours: float
-    store_bytes: int
+    store_bytes: int | None
 
 
 def match(records: dict[str, list[Record]], files: VideoFiles, tell: Tell) -> Found:
@@ -82,11 +83,13 @@ def check(
     sample: int,
     until: float,
     progress: Callable[[int, int, str], None],
+    kept_frames: int | None = None,
 ) -> tuple[int, int, Decoding | None]:
     """(bytes of all videos, number of files opened, what decoding costs); faults go to ``tell``.
 
     ``sample``: so many are decoded twice, 0 for all; then the clock does not matter. ``until``: a time.monotonic() at
     which to stop opening files; decoding takes at most half of what is left till then, and at least one file.
+    ``kept_frames``: of a clip in a frame store, without its middle one.
     """
     pairs = {path: record for listed in found.values() for record, path in listed}
     sizes = {path: _size(path) for path in pairs}
@@ -115,7 +118,7 @@ def check(
         _opens(pairs[path], path, tell)
         opened += 1
         progress(opened, len(order), "opened")
-    return sum(sizes.values()), opened, _decoding(spent, len(pairs))
+    return sum(sizes.values()), opened, _decoding(spent, len(pairs), kept_frames)
 
 
 def agree(frames: np.ndarray, reference: np.ndarray) -> bool:
@@ -248,9 +251,9 @@ def _decode_twice(path: Path, tell: Tell) -> list[tuple[float, bool]]:
     return [(seconds, False)]
 
 
-def _decoding(spent: Sequence[tuple[float, bool]], clips: int) -> Decoding | None:
+def _decoding(spent: Sequence[tuple[float, bool]], clips: int, kept_frames: int | None) -> Decoding | None:
     if not spent:
         return None
     mean = float(np.mean([seconds for seconds, _ in spent]))
-    store = clips * (FRAMES + 1) * STORE_SIZE * STORE_SIZE * 3
+    store = None if kept_frames is None else clips * (kept_frames + 1) * STORE_SIZE * STORE_SIZE * 3
     return Decoding(len(spent), sum(pyav for _, pyav in spent), mean, mean * clips / 3600, store)

@@ -151,6 +151,12 @@ def get_recipe(name: str, **changes: object) -> TrainRecipe:
     return recipe
 
 
+def recipe_of(benchmark: str) -> str:
+    """The recipe of a benchmark, also of its other splits; for a set that the authors have none for, MSR-VTT's."""
+    own = f"finetune-{benchmark.partition('-')[0]}"
+    return own if own in RECIPES else "finetune-msrvtt"
+
+
 def expect_value(said: str, field: str, value: object, old: object) -> None:
     """Raises ClipVipError, beginning with ``said``, unless a recipe's field may have this value in place of ``old``."""
     if type(value) is not type(old) and not (isinstance(old, float) and type(value) is int):
