@@ -314,7 +314,7 @@ def test_the_command_prints_the_whole_plan_and_writes_nothing(root, tmp_path):
     )
     assert re.search(r"^01_data_size +lacks webvid-2.5m, weights$", text, re.MULTILINE)
     rows = works(PAPER, [0, 1], Settings(gpus=64))
-    total = f"{sum(row.hours for row in rows):,.2f}"
+    total = f"{sum(row.hours for row in rows):,.0f}"
     assert re.search(rf"^ +sum +\d+ +{total} ", text, re.MULTILINE)
     stages = said[next(i for i, line in enumerate(said) if line.startswith("Stages")) :]
     assert not any(line.endswith("…") for line in stages[: stages.index("")])
@@ -326,6 +326,15 @@ def test_the_command_prints_the_whole_plan_and_writes_nothing(root, tmp_path):
     for field in dataclasses.fields(scaling.Assumptions):
         assert re.search(rf"^{field.name} +\S+ ", text, re.MULTILINE)
     assert sorted(root.rglob("*")) == before and list(tmp_path.iterdir()) == []
+
+
+def test_many_seeds_on_many_gpus_fit_the_width(capsys):
+    assert dry_run.dry_run("paper", seeds=range(10), set={"gpus": 1024}) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert "seeds 0-9;" in said[0] and max(map(len, said)) <= 120
+    assert not any(line.endswith("…") for line in said)
+    apart = dry_run._head("paper", experiments.NOTEBOOKS, range(0, 60, 2))
+    assert max(map(len, apart)) <= 120 and ", 58; nothing is run or written." in " ".join(apart)
 
 
 def test_the_sum_is_told_for_more_gpus(capsys):

@@ -80,7 +80,7 @@ def dry_run(
             for name in names
         ]
         lines = [
-            _head(profile, names, seeds),
+            *_head(profile, names, seeds),
             "",
             *stage_lines(closure(pages), home, workers or default_workers()),
         ]
@@ -140,7 +140,7 @@ def paper_lines(
     }
     at_hand = data_at_hand.look(profile, settings)
     lines = [
-        _head(profile.name, names, seeds),
+        *_head(profile.name, names, seeds),
         *_model_lines(profile),
         "",
         f"Data and weights (data_root: {_root_text(settings)})",
@@ -215,16 +215,16 @@ def _work_lines(rows: Sequence[paper_plan.Work]) -> list[str]:
                 str(row.runs),
                 f"{row.steps:,}" if row.steps else "-",
                 f"{row.clip_flops / 1e9:,.1f}",
-                f"{row.hours:,.2f}",
-                f"{row.computing:,.2f}",
+                _amount(row.hours, 2),
+                _amount(row.computing, 2),
                 row.wall,
-                f"{row.bytes / 1e9:,.1f}",
+                _amount(row.bytes / 1e9, 1),
             )
         )
     hours, computing = sum(row.hours for row in rows), sum(row.computing for row in rows)
     runs, kept = sum(row.runs for row in rows), sum(row.bytes for row in rows)
     table.append(
-        ("", "sum", str(runs), "", "", f"{hours:,.2f}", f"{computing:,.2f}", "", f"{kept / 1e9:,.1f}")
+        ("", "sum", str(runs), "", "", _amount(hours, 2), _amount(computing, 2), "", _amount(kept / 1e9, 1))
     )
     return columns(table, right=(2, 3, 4, 5, 6, 8))
 
@@ -290,11 +290,19 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
     return lines
 
 
+def _amount(value: float, places: int) -> str:
+    """Of a hundred or more the decimals tell nothing, and many seeds have no room for them."""
+    return f"{value:,.{places if value < 100 else 0}f}"
+
+
 def _short(path: str, most: int = 40) -> str:
     return path if len(path) <= most else "…" + path[1 - most :]
 
 
-def _head(profile: str, names: Sequence[str], seeds: Sequence[int]) -> str:
+def _head(profile: str, names: Sequence[str], seeds: Sequence[int]) -> list[str]:
     numbers = " ".join(name.split("_")[0] for name in names)
-    said = ", ".join(map(str, seeds))
-    return f"Plan at profile {profile}, notebooks {numbers}, seeds {said}; nothing is run or written."
+    text = (
+        f"Plan at profile {profile}, notebooks {numbers}, seeds {in_short(seeds, dash='-')}; nothing is run or "
+        "written."
+    )
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
