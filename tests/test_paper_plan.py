@@ -337,6 +337,19 @@ def test_many_seeds_on_many_gpus_fit_the_width(capsys):
     assert max(map(len, apart)) <= 120 and ", 58; nothing is run or written." in " ".join(apart)
 
 
+def test_gpus_that_a_batch_has_no_clips_for_are_said(capsys):
+    def told(**given) -> list[str]:
+        assert dry_run.dry_run("paper", only=["06"], set=given) == 0
+        said = capsys.readouterr().out
+        assert said.count("A run uses") <= 1
+        return re.findall(r"A run uses .*", said)
+
+    begins = "A run uses one GPU for each clip of its batch at most: of"
+    assert told(gpus=2048) == [f"{begins} 2,048 GPUs post-pretraining 1,024 and fine-tuning 128."]
+    assert told() == [f"{begins} 256 GPUs fine-tuning 128."]  # the largest that the sum is told for
+    assert told(**{"finetune.batch": 256}) == []
+
+
 def test_the_sum_is_told_for_more_gpus(capsys):
     assert dry_run.dry_run("paper", only=["04", "05", "06"]) == 0
     table = capsys.readouterr().out.partition("\nSum ")[2].partition("\n\n")[0].splitlines()[2:]

@@ -139,6 +139,7 @@ def paper_lines(
         for gpus in scaling.GPUS
     }
     at_hand = data_at_hand.look(profile, settings)
+    most = _most_gpus_lines(profile, rows, max(settings.gpus, *by_gpus))
     lines = [
         *_head(profile.name, names, seeds),
         *_model_lines(profile),
@@ -149,10 +150,12 @@ def paper_lines(
         f"Stages, with {settings.gpus} GPUs a run (GFLOP: of a clip in a training step, of an image or text forward;",
         "compute: GPU hours if that were all; wall: the resource that sets the pace; GB: what is kept on disk)",
         *_work_lines(rows),
+        *(most if settings.gpus >= max(by_gpus) else []),
         *_full_lines(profile, rows),
         "",
         "Sum (days: every run on all these GPUs, one run after the other; evaluations are seconds and left out)",
         *_sum_lines(by_gpus, settings),
+        *([] if settings.gpus >= max(by_gpus) else most),
         "",
         "Notebooks",
         *_notebook_lines(names, rows, at_hand),
@@ -240,6 +243,23 @@ def _full_lines(profile: Profile, rows: Sequence[paper_plan.Work]) -> list[str]:
         "fine-tunings. A run by itself takes 05's one-epoch model for 06; the full one is trained with --only 06 "
         f"--set postpretrain.steps={steps}."
     )
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
+
+
+def _most_gpus_lines(profile: Profile, rows: Sequence[paper_plan.Work], gpus: int) -> list[str]:
+    """What cannot use so many GPUs and is counted on fewer; under the table whose numbers it explains."""
+    batches = {
+        "post-pretraining": (profile.postpretrain.batch, ("post-pretrain", "full ")),
+        "fine-tuning": (profile.finetune.batch, ("fine-tune",)),
+    }
+    said = [
+        f"{what} {batch:,}"
+        for what, (batch, begins) in batches.items()
+        if batch < gpus and any(row.what.startswith(begins) for row in rows)
+    ]
+    if not said:
+        return []
+    text = f"A run uses one GPU for each clip of its batch at most: of {gpus:,} GPUs {' and '.join(said)}."
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
