@@ -337,6 +337,17 @@ def test_many_seeds_on_many_gpus_fit_the_width(capsys):
     assert max(map(len, apart)) <= 120 and ", 58; nothing is run or written." in " ".join(apart)
 
 
+@pytest.mark.parametrize(
+    ("epochs", "said"),
+    [
+        (2.4e-07, "less than 0.001 epochs"), (0.001, "0.001 epochs"), (0.2, "0.2 epochs"), (1.0, "one epoch"),
+        (3.0, "3 epochs"), (99.96, "100 epochs"), (12_345.6, "12,346 epochs"),
+    ],
+)  # fmt: skip
+def test_epochs_are_numbers_that_people_read(epochs, said):
+    assert dry_run._epochs_text(epochs) == said
+
+
 def test_gpus_that_a_batch_has_no_clips_for_are_said(capsys):
     def told(**given) -> list[str]:
         assert dry_run.dry_run("paper", only=["06"], set=given) == 0

@@ -182,8 +182,7 @@ def _model_lines(profile: Profile) -> list[str]:
         f"{million:.1f} million weights."
     )
     clips = paper_plan.epoch_clips(profile)
-    epochs = post.steps * post.batch / clips
-    amount = "one epoch" if epochs == 1 else f"{epochs:.3g} epochs"
+    amount = _epochs_text(post.steps * post.batch / clips)
     tuned = {name: paper_plan.finetuning_steps(profile, name) for name in BENCHMARKS}
     steps = ", ".join(f"{count:,} ({name})" for name, count in tuned.items())
     training = (
@@ -191,6 +190,15 @@ def _model_lines(profile: Profile) -> list[str]:
         f"({clips / 1e6:.1f} million clips); fine-tuning: {steps} steps of {fine.batch}."
     )
     return [*textwrap.wrap(model, WIDTH), *textwrap.wrap(training, WIDTH)]
+
+
+def _epochs_text(epochs: float) -> str:
+    """For people: without an exponent, which a few steps of the largest corpus or a great many would have."""
+    if epochs == 1:
+        return "one epoch"
+    if epochs < 0.001:
+        return "less than 0.001 epochs"
+    return f"{epochs:.3g} epochs" if epochs < 100 else f"{epochs:,.0f} epochs"
 
 
 def _root_text(settings: paper_plan.Settings) -> str:
