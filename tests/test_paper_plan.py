@@ -313,6 +313,9 @@ def test_the_command_prints_the_whole_plan_and_writes_nothing(root, tmp_path):
         experiments.NOTEBOOKS
     )
     assert re.search(r"^01_data_size +lacks webvid-2.5m, weights$", text, re.MULTILINE)
+    data = " ".join(said[said.index(next(line for line in said if line.startswith("Data "))) :][:14])
+    assert "All below is for the published sizes (100.0 million clips of hdvila-100m, all of them to" in data
+    assert "not for what is at hand" in data
     rows = works(PAPER, [0, 1], Settings(gpus=64))
     total = f"{sum(row.hours for row in rows):,.0f}"
     assert re.search(rf"^ +sum +\d+ +{total} ", text, re.MULTILINE)

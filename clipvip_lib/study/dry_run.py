@@ -146,6 +146,7 @@ def paper_lines(
         "",
         f"Data and weights (data_root: {_root_text(settings)})",
         *_data_lines(rows, at_hand),
+        *_published_lines(profile),
         "",
         f"Stages, with {settings.gpus} GPUs a run (GFLOP: of a clip in a training step, of an image or text forward;",
         "compute: GPU hours if that were all; wall: the resource that sets the pace; GB: what is kept on disk)",
@@ -214,6 +215,17 @@ def _data_lines(rows: Sequence[paper_plan.Work], at_hand: Mapping[str, data_at_h
             size = f"{need.bytes / 1e9:,.0f}" if need.bytes else "-"
             table.append((need.name, " ".join(users), _short(need.where), need.state, size))
     return columns(table, right=(4,))
+
+
+def _published_lines(profile: Profile) -> list[str]:
+    """What is at hand may be smaller, or made already, and changes no row: who looks for its cost must know."""
+    clips = paper_plan.epoch_clips(profile) / 1e6
+    text = (
+        f"All below is for the published sizes ({clips:.1f} million clips of {paper_plan.LARGEST}, all of them to be "
+        "captioned, and the whole benchmarks), not for what is at hand; a shorter training is counted with --set "
+        "postpretrain.steps=N."
+    )
+    return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
 def _work_lines(rows: Sequence[paper_plan.Work]) -> list[str]:
