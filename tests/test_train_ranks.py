@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -210,8 +211,25 @@ def test_sigterm_to_one_rank_stops_all_after_a_step_with_a_checkpoint(made, stop
 def test_a_killed_rank_stops_the_others_with_one_clear_message(killed):
     err, seconds = killed
     assert err.count("clipvip: expected 2 ranks, one of them died or gave no answer within 200 s") == 1
-    assert "start the same command again" in err
+    assert re.search(r"start the same command again; \S+/killed/checkpoint.pt of step \d+ is kept", err)
+    assert "Signal 9 (SIGKILL) received" in err  # torchrun's report, which names the rank
     assert seconds < 100
+
+
+def test_a_rank_that_is_killed_before_the_first_step_leaves_no_promise_of_a_checkpoint(made):
+    """Whether a lost connection or torchrun's signal comes first, nothing is said to be kept."""
+    process = train(2, *made.options("early", steps=100_000, save_minutes=1e6))
+    try:
+        deadline = time.monotonic() + small_runs.SECONDS
+        while not (made.folder / "early").is_dir():  # made when the ranks have found each other
+            assert process.poll() is None and time.monotonic() < deadline, "no folder"
+            time.sleep(0.02)
+        os.kill(pid_of_rank(process.pid, 1), signal.SIGKILL)
+        _, err = finish(process, code=1)
+    finally:
+        small_runs.end(process)
+    assert err.count("; no checkpoint was written yet") == 1
+    assert "torchrun's report" in err and "what was done is kept" not in err
 
 
 def test_resumed_runs_end_with_the_same_weights_bit_for_bit(made, two):

@@ -15,8 +15,8 @@ from clipvip_lib import cli
 from clipvip_lib.captioning import captions_path
 from clipvip_lib.data import corpora
 from clipvip_lib.data.shards import read_shard
-from clipvip_lib.distributed import loop, stores
-from clipvip_lib.distributed.ranks import Ranks
+from clipvip_lib.distributed import loop, ranks, run, stores
+from clipvip_lib.distributed.ranks import RankLost, Ranks
 from clipvip_lib.distributed.run_folder import alone, read_metrics
 from clipvip_lib.streams.shard_index import expand
 
@@ -143,7 +143,7 @@ def test_a_stop_before_the_first_step_leaves_the_checkpoint_that_it_names(
     with monkeypatch.context() as patch:
         patch.setattr(loop.StopSignals, "__enter__", stopped)
         assert cli.main(post(made, "a", tmp_path / "out")) == 143
-        assert f"{tmp_path}/out/checkpoint.pt was written" in capsys.readouterr().err
+        assert f"{tmp_path}/out/checkpoint.pt of step 0 is kept; give the" in capsys.readouterr().err
         assert torch.load(tmp_path / "out/checkpoint.pt", weights_only=True)["step"] == 0
         assert cli.main(post(made, "a", tmp_path / "out")) == 143  # and once more, from it
     assert cli.main(post(made, "a", tmp_path / "out")) == 0
@@ -154,12 +154,58 @@ def test_a_stop_before_the_first_step_leaves_the_checkpoint_that_it_names(
 def test_a_stop_while_stores_are_decoded_is_told_without_a_checkpoint(made, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(stores, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-        with pytest.raises(SystemExit) as caught:
-            cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store"))
-    assert caught.value.code == 143
+        assert cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store")) == 143
     said = capsys.readouterr().err
-    assert "clipvip: stopped by SIGTERM; what was done is kept" in said and "checkpoint" not in said
+    assert said.count("clipvip: ") == 1 and "what was done" not in said
+    assert "clipvip: stopped by SIGTERM; no checkpoint was written yet; give the same command" in said
     assert cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store")) == 0
+
+
+def ends(monkeypatch, error: BaseException) -> None:
+    def ending(*_):
+        raise error
+
+    monkeypatch.setattr(run, "train_as_told", ending)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "begins"),
+    [
+        (SystemExit(143), 143, "stopped by SIGTERM; "),
+        (KeyboardInterrupt(), 130, "stopped by SIGINT; "),
+        (RankLost("expected 2 ranks"), 1, "expected 2 ranks; "),
+    ],
+)
+def test_what_a_stop_at_any_time_keeps_is_said(tmp_path, monkeypatch, capsys, error, code, begins):
+    def told() -> str:
+        assert cli.main(post(tmp_path, "a", tmp_path)) == code
+        said = capsys.readouterr().err
+        assert said.startswith(f"clipvip: {begins}") and said.count("clipvip: ") == 1
+        return said
+
+    ends(monkeypatch, error)
+    assert "; no checkpoint was written yet" in told()
+    (tmp_path / "result.json").write_text("{}")
+    assert f"; {tmp_path}/result.json is kept" in told()
+    torch.save({"step": 12, "model": {"w": torch.ones(3)}}, tmp_path / "checkpoint.pt")
+    assert f"; {tmp_path}/checkpoint.pt of step 12 is kept" in told()
+    (tmp_path / "checkpoint.pt").write_bytes(b"half")
+    assert f"; {tmp_path}/checkpoint.pt is kept" in told()
+
+
+def test_under_torchrun_a_rank_says_who_may_have_sent_the_signal(tmp_path, monkeypatch, capsys):
+    ends(monkeypatch, SystemExit(143))
+    monkeypatch.setattr(ranks, "start", lambda _: Ranks())
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(post(tmp_path, "a", tmp_path)) == 143
+    assert capsys.readouterr().err == (
+        "clipvip: stopped by SIGTERM, sent by torchrun or whoever (if a rank died, torchrun's report names it); "
+        "no checkpoint was written yet; give the same command to go on\n"
+    )
+    torch.save({"step": 12}, tmp_path / "checkpoint.pt")
+    monkeypatch.setattr(ranks, "start", lambda _: os.kill(os.getpid(), signal.SIGTERM))  # not yet joined
+    assert cli.main(post(tmp_path, "a", tmp_path)) == 143
+    assert f"; {tmp_path}/checkpoint.pt is kept; " in capsys.readouterr().err
 
 
 def test_two_runs_at_once_do_not_share_a_folder(made, tmp_path, capsys):

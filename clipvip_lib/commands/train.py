@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
+from pathlib import Path
 
 from clipvip_lib.commands.arguments import assignment, folder, numbers
+from clipvip_lib.distributed.stop_signals import StoppedBetweenSteps, StopSignals
 from clipvip_lib.errors import ClipVipError
 
 STAGES = ("postpretrain", "finetune")
@@ -21,7 +24,7 @@ def add(commands) -> None:
         "batch is the global one and is divided over the ranks. A run that was stopped goes on when the same command "
         "is given again, on any number of ranks. Writes OUT/model, which every loader reads, OUT/metrics.jsonl and "
         "OUT/result.json, which is printed too. Exit code: 0 done, 1 a rank was lost, 2 bad input or data, 143 "
-        "(130) stopped by SIGTERM (SIGINT) with a checkpoint.",
+        "(130) stopped by SIGTERM (SIGINT).",
     )
     parser.add_argument("--stage", required=True, choices=STAGES)
     parser.add_argument(
@@ -112,34 +115,79 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     if arguments.show:
         return show(arguments, recipe_name)
+    joined: list = []
+    try:
+        return _train(arguments, recipe_name, joined)
+    except (SystemExit, KeyboardInterrupt) as stop:
+        code = 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
+        if not isinstance(code, int) or code <= 128:
+            raise
+        with StopSignals(patient=True):  # a second one must not take this one's sentence away
+            _say_stopped(signal.Signals(code - 128).name, arguments.out, joined)
+        return code
+
+
+def _train(arguments: argparse.Namespace, recipe_name: str, joined: list) -> int:
+    """The run and its exit code; the ranks are put into ``joined`` when they have found each other."""
     from clipvip_lib.distributed import ranks as distributed
     from clipvip_lib.distributed.run import train_as_told
-    from clipvip_lib.distributed.stop_signals import StoppedBetweenSteps
 
     ranks = distributed.start(arguments.timeout)
+    joined.append(ranks)
     try:
         train_as_told(arguments, recipe_name, ranks)
     except distributed.StoppedElsewhere:
         return 2
     except distributed.RankLost as error:
-        distributed.say_once(ranks, f"clipvip: {error}")
+        distributed.say_once(ranks, f"clipvip: {error}; {_kept(arguments.out)}")
         return 1
     except ClipVipError as error:
         distributed.say_once(ranks, f"clipvip: {error}")
         return 2
     except StoppedBetweenSteps as stopped:
-        import signal
-
         name = signal.Signals(stopped.code - 128).name
         distributed.say_once(
             ranks,
-            f"clipvip: stopped by {name}: all ranks finished their step and {arguments.out}/checkpoint.pt was "
-            "written; give the same command to go on",
+            f"clipvip: stopped by {name}: all ranks finished their step, {_kept(arguments.out)}; give the same "
+            "command to go on",
         )
         distributed.stop()
         return stopped.code
     distributed.stop()
     return 0
+
+
+def _say_stopped(name: str, out: str, joined: list) -> None:
+    """Tell of a signal at a time when it ends the run at once: before the first step, in scoring."""
+    # A rank cannot know whether another one is gone: torchrun sends the same signal when it is stopped itself.
+    sender = (
+        ", sent by torchrun or whoever (if a rank died, torchrun's report names it)"
+        if "RANK" in os.environ and name == "SIGTERM"
+        else ""
+    )
+    kept = _kept(out) if joined else _kept(out, told=False)
+    text = f"clipvip: stopped by {name}{sender}; {kept}; give the same command to go on"
+    if joined:
+        from clipvip_lib.distributed.ranks import say_once
+
+        say_once(joined[0], text)
+    else:
+        import sys
+
+        print(text, file=sys.stderr, flush=True)
+
+
+def _kept(out: str, told: bool = True) -> str:
+    """What a run goes on from, as a part of a sentence. ``told``: with its step, which only torch can read."""
+    checkpoint, result = Path(out, "checkpoint.pt"), Path(out, "result.json")
+    if checkpoint.exists():
+        step = None
+        if told:
+            from clipvip_lib.distributed.run_folder import checkpoint_step
+
+            step = checkpoint_step(checkpoint)
+        return f"{checkpoint} is kept" if step is None else f"{checkpoint} of step {step} is kept"
+    return f"{result} is kept" if result.exists() else "no checkpoint was written yet"
 
 
 def check(arguments: argparse.Namespace) -> str:

@@ -202,7 +202,8 @@ def noticing_loss(ranks: Ranks) -> Iterator[None]:
             raise
         raise RankLost(
             f"expected {ranks.size} ranks, one of them died or gave no answer within {ranks.timeout:g} s "
-            f"({_first_line(error)}); look above for its own message, then start the same command again"
+            f"({_first_line(error)}); look above for its own message, below for torchrun's report, which names it, "
+            "then start the same command again"
         ) from error
 
 

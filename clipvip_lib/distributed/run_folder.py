@@ -234,6 +234,14 @@ def alone(path: Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
+def checkpoint_step(path: Path) -> int | None:
+    """The step of a checkpoint, without reading its weights; None if it does not say."""
+    try:
+        return int(torch.load(path, weights_only=True, map_location="cpu", mmap=True)["step"])
+    except UNREADABLE:
+        return None
+
+
 def read_metrics(path: str | Path) -> list[dict]:
     """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
     path = Path(path)
