@@ -3,7 +3,8 @@
 What is special:
 
 * a shard's captions appear once and whole, ``00000.tar`` -> ``00000.captions.jsonl``, the sidecar that
-  ``captioning.read_captions`` reads and post-pretraining takes; what is there is not made again;
+  ``captioning.read_captions`` reads and post-pretraining takes; what is there is not made again; Parquet, where it
+  is asked for, is a copy that follows it;
 * shards are dealt out by locks (shard_locks.py), so ranks share work without talking, and what a dead one held is
   taken up by the living or by the next start; two never work at one shard;
 * middle frames are decoded, and brought to the captioner's size, in threads while the model works, across the
@@ -30,13 +31,14 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.captioners import ImageCaptioner
-from clipvip_lib.captioning import captions_path
+from clipvip_lib.captioning import captions_path, read_captions
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_bytes, write_json
 from clipvip_lib.progress import quiet
-from clipvip_lib.shard_locks import Held, Task, deal, holder, whole_folder
+from clipvip_lib.shard_locks import Held, Task, deal, hold, holder, whole_folder
 from clipvip_lib.streams.ahead import ahead
 from clipvip_lib.streams.middle_frames import NeverFetched, middle_frames
+from clipvip_lib.streams.parquet import parquet_path, write_captions
 from clipvip_lib.streams.shard_index import index_shard
 
 MADE_BY = "captions.json"
@@ -88,6 +90,7 @@ def caption_shards(
     batch: int = 64,
     threads: int = 2,
     skip_share: float = 0.0,
+    parquet: bool = False,
     rank: int = 0,
     ranks: int = 1,
     progress: Callable[[int, int, str], None] = quiet,
@@ -103,6 +106,7 @@ def caption_shards(
         batch: images that the model takes at once, at most.
         threads: decoding threads of this process.
         skip_share: share of a shard's samples, rounded up, that may be skipped because they cannot be read.
+        parquet: write SHARD.captions.parquet too, also of shards that were captioned without.
         rank, ranks: which share this process begins with; it helps the others when it is through.
         poll: seconds between looks at shards that other processes hold.
 
@@ -132,11 +136,13 @@ def caption_shards(
             for item in batches:
                 _caption(item, captioner)
                 if item.last:
-                    _finish(item.shard, tally, say)
+                    _finish(item.shard, tally, say, parquet)
                 meter.show(item)
     finally:
         for each in begun:  # after an error in a process that lives on, such as a notebook's
             each.release()
+    if parquet:
+        _add_parquet(tasks, rank, ranks, poll, say)
     tally.seconds = time.monotonic() - started
     return tally
 
@@ -167,7 +173,8 @@ def _same_maker(out: Path, tasks: list[Task], made_by: dict) -> None:
     made_by = json.loads(json.dumps(made_by))
     with whole_folder(out):
         if not (out / MADE_BY).exists():
-            if there := [task.out.name for task in tasks if task.out.exists()]:
+            files = (path for task in tasks for path in (task.out, parquet_path(task.out)))
+            if there := [path.name for path in files if path.exists()]:
                 raise ClipVipError(
                     f"{out} holds {there[0]} but no {MADE_BY}: expected captions of this command, or none; choose "
                     "another folder"
@@ -208,8 +215,8 @@ def _caption(item: _Batch, captioner: ImageCaptioner) -> None:
     item.shard.texts += texts
 
 
-def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None]) -> None:
-    """Write a shard's files, the captions last: they show that it is done."""
+def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None], parquet: bool) -> None:
+    """Write a shard's files, the captions last, for they show that it is done; then the same as Parquet."""
     task = shard.held.task
     skipped = task.out.with_name(task.shard.stem + ".skipped.jsonl")
     if shard.bad:
@@ -218,13 +225,42 @@ def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None]) -> None:
     else:
         skipped.unlink(missing_ok=True)
     rows = ({"key": key, "caption": text} for key, text in zip(shard.keys, shard.texts, strict=True))
+    parquet_path(task.out).unlink(missing_ok=True)  # of captions that were removed, to be made again
     write_bytes(task.out, "".join(map(_line, rows)).encode())
+    if parquet and (held := hold(_parquet(task))):
+        _write_parquet(held, dict(zip(shard.keys, shard.texts, strict=True)))
     shard.held.release()
     tally.written += 1
     tally.captions += len(shard.texts)
     tally.empty += sum(not text for text in shard.texts)
     tally.skipped += len(shard.bad)
     tally.absent += shard.absent
+
+
+def _parquet(task: Task) -> Task:
+    """A shard's Parquet is a task with a lock of its own: once the captions are there, others may write it too."""
+    return Task(task.shard, parquet_path(task.out))
+
+
+def _write_parquet(held: Held, captions: dict[str, str]) -> None:
+    try:
+        write_captions(held.task.out, captions)
+    finally:
+        held.release()
+
+
+def _add_parquet(tasks: list[Task], rank: int, ranks: int, poll: float, say: Callable[[str], None]) -> None:
+    """Write the Parquet of shards that were captioned without it, or by a process that died between the two."""
+    captions = {_parquet(task): task.out for task in tasks}
+    added = 0
+    pause = threading.Event()  # never set
+    for held in deal(
+        list(captions), rank, ranks, lambda: not pause.wait(poll), lambda left: say(_waiting(left))
+    ):
+        _write_parquet(held, read_captions(captions[held.task]))
+        added += 1
+    if added:
+        say(f"added the Parquet of {added} shards that were captioned without it")
 
 
 def _line(row: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import caption_corpus as corpus
+import pyarrow.parquet as pq
 import pytest
 
 from clipvip_lib import cli
@@ -66,13 +67,17 @@ def start(place: Path, line: list[str], rank: int = 0, ranks: int = 1) -> subpro
     )
 
 
-def assert_whole(out: Path) -> None:
+def assert_whole(out: Path, *, parquet: bool = False) -> None:
     """Every shard once, every sample once, each with what its middle frame shows, and nothing else there."""
+    forms = ("jsonl", "parquet") if parquet else ("jsonl",)
     for number in range(SHARDS):
         assert corpus.texts(out / f"{number:05d}.captions.jsonl") == corpus.expected(number, CLIPS)
+        if parquet:
+            rows = pq.read_table(out / f"{number:05d}.captions.parquet").to_pylist()
+            assert [(row["key"], row["caption"]) for row in rows] == corpus.expected(number, CLIPS)
     assert sorted(path.name for path in out.iterdir()) == [
         ".locks",
-        *(f"{number:05d}.captions.jsonl" for number in range(SHARDS)),
+        *(f"{number:05d}.captions.{form}" for number in range(SHARDS) for form in forms),
         "captions.json",
     ]
     assert [path.name for path in (out / ".locks").iterdir()] == ["folder.lock"]
@@ -183,6 +188,35 @@ def test_a_living_rank_takes_up_what_a_killed_one_held(place, line, tmp_path):
     assert lives.returncode == 0, told
     assert told.count("taking up") == len(held)
     assert_whole(out)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_two_ranks_write_every_parquet_once(place, line, tmp_path):
+    """The second finds the first at work, and shards that were captioned without --parquet."""
+    out = tmp_path / "out"
+    first = [place / "corpus" / "00002.tar" if each.endswith(".tar") else each for each in line]
+    alone = start(place, list(map(str, first)))
+    assert alone.wait(PATIENCE) == 0, alone.communicate()
+    alone.communicate()
+    ranks = [start(place, [*line, "--parquet"], rank, 2) for rank in range(2)]
+    rows = []
+    for process in ranks:
+        said, told = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0, told
+        rows.append(json.loads(said))
+    assert sum(row["written"] for row in rows) == SHARDS - 1
+    assert_whole(out, parquet=True)
+
+
+def test_parquet_without_pyarrow_is_said_before_the_work(line, tmp_path, main, capsys, monkeypatch):
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    line[line.index("--weights") + 1] = "none"  # which would be said next
+    assert main([*line, "--parquet"]) == 2
+    said = capsys.readouterr().err
+    assert said == "clipvip: Parquet expected pyarrow, it is not installed; run pip install pyarrow\n"
+    assert not (tmp_path / "out").exists()
 
 
 def test_released_weights_and_their_tokenizer(place, line, tmp_path, main, capsys):

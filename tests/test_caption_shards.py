@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import caption_corpus as corpus
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -23,6 +24,7 @@ from clipvip_lib.captioning import Captioner, caption_shard, captions_path, read
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_bytes
 from clipvip_lib.shard_locks import Task, deal, hold
+from clipvip_lib.streams.parquet import parquet_path, write_captions
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
@@ -124,6 +126,86 @@ def test_any_caption_is_one_line(captioner, written, tmp_path):
 
     caption_shards(written[:1], tmp_path, Odd(captioner))
     assert set(read_captions(tmp_path / "00000.captions.jsonl").values()) == {"two\u2028lines \x85 \n é"}
+
+
+# ------------------------------------------------------------------------------------------------ as Parquet
+
+
+def same_as_parquet(out: Path) -> bool:
+    """Whether every shard is there in both forms, with the same rows in the same order, and nothing else is."""
+    lines = [out / f"{number:05d}.captions.jsonl" for number in range(SHARDS)]
+    assert names(out) == sorted(path.name for each in lines for path in (each, parquet_path(each)))
+    assert not list(out.glob(".locks/*.lock"))
+    rows = [json.loads(line) for each in lines for line in each.read_text().splitlines()]
+    return rows == [row for each in lines for row in pq.read_table(parquet_path(each)).to_pylist()]
+
+
+def test_parquet_holds_what_the_json_lines_hold(captioner, written, tmp_path):
+    caption_shards(written, tmp_path, captioner, parquet=True)
+    assert same_as_parquet(tmp_path)
+    schema = pq.read_schema(tmp_path / "00000.captions.parquet")
+    assert [(field.name, str(field.type)) for field in schema] == [("key", "string"), ("caption", "string")]
+
+
+def test_a_shard_without_captions_has_a_parquet_of_the_same_columns(captioner, shards, tmp_path):
+    corpus.change(shards[0], r".*\.(mp4|jpg)", b"none")
+    caption_shards(shards[:1], tmp_path / "out", captioner, skip_share=0.99, parquet=True)
+    table = pq.read_table(tmp_path / "out" / "00000.captions.parquet")
+    assert (table.num_rows, [str(kind) for kind in table.schema.types]) == (0, ["string", "string"])
+
+
+def test_no_parquet_is_written_unasked(captioner, written, tmp_path):
+    caption_shards(written, tmp_path, captioner)
+    assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_a_restart_adds_the_parquet_that_is_lacking_and_captions_nothing_again(captioner, written, tmp_path):
+    caption_shards(written, tmp_path, captioner)
+    watched, said = Watched(captioner), []
+    caption_shards(written, tmp_path, watched, parquet=True, say=said.append)
+    assert same_as_parquet(tmp_path) and watched.batches == []
+    assert "added the Parquet of 3 shards that were captioned without it" in said
+    before = (tmp_path / "00001.captions.parquet").stat().st_mtime_ns
+    (tmp_path / "00002.captions.parquet").unlink()
+    caption_shards(written, tmp_path, watched, parquet=True)
+    assert same_as_parquet(tmp_path) and watched.batches == []
+    assert (tmp_path / "00001.captions.parquet").stat().st_mtime_ns == before
+
+
+def test_a_rank_writes_its_shards_parquet_right_after_the_captions(captioner, written, tmp_path, monkeypatch):
+    order = []
+
+    def noted(write):
+        return lambda path, content: order.append(path.name) or write(path, content)
+
+    monkeypatch.setattr("clipvip_lib.caption_shards.write_bytes", noted(write_bytes))
+    monkeypatch.setattr("clipvip_lib.caption_shards.write_captions", noted(write_captions))
+    caption_shards(written[:2], tmp_path, captioner, parquet=True)
+    kinds = ("captions.jsonl", "captions.parquet")
+    assert order == [f"{number:05d}.{kind}" for number in range(2) for kind in kinds]
+
+
+def test_captions_that_are_made_again_leave_no_older_parquet(captioner, written, tmp_path):
+    caption_shards(written, tmp_path, captioner, parquet=True)
+    (tmp_path / "00001.captions.jsonl").unlink()
+
+    class Other(Watched):
+        def caption(self, images, batch=64):
+            return ["other"] * len(images)
+
+    caption_shards(written, tmp_path, Other(captioner), parquet=True)
+    assert same_as_parquet(tmp_path)
+    (tmp_path / "00001.captions.jsonl").unlink()
+    caption_shards(written, tmp_path, captioner)
+    assert "00001.captions.parquet" not in names(tmp_path)
+
+
+def test_parquet_of_an_unknown_maker_is_refused_and_kept(captioner, written, tmp_path):
+    foreign = tmp_path / "00001.captions.parquet"
+    foreign.write_bytes(b"PAR1")
+    with pytest.raises(ClipVipError, match=r"holds 00001\.captions\.parquet but no captions\.json"):
+        caption_shards(written, tmp_path, captioner, made_by=describe(captioner))
+    assert foreign.read_bytes() == b"PAR1"
 
 
 # ------------------------------------------------------------------------------------------------ bad samples
@@ -376,6 +458,61 @@ def test_a_kill_while_writing_leaves_no_half_file(captioner, shards, tmp_path):
     assert names(out) == [f"{number:05d}.captions.jsonl" for number in range(SHARDS)]
     for number in range(SHARDS):
         assert corpus.texts(out / f"{number:05d}.captions.jsonl") == corpus.expected(number, CLIPS)
+
+
+# A process that kills itself when half of the second shard's Parquet is on the disk: its captions are there.
+DIE_AS_PARQUET = """
+import os, signal, sys
+from pathlib import Path
+import pyarrow.parquet as pq
+from clipvip_lib.caption_shards import caption_shards
+from clipvip_lib.captioning import Captioner
+whole = pq.write_table
+def write(table, path):
+    whole(table, path)
+    if path.name.startswith("00001"):
+        os.truncate(path, path.stat().st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+pq.write_table = write
+shards = sorted(Path(sys.argv[1]).glob("*.tar"))
+caption_shards(shards, sys.argv[2], Captioner.load(sys.argv[3]), parquet=True)
+"""
+
+
+def test_a_kill_between_captions_and_parquet_costs_no_captions(captioner, shards, tmp_path):
+    folder, out = captioner.save(tmp_path / "captioner"), tmp_path / "out"
+    process = python(DIE_AS_PARQUET, shards[0].parent, out, folder)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    left = names(out)
+    assert "00001.captions.jsonl" in left and "00001.captions.parquet" not in left
+    watched = Watched(captioner)
+    tally = caption_shards(shards, out, watched, batch=CLIPS, parquet=True)
+    assert (tally.found, tally.written, watched.batches) == (2, 1, [CLIPS])
+    assert same_as_parquet(out)  # nor is the half file left
+
+
+def test_a_living_rank_writes_the_parquet_that_a_dead_one_left(captioner, written, tmp_path):
+    """Rank 1 dies between the two while rank 0 lives on: rank 0 waits for it and then has its Parquet to write."""
+    caption_shards(written, tmp_path, captioner)
+    other = python(HOLD, written[1], tmp_path / "00001.captions.parquet")
+    try:
+        assert other.stdout.readline() == "held\n"
+        said = []
+
+        def say(text: str) -> None:
+            said.append(text)
+            if text.startswith("waiting"):
+                assert not (tmp_path / "00001.captions.parquet").exists()
+                other.kill()
+                other.wait()
+
+        caption_shards(written, tmp_path, captioner, parquet=True, say=say, poll=0.05)
+    finally:
+        other.kill()
+        other.communicate()
+    assert f"waiting for 1 shard held by others, first 00001.tar (process {other.pid}" in " ".join(said)
+    assert same_as_parquet(tmp_path)
 
 
 def test_a_failing_captioner_ends_the_reading_too(captioner, written, tmp_path):

@@ -44,6 +44,9 @@ def add(commands) -> None:
         "--max-tokens", type=positive, metavar="N", help="tokens a caption, at most (default: 16)"
     )
     parser.add_argument(
+        "--parquet", action="store_true", help="write SHARD.captions.parquet too (needs pyarrow)"
+    )
+    parser.add_argument(
         "--batch", type=positive, default=64, metavar="N", help="images at once (default: 64)"
     )
     parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16 (autocast)")
@@ -86,8 +89,11 @@ def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.captioners import describe
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.progress import Progress, quiet
+    from clipvip_lib.streams.parquet import need_pyarrow
     from clipvip_lib.streams.shard_index import expand
 
+    if arguments.parquet:
+        need_pyarrow()  # said now, not after the first shard
     rank, ranks, local, locals_ = _ranks()
     shards = expand(arguments.shards)
     captioner = _captioner(arguments, _device(arguments.device, local))
@@ -101,6 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
             batch=arguments.batch,
             threads=arguments.threads or _threads(locals_),
             skip_share=arguments.skip_share,
+            parquet=arguments.parquet,
             rank=rank,
             ranks=ranks,
             progress=quiet if rank else Progress("caption", stream=sys.stderr),

@@ -77,10 +77,11 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
-    from clipvip_lib.features.folder import need_pyarrow, write_parquet
+    from clipvip_lib.features.folder import write_parquet
     from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.progress import Progress
     from clipvip_lib.streams.clips import list_clips
+    from clipvip_lib.streams.parquet import need_pyarrow
 
     if not arguments.sources and arguments.texts is None:
         raise ClipVipError(

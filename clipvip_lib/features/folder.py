@@ -24,6 +24,7 @@ import numpy as np
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, read_json, write_bytes
+from clipvip_lib.streams.parquet import need_pyarrow
 
 #: The columns of ids.jsonl by what the rows are, as Parquet's types.
 COLUMNS = {
@@ -124,16 +125,6 @@ def is_that_of(path: Path, meta: Mapping[str, object]) -> bool:
         return True
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest() == meta.get("features_sha256")
-
-
-def need_pyarrow() -> None:
-    """Raises ClipVipError if pyarrow is not installed."""
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise ClipVipError(
-            "Parquet expected pyarrow, it is not installed; run pip install pyarrow"
-        ) from error
 
 
 def write_parquet(folder: str | Path) -> Path:
