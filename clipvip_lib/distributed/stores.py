@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clipvip_lib.captioning import read_captions
 from clipvip_lib.data.benchmarks import Item
 from clipvip_lib.data.frames import FrameStore, write_store
 from clipvip_lib.data.shards import Sample
@@ -27,6 +26,7 @@ from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.progress import quiet
 from clipvip_lib.streams.decode_pool import Task, load
+from clipvip_lib.streams.parquet import read_found
 from clipvip_lib.streams.shard_index import scan_shard
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar
@@ -196,7 +196,7 @@ def read_stores(
         rows += part
         written += _texts(store, part, texts(store.stem) if texts else None)
         if "C" in needs(loss):
-            found = read_captions(captions(store.stem))
+            found = read_found(captions(store.stem), "captions")
             said += [found.get(row["key"], "") for row in part]
     return Pairs(
         FrameStore(stores),

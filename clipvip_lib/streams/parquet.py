@@ -1,7 +1,8 @@
 """Captions as Parquet, for tools that work by columns: ``00000.captions.parquet`` with the texts key and caption.
 
-``clipvip caption --parquet`` writes it beside the JSON lines, which stay the form that is read first. pyarrow is an
-extra: it is imported only where Parquet is asked for or found.
+``clipvip caption --parquet`` writes it beside the JSON lines, which stay the form that is read first; where only
+Parquet is there, captions of other tools, it is read in their place. pyarrow is an extra: it is imported only where
+Parquet is asked for or found. Not in sidecars.py: that file is part of the study's stages, which read none of this.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
-from clipvip_lib.streams.sidecars import FIELDS
+from clipvip_lib.streams.sidecars import FIELDS, read_sidecar, sidecar_path
 
 
 def need_pyarrow(what: str | Path = "Parquet") -> None:
@@ -41,3 +42,56 @@ def write_captions(path: str | Path, captions: Mapping[str, str]) -> Path:
     with atomic_path(path) as partial:
         pq.write_table(table, partial)
     return Path(path)
+
+
+def find_sidecar(shard: str | Path, kind: str, folder: str | Path | None = None) -> Path:
+    """``sidecar_path``, or captions as Parquet where only these are there.
+
+    Raises ClipVipError if that is so and pyarrow is not installed.
+    """
+    path = sidecar_path(shard, kind, folder)
+    if kind != "captions" or path.is_file() or not parquet_path(path).is_file():
+        return path
+    need_pyarrow(parquet_path(path))  # said when files are looked for, not when training comes to read them
+    return parquet_path(path)
+
+
+def read_found(path: str | Path, kind: str) -> dict[str, str]:
+    """Texts by key of what ``find_sidecar`` found.
+
+    Raises ClipVipError as ``read_sidecar``, and for Parquet naming the row where there is one, if it cannot be read,
+    lacks a column, has anything but text in one, or a key twice.
+    """
+    return _read_parquet(Path(path)) if Path(path).suffix == ".parquet" else read_sidecar(path, kind)
+
+
+def _read_parquet(path: Path) -> dict[str, str]:
+    need_pyarrow(path)
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns = ["key", FIELDS["captions"]]
+    expected = "expected Parquet with the columns " + " and ".join(columns)
+    try:
+        # Opened here: of a path pyarrow would take columns (a=b/) or another file system (s3:) out of its name.
+        with path.open("rb") as file, pq.ParquetFile(file) as found:
+            names = found.schema_arrow.names
+            whole = all(names.count(name) == 1 for name in columns)
+            table = found.read(columns, use_threads=False) if whole else None
+            keys, texts = (table.column(name).to_pylist() if whole else [] for name in columns)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise ClipVipError(f"cannot read captions {path} ({reason}): {expected}; write it again") from error
+    if not whole:
+        raise ClipVipError(f"{path}: {expected}, each once, got {', '.join(names) or 'none'}; write it again")
+    captions: dict[str, str] = {}
+    for number, (key, text) in enumerate(zip(keys, texts, strict=True), 1):
+        if not isinstance(key, str) or not isinstance(text, str):
+            raise ClipVipError(
+                f"row {number} of {path}: expected text as {' and '.join(columns)}, got {key!r:.40} and {text!r:.40}; "
+                "write it again"
+            )
+        if key in captions:
+            raise ClipVipError(f"row {number} of {path} names the key {key} a second time; write it again")
+        captions[key] = text
+    return captions

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.parquet import find_sidecar, read_found
 from clipvip_lib.streams.shard_index import Entry, scan_shard
-from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path
 
 WRITERS = {"captions": "`clipvip caption` writes them", "texts": "`clipvip convert-texts` writes them"}
 
@@ -37,7 +37,7 @@ class ShardSet:
             raise ClipVipError(f"{doubled} shards are named twice: expected each once; look at the pattern")
         _expect(self.paths, "shards", "fetch them or name fewer")
         for kind, folder in self.sidecars.items():
-            _expect([sidecar_path(path, kind, folder) for path in self.paths], kind, WRITERS[kind])
+            _expect([find_sidecar(path, kind, folder) for path in self.paths], kind, WRITERS[kind])
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -54,8 +54,8 @@ class ShardSet:
             entries = [replace(entry, error=str(damage)) for entry in entries or [Entry("", {})]]
         beside: dict[str, dict[str, str]] = {}
         for kind, folder in self.sidecars.items():
-            source = sidecar_path(path, kind, folder)
-            beside[kind] = read_sidecar(source, kind)
+            source = find_sidecar(path, kind, folder)
+            beside[kind] = read_found(source, kind)
             for place, entry in enumerate(entries):
                 if not entry.error and entry.has_media and entry.key not in beside[kind]:
                     problem = (
