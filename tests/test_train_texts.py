@@ -6,6 +6,8 @@ import shutil
 import subprocess
 import sys
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import small_runs
 from small_runs import settings
@@ -14,6 +16,7 @@ from stream_cases import FAILED, sample
 from clipvip_lib import cli
 from clipvip_lib.data.corpora import write_shard
 from clipvip_lib.data.shards import read_shard
+from clipvip_lib.streams.parquet import parquet_path, write_captions
 from clipvip_lib.streams.shard_index import expand
 from clipvip_lib.streams.sidecars import read_sidecar
 
@@ -98,6 +101,21 @@ def test_texts_beside_the_shards_train_as_the_same_texts_inside_them(made, tmp_p
     assert run("bare", "--texts") == inside
     assert run("wrong", "--texts", made.shards["bare"]) == inside  # the sidecar wins, from another folder too
     assert run("wrong") != inside  # without --texts key.txt wins
+
+
+def captions_as_parquet(made, folder):
+    """The captions of the shards as Parquet alone."""
+    for path in made.shards["whole"].glob("*.captions.jsonl"):
+        write_captions(parquet_path(folder / path.name), read_sidecar(path, "captions"))
+    return folder
+
+
+@pytest.mark.parametrize("store", (False, True), ids=("stream", "store"))
+def test_captions_that_come_as_parquet_train_as_the_same_json_lines(made, tmp_path, store):
+    folder = captions_as_parquet(made, tmp_path / "captions")
+    kept = ("--frames-store", tmp_path / "store") if store else ()
+    lines = made.train(made.shards["whole"], tmp_path / "lines", *kept)
+    assert made.train(made.shards["whole"], tmp_path / "parquet", "--captions", folder, *kept) == lines
 
 
 def test_one_store_serves_other_texts(made, tmp_path):
@@ -240,6 +258,27 @@ def test_a_damaged_sidecar_and_a_foreign_stage_are_one_sentence(made, tmp_path, 
     assert "--stage finetune takes no --texts" in capsys.readouterr().err
     assert cli.main(made.options(shards, tmp_path / "out", "--texts=")) == 2
     assert "expected a folder, got ''" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("store", (False, True), ids=("stream", "store"))
+def test_parquet_that_is_no_captions_is_one_sentence(made, tmp_path, capsys, store):
+    folder = captions_as_parquet(made, tmp_path / "captions")
+    pq.write_table(pa.table({"key": ["a"], "text": ["b"]}), folder / "00001.captions.parquet")
+    more = ("--captions", folder, *(("--frames-store", tmp_path / "store") if store else ()))
+    said = refused(made, capsys, made.shards["whole"], tmp_path / "out", *more)
+    assert re.search(
+        r"00001\.captions\.parquet: expected Parquet with the columns key and caption, .*text", said
+    )
+
+
+@pytest.mark.parametrize("store", (False, True), ids=("stream", "store"))
+def test_parquet_without_pyarrow_is_one_sentence(made, tmp_path, capsys, monkeypatch, store):
+    folder = captions_as_parquet(made, tmp_path / "captions")
+    for name in ("pyarrow", "pyarrow.parquet"):
+        monkeypatch.setitem(sys.modules, name, None)
+    more = ("--captions", folder, *(("--frames-store", tmp_path / "store") if store else ()))
+    said = refused(made, capsys, made.shards["whole"], tmp_path / "out", *more)
+    assert re.search(r"00000\.captions\.parquet expected pyarrow, .*run pip install pyarrow", said)
 
 
 def test_a_run_does_not_go_on_with_other_texts(made, tmp_path, capsys):

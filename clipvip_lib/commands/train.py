@@ -44,7 +44,7 @@ def add(commands) -> None:
         "--captions",
         type=folder,
         metavar="DIR",
-        help="folder of SHARD.captions.jsonl (default: beside the shards)",
+        help="folder of SHARD.captions.jsonl or, where that is not there, .parquet (default: beside the shards)",
     )
     data.add_argument(
         "--texts",

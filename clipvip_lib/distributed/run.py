@@ -26,9 +26,9 @@ from clipvip_lib.models.checkpoints import TEMPORAL, load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.progress import Progress, quiet
+from clipvip_lib.streams.parquet import find_sidecar
 from clipvip_lib.streams.shard_index import scan_shard
 from clipvip_lib.streams.shard_set import ShardSet
-from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.streams.stream import ClipStream, expand
 from clipvip_lib.training import Pairs
 
@@ -216,7 +216,7 @@ def _stored(
     shard_of = {shard.stem: shard for shard in shards}
 
     def beside(kind: str, where: str | None) -> Callable[[str], Path]:
-        return lambda name: sidecar_path(shard_of.get(name, folder / f"{name}.tar"), kind, where)
+        return lambda name: find_sidecar(shard_of.get(name, folder / f"{name}.tar"), kind, where)
 
     captions = beside("captions", arguments.captions)
     written = beside("texts", texts) if arguments.texts else None
@@ -228,7 +228,7 @@ def _captions_content(arguments: argparse.Namespace, shards: Sequence[Path]) -> 
     """Names and sizes of the captions that the loss reads: a corpus of them is too large to be read twice."""
     if "C" not in needs(arguments.loss):
         return {}
-    sidecars = [sidecar_path(shard, "captions", arguments.captions) for shard in shards]
+    sidecars = [find_sidecar(shard, "captions", arguments.captions) for shard in shards]
     return {"captions' names and sizes": _digest([[path.name, path.stat().st_size] for path in sidecars])}
 
 
