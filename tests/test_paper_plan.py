@@ -367,6 +367,7 @@ def test_gpus_that_a_batch_has_no_clips_for_are_said(capsys):
 def test_the_sum_is_told_for_more_gpus(capsys):
     assert dry_run.dry_run("paper", only=["04", "05", "06"]) == 0
     table = capsys.readouterr().out.partition("\nSum ")[2].partition("\n\n")[0].splitlines()[2:]
+    assert table.pop().startswith("A run uses one GPU for each clip")
     gpus, hours, days = zip(*(map(float, line.replace(",", "").split()[:3]) for line in table), strict=True)
     assert gpus == scaling.GPUS
     assert days[0] == pytest.approx(hours[0] / 8 / 24, abs=0.06) and days[0] > days[1] > days[2]
