@@ -322,7 +322,7 @@ def verdict_frame(found: Sequence[Verdict]) -> pd.DataFrame:
     for v in found:
         effect, interval = effect_text(v)
         row = {"#": v.id, "claim": v.claim, "verdict": v.verdict, "effect": effect, "interval": interval}
-        row["claimed"] = "above 0" if claims.claim(v.id).contrasts[0].sign > 0 else "below 0"
+        row["claimed"] = "> 0" if claims.claim(v.id).contrasts[0].sign > 0 else "< 0"
         row |= {"seeds": len(v.seeds), "queries": v.queries}
         row["hold"] = f"{sum(c.verdict == 'reproduced' for c in v.contrasts)}/{len(v.contrasts)}"
         rows.append(row)
