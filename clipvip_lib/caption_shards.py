@@ -4,7 +4,7 @@ What is special:
 
 * a shard's captions appear once and whole, ``00000.tar`` -> ``00000.captions.jsonl``, the sidecar that
   ``captioning.read_captions`` reads and post-pretraining takes; what is there is not made again; Parquet, where it
-  is asked for, is a copy that follows it;
+  is asked for, is a copy that is written again when it is older;
 * shards are dealt out by locks (shard_locks.py), so ranks share work without talking, and what a dead one held is
   taken up by the living or by the next start; two never work at one shard;
 * middle frames are decoded, and brought to the captioner's size, in threads while the model works, across the
@@ -18,6 +18,7 @@ no device runs a small last batch, and a batch is the same however many processe
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import os
@@ -160,6 +161,10 @@ def _tasks(shards: Sequence[str | Path], out: Path) -> list[Task]:
                 "names; caption them into different folders"
             )
         first[task.out] = task.shard
+    if folders := [path for task in tasks if (path := parquet_path(task.out)).is_dir()]:
+        raise ClipVipError(
+            f"{folders[0]} is a folder: expected a Parquet file, or nothing; move it away, or choose another --out"
+        )
     if missing := [task.shard for task in tasks if not task.shard.is_file()]:
         raise ClipVipError(
             f"{len(missing)} of {len(tasks)} shards are missing, first {missing[0]}: expected tar files; check the "
@@ -228,7 +233,7 @@ def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None], parquet: bo
     parquet_path(task.out).unlink(missing_ok=True)  # of captions that were removed, to be made again
     write_bytes(task.out, "".join(map(_line, rows)).encode())
     if parquet and (held := hold(_parquet(task))):
-        _write_parquet(held, dict(zip(shard.keys, shard.texts, strict=True)))
+        _write_parquet(held, lambda: dict(zip(shard.keys, shard.texts, strict=True)))
     shard.held.release()
     tally.written += 1
     tally.captions += len(shard.texts)
@@ -242,25 +247,29 @@ def _parquet(task: Task) -> Task:
     return Task(task.shard, parquet_path(task.out))
 
 
-def _write_parquet(held: Held, captions: dict[str, str]) -> None:
+def _write_parquet(held: Held, captions: Callable[[], dict[str, str]]) -> None:
     try:
-        write_captions(held.task.out, captions)
-    finally:
+        write_captions(held.task.out, captions())
+    finally:  # also when captions cannot be read: a lock would keep this process waiting for itself
         held.release()
 
 
 def _add_parquet(tasks: list[Task], rank: int, ranks: int, poll: float, say: Callable[[str], None]) -> None:
-    """Write the Parquet of shards that were captioned without it, or by a process that died between the two."""
+    """Write the Parquet of shards that were captioned without it, or by a process that died between the two, and of
+    those whose captions were changed since."""
     captions = {_parquet(task): task.out for task in tasks}
+    for copy, lines in captions.items():
+        if copy.out.exists() and copy.out.stat().st_mtime_ns < lines.stat().st_mtime_ns:
+            copy.out.unlink(missing_ok=True)
     added = 0
     pause = threading.Event()  # never set
     for held in deal(
         list(captions), rank, ranks, lambda: not pause.wait(poll), lambda left: say(_waiting(left))
     ):
-        _write_parquet(held, read_captions(captions[held.task]))
+        _write_parquet(held, functools.partial(read_captions, captions[held.task]))
         added += 1
     if added:
-        say(f"added the Parquet of {added} shards that were captioned without it")
+        say(f"added the Parquet of {added} shards whose captions were there")
 
 
 def _line(row: dict[str, str]) -> str:

@@ -164,7 +164,7 @@ def test_a_restart_adds_the_parquet_that_is_lacking_and_captions_nothing_again(c
     watched, said = Watched(captioner), []
     caption_shards(written, tmp_path, watched, parquet=True, say=said.append)
     assert same_as_parquet(tmp_path) and watched.batches == []
-    assert "added the Parquet of 3 shards that were captioned without it" in said
+    assert "added the Parquet of 3 shards whose captions were there" in said
     before = (tmp_path / "00001.captions.parquet").stat().st_mtime_ns
     (tmp_path / "00002.captions.parquet").unlink()
     caption_shards(written, tmp_path, watched, parquet=True)
@@ -198,6 +198,44 @@ def test_captions_that_are_made_again_leave_no_older_parquet(captioner, written,
     (tmp_path / "00001.captions.jsonl").unlink()
     caption_shards(written, tmp_path, captioner)
     assert "00001.captions.parquet" not in names(tmp_path)
+
+
+def test_a_parquet_that_is_older_than_its_json_lines_is_written_again(captioner, written, tmp_path):
+    caption_shards(written, tmp_path, captioner, parquet=True)
+    lines = tmp_path / "00001.captions.jsonl"
+    lines.write_text(lines.read_text().replace("wall", "door"))
+    os.utime(lines, ns=(2**61, 2**61))
+    watched = Watched(captioner)
+    caption_shards(written, tmp_path, watched, parquet=True)
+    assert same_as_parquet(tmp_path) and watched.batches == []
+
+
+def test_json_lines_that_cannot_be_copied_hold_up_nobody_once_mended(captioner, written, tmp_path):
+    """In one process, such as a notebook's: a lock that was kept would be waited for for ever."""
+    caption_shards(written, tmp_path, captioner)
+    lines = tmp_path / "00001.captions.jsonl"
+    whole = lines.read_text()
+    for broken, words in (
+        ("{", "00001"),
+        (r'{"key": "a", "caption": "\ud800"}', "expected whole characters"),
+    ):
+        lines.write_text(broken)
+        with pytest.raises(ClipVipError, match=words):
+            caption_shards(written, tmp_path, captioner, parquet=True)
+    lines.write_text(whole)
+    caption_shards(written, tmp_path, captioner, parquet=True)
+    assert same_as_parquet(tmp_path)
+
+
+def test_a_folder_in_a_parquets_place_is_told_before_the_work(captioner, written, tmp_path):
+    (tmp_path / "00001.captions.parquet").mkdir()
+    watched = Watched(captioner)
+    for parquet in (True, False):
+        with pytest.raises(
+            ClipVipError, match=r"00001\.captions\.parquet is a folder: expected a Parquet file"
+        ):
+            caption_shards(written, tmp_path, watched, parquet=parquet)
+    assert watched.batches == []
 
 
 def test_parquet_of_an_unknown_maker_is_refused_and_kept(captioner, written, tmp_path):

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from small_clip import WORDS, save_small, write_videos
 from test_clips import sample, write_shard
@@ -144,6 +145,21 @@ def test_parquet_without_pyarrow_is_said_before_the_work(weights, tmp_path, monk
     with pytest.raises(ClipVipError, match="run pip install pyarrow"):
         run("embed", tmp_path / "V", "--weights", weights, "--out", tmp_path / "O", "--parquet")
     assert not (tmp_path / "O").exists()
+
+
+def test_a_parquet_that_lacks_rows_does_not_stay(weights, tmp_path, capsys):
+    videos, out = write_videos(tmp_path / "V", 3), tmp_path / "O"
+    last = videos[2].rename(tmp_path / "last.mp4")
+    given = ("embed", tmp_path / "V", "--weights", weights, "--out", out)
+    run(*given, "--parquet")
+    run(*given)  # nothing new: it is whole
+    assert (out / "features.parquet").is_file() and "removed" not in capsys.readouterr().err
+    last.rename(videos[2])
+    run(*given)
+    assert not (out / "features.parquet").exists()
+    assert "features.parquet, which lacked rows; --parquet writes it anew" in capsys.readouterr().err
+    run(*given, "--parquet")
+    assert pq.read_table(out / "features.parquet").num_rows == 3
 
 
 def test_a_score_that_is_no_number_is_no_json(tmp_path, monkeypatch):

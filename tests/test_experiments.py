@@ -93,6 +93,30 @@ def test_the_world_does_not_depend_on_the_training_seed():
     assert all("seed" in name for name in first - shared)
 
 
+def test_on_a_gpu_whatever_is_trained_is_told_so_and_nothing_else_changes():
+    own, gpu = (
+        {stage.name: stage for stage in every_stage(get_profile(name))} for name in ("mini", "mini-gpu")
+    )
+    assert own.keys() == gpu.keys()
+    trained = {
+        name for name, stage in gpu.items() if "recipe" in stage.config or "stem_steps" in str(stage.config)
+    }
+    assert {name.split("/")[0] for name in trained} == {
+        "captioner",
+        "clip",
+        "postpretrain",
+        "finetune",
+        "zero-shot",
+    }
+    for name, stage in gpu.items():
+        if name in trained:
+            assert (
+                stage.config == own[name].config | {"device": "cuda"} and own[name].config["device"] == "cpu"
+            )
+        else:
+            assert stage.config == own[name].config
+
+
 def test_unknown_notebooks_and_the_unfinished_profile_are_refused():
     with pytest.raises(ClipVipError, match="unknown notebook '09_more'"):
         experiments.stages_for("09_more", MINI, [0])

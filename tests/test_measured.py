@@ -43,6 +43,11 @@ def test_a_plan_counts_with_it_and_says_where_it_is_from(run, capsys):
     assert re.search(r"gpu_share +1 +share +measured", said)
     assumed = Settings.of({"measured": str(run)}).assumed
     assert assumed.gpu_tflops * assumed.gpu_share == pytest.approx(rate(run).tflops)
+    plain = Settings().assumed  # captioning is as much slower than training as without a measurement
+    assert assumed.caption_share / assumed.gpu_share == pytest.approx(
+        plain.caption_share / plain.gpu_share, rel=1e-2
+    )
+    assert Settings.of({"measured": str(run), "caption_share": 0.3}).assumed.caption_share == 0.3
 
 
 def test_what_is_no_finished_training_of_some_steps_is_one_sentence(run, tmp_path):

@@ -79,7 +79,7 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
     assert row == {"claim": 6, "here": six, "agree": "agree"} | others
     page = (tmp_path / "04_video_proxy.html").read_text()
     assert written["looks"] == [2, 4]  # once at the reference, once at all four seeds, and the same again
-    shown = reference.section([row], "other seeds", [2, 4])
+    shown = reference.section([row], "other seeds", reference.others(tmp_path)["other seeds"])
     assert page == f"before<!--reference-->{shown}<!--/reference-->after" and "Beside other seeds" in page
     assert "0, 1, 5, 6" in page
     assert (
@@ -90,14 +90,18 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
 
     # The reference's own seeds on a GPU: apart from the others, never joined with the same draws on the CPU.
     monkeypatch.setattr(more_seeds, "get_profile", lambda name: dataclasses.replace(SMOKE, device="cuda"))
+    monkeypatch.setattr("clipvip_lib.study.machine.gpu_names", lambda: ("NVIDIA H200",))
     assert more_seeds.main("smoke", "0,1", "6", tmp_path) == 0
     on_gpu = read_json(tmp_path / "on-gpu.json")
-    assert set(on_gpu) == {"from", "gpus", "claims"} and [r["seeds"] for r in on_gpu["claims"]] == [[0, 1]]
+    assert set(on_gpu) == {"from", "gpus", "claims"} and on_gpu["gpus"] == ["NVIDIA H200"]
+    assert [r["seeds"] for r in on_gpu["claims"]] == [[0, 1]]
     assert read_json(tmp_path / "more-seeds.json") == written
     found = read_json(tmp_path / "results/04_video_proxy.json")["beside"]
     assert list(found) == ["other seeds", "the same seeds on a GPU"] and found["other seeds"] == [row]
     page = (tmp_path / "04_video_proxy.html").read_text()
-    gpu = reference.section(found["the same seeds on a GPU"], "the same seeds on a GPU")
+    title = "the same seeds on a GPU"
+    gpu = reference.section(found[title], title, reference.others(tmp_path)[title])
+    assert "Made on NVIDIA H200, " in gpu and "; torch " in gpu and "Made on NVIDIA" not in shown
     assert page == f"before<!--reference-->{shown}{gpu}<!--/reference-->after"
     assert "Every verdict is that of the same seeds on a GPU." in gpu
 

@@ -34,6 +34,16 @@ def test_parquet_is_taken_only_where_no_json_lines_are(path, tmp_path):
     assert read_found(find_sidecar(shard, "captions"), "captions") == {"k": "lines"}
 
 
+def test_a_folder_of_either_name_is_no_file_of_captions(path, tmp_path):
+    shard = tmp_path / "00000.tar"
+    path.mkdir()
+    assert find_sidecar(shard, "captions") == sidecar_path(shard, "captions")
+    path.rmdir()
+    write_captions(path, CAPTIONS)
+    sidecar_path(shard, "captions").mkdir()
+    assert find_sidecar(shard, "captions") == path
+
+
 def test_texts_are_json_lines_alone(tmp_path):
     (tmp_path / "00000.texts.parquet").write_bytes(b"PAR1")
     assert find_sidecar(tmp_path / "00000.tar", "texts") == tmp_path / "00000.texts.jsonl"

@@ -70,9 +70,8 @@ def test_a_run_on_a_gpu_is_of_the_same_study():
 
 
 def test_a_verdict_that_was_not_run_has_dashes():
-    text = reference.section(
-        [{"claim": 3, "here": row(3, "not run", None), "reference": row(3, "reproduced"), "agree": "x"}]
-    )
+    rows = [{"claim": 3, "here": row(3, "not run", None), "reference": row(3, "reproduced"), "agree": "x"}]
+    text = reference.section(rows, reference.THE_REFERENCE, {})
     assert "– (–)" in text and "+1.0 pt (+0.5 to +1.5)" in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
@@ -10,8 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipvip_lib import flops, scaling
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import CHECKOUT
 from clipvip_lib.losses import LOSSES, needs, ocl_loss
+from clipvip_lib.profiles import get_profile
 from clipvip_lib.scaling import Assumptions, Step, starvation
+from clipvip_lib.study import paper_plan
 
 B32 = flops.ClipSizes()
 ASSUMED = Assumptions()
@@ -112,6 +116,17 @@ def test_the_wall_is_what_sets_the_seconds(wall):
 def test_a_chain_of_three_outweighs_one_that_is_longer_than_each():
     assert Step(towers=2, gather=1, loss=1, decode=3).wall == "towers"
     assert Step(towers=2, gather=0, loss=0, decode=3).wall == "decode"
+
+
+def test_the_shares_of_a_gpu_are_those_that_the_documentation_measured():
+    """Clips and images a second of the H200 in docs/, times counted work, over an H100's and H200's peak."""
+    docs = CHECKOUT / "docs"
+    clips = int(re.search(r"\| batch 128 \| 0\.30 \| (\d+) \|", (docs / "training.md").read_text())[1])
+    images = int(re.search(r"OFA-large captions .*, (\d+) a second", (docs / "captioning.md").read_text())[1])
+    step = flops.step_flops(paper_plan.sizes_of(get_profile("paper")), frozenset("VSFC"))
+    peak = ASSUMED.gpu_tflops * 1e12
+    assert round(clips * step / peak, 2) == ASSUMED.gpu_share
+    assert round(images * paper_plan.caption_flops() / peak, 3) == ASSUMED.caption_share
 
 
 def test_more_of_what_is_the_wall_helps_until_another_is():

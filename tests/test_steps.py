@@ -95,6 +95,38 @@ def test_pairs_are_those_counted_in_a_mask(attention, pairs):
     assert steps.attention_pairs(attention, proxies, frames, patches) == counted == pairs
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: tests/test_gpu.py trains on it")
+def test_every_training_goes_to_the_device_that_it_is_told(world, tmp_path):
+    """Without a GPU each ends where its model is moved to one."""
+    profile = get_profile("smoke")
+    size, recipe = asdict(profile.model), asdict(Recipe(steps=1, batch=4, bfloat16=False))
+    frames, clip = tmp_path / "frames", tmp_path / "clip"
+    frames.mkdir(), clip.mkdir()
+    steps.decode_shard(DECODING | {"size": 48}, {"shard": world / "shard"}, frames, quiet)
+    told = {"model": size, "recipe": recipe, "seed": 0, "device": "cpu"}
+    steps.pretrain_clip(told, {"pairs-0": frames}, clip, quiet)
+    arm = told | {
+        "attention": "proxy",
+        "proxies": 2,
+        "group": 4,
+        "snapshot": None,
+        "snapshots": [],
+        "loss": "V-S",
+    }
+    trainings = {
+        steps.pretrain_clip: (told, {"pairs-0": frames}),
+        steps.postpretrain: (arm, {"clip": clip, "frames-00": frames}),
+        steps.finetune: (arm | {"keep_weights": False}, {"clip": clip}),
+        steps.train_captioner: (
+            {"size": asdict(profile.captioner) | {"batch": 4}, "seed": 0, "device": "cpu"},
+            {"pairs": world / "pairs"},
+        ),
+    }
+    for train, (config, inputs) in trainings.items():
+        with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):
+            train(config | {"device": "cuda"}, inputs, tmp_path, quiet)
+
+
 def test_training_reads_nothing_of_the_test_split(world, tmp_path):
     """Whatever the test split holds, the trained weights, the scores along the way and the choice are the same."""
     size = asdict(get_profile("smoke").model)

@@ -193,6 +193,13 @@ def test_what_a_stop_at_any_time_keeps_is_said(tmp_path, monkeypatch, capsys, er
     assert f"; {tmp_path}/checkpoint.pt is kept" in told()
 
 
+def test_an_end_that_is_no_stop_stays_one(tmp_path, monkeypatch, capsys):
+    ends(monkeypatch, SystemExit(3))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(post(tmp_path, "a", tmp_path))
+    assert caught.value.code == 3 and "stopped by" not in capsys.readouterr().err
+
+
 def test_under_torchrun_a_rank_says_who_may_have_sent_the_signal(tmp_path, monkeypatch, capsys):
     ends(monkeypatch, SystemExit(143))
     monkeypatch.setattr(ranks, "start", lambda _: Ranks())
@@ -202,6 +209,9 @@ def test_under_torchrun_a_rank_says_who_may_have_sent_the_signal(tmp_path, monke
         "clipvip: stopped by SIGTERM, sent by torchrun or whoever (if a rank died, torchrun's report names it); "
         "no checkpoint was written yet; give the same command to go on\n"
     )
+    ends(monkeypatch, KeyboardInterrupt())  # somebody at a terminal, not torchrun
+    assert cli.main(post(tmp_path, "a", tmp_path)) == 130
+    assert "torchrun" not in capsys.readouterr().err
     torch.save({"step": 12}, tmp_path / "checkpoint.pt")
     monkeypatch.setattr(ranks, "start", lambda _: os.kill(os.getpid(), signal.SIGTERM))  # not yet joined
     assert cli.main(post(tmp_path, "a", tmp_path)) == 143

@@ -38,6 +38,7 @@ def test_a_row_is_the_paired_difference_of_its_stages(monkeypatch):
     tables: dict[str, np.ndarray] = {}
 
     def hits(stages, home=None, scoring="simple"):
+        assert scoring == "simple"
         return tables.setdefault(stages[0].name, (rng.random((len(stages), 50)) < 0.5).astype(float))
 
     monkeypatch.setattr(evidence, "hits", hits)
@@ -50,6 +51,21 @@ def test_a_row_is_the_paired_difference_of_its_stages(monkeypatch):
     expected = intervals.paired_difference(100 * left, 100 * right)
     assert (row["effect"], row["low"], row["high"]) == pytest.approx(tuple(expected))
     assert row["seeds"] == [0, 1] and row["queries"] == 50 and row["claimed"] == "greater"
+
+
+def test_a_trial_of_a_scoring_reads_that_scoring(monkeypatch):
+    found = {"dsl": 0.75, "simple": 0.5}
+    monkeypatch.setattr(
+        evidence, "hits", lambda stages, home=None, scoring="simple": np.full((2, 9), found[scoring])
+    )
+    (trial,) = [each for each in tried.TRIALS if each.claim == 10]
+    assert [row["effect"] for row in tried.measured(trial, MINI, (0, 1))] == [25, 25]
+
+
+def test_claim_9_is_tried_on_every_other_loss_with_captions():
+    (trial,) = [each for each in tried.TRIALS if each.claim == 9]
+    named = {contrast.name.split(" over ")[1].removesuffix(", msrvtt") for contrast in trial.contrasts}
+    assert named == set(claims.WITH_CAPTIONS) - {"V-S,C + F-C"}
 
 
 def test_nothing_tried_is_no_rows(tmp_path):

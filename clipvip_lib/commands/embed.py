@@ -77,7 +77,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
-    from clipvip_lib.features.folder import write_parquet
+    from clipvip_lib.features.folder import PARQUET, write_parquet
     from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.progress import Progress
     from clipvip_lib.streams.clips import list_clips
@@ -125,9 +125,14 @@ def run(arguments: argparse.Namespace) -> int:
         _report(
             "texts", out / "texts", embed_texts, encoder, texts, out / "texts", progress=progress, **options
         )
-    if arguments.parquet:
-        for written in [out] * bool(clips) + [out / "texts"] * bool(texts):
+    for written in [out] * bool(clips) + [out / "texts"] * bool(texts):
+        if arguments.parquet:
             print(write_parquet(written))
+        elif (copy := written / PARQUET).is_file() and copy.stat().st_mtime < (
+            written / "ids.jsonl"
+        ).stat().st_mtime:
+            copy.unlink()  # of fewer clips
+            print(f"clipvip: removed {copy}, which lacked rows; --parquet writes it anew", file=sys.stderr)
     return 0
 
 

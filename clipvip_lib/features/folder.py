@@ -34,6 +34,7 @@ COLUMNS = {
 
 #: Up to so many bytes of features.npy are read for the checksum each time they are opened, about half a second; a
 #: larger file only if its size or time is not that of meta.json (it was copied, or changed).
+PARQUET = "features.parquet"
 ALWAYS_CHECKED = 2**28
 
 
@@ -137,7 +138,7 @@ def write_parquet(folder: str | Path) -> Path:
     import pyarrow.parquet as pq
 
     found = Features(folder)
-    path = found.folder / "features.parquet"
+    path = found.folder / PARQUET
     named = COLUMNS[found.settings["kind"]]
     columns = [pa.field(name, pa.type_for_alias(alias)) for name, alias in named.items()]
     kind = pa.from_numpy_dtype(found.array.dtype)

@@ -37,8 +37,12 @@ def write_captions(path: str | Path, captions: Mapping[str, str]) -> Path:
     import pyarrow.parquet as pq
 
     columns = {"key": list(captions), FIELDS["captions"]: list(captions.values())}
-    # The type is named: of a shard without a caption it could not be told.
-    table = pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
+    try:  # The type is named: of a shard without a caption it could not be told.
+        table = pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
+    except (ValueError, pa.ArrowException) as error:  # JSON can hold half a character, UTF-8 cannot
+        raise ClipVipError(
+            f"cannot write {path} ({error}): expected whole characters; mend or remove the JSON lines beside it"
+        ) from error
     with atomic_path(path) as partial:
         pq.write_table(table, partial)
     return Path(path)

@@ -12,7 +12,10 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.parquet import find_sidecar, read_found
 from clipvip_lib.streams.shard_index import Entry, scan_shard
 
-WRITERS = {"captions": "`clipvip caption` writes them", "texts": "`clipvip convert-texts` writes them"}
+WRITERS = {
+    "captions": "`clipvip caption` writes them (.parquet in place of .jsonl would do); --loss V-S needs none",
+    "texts": "`clipvip convert-texts` writes them",
+}
 
 
 class Listed(NamedTuple):

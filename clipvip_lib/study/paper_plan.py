@@ -91,7 +91,10 @@ class Settings:
                     f"--set measured=...: expected it without {min(twice)}, which it takes the place of; leave one out"
                 )
             found["measured"] = rate(found["measured"])
-            changed |= {"gpu_tflops": found["measured"].tflops, "gpu_share": 1.0}
+            # Captioning, which did not run, keeps its place beside training.
+            default = scaling.Assumptions()
+            beside = {"caption_share": round(default.caption_share / default.gpu_share, 3)}
+            changed = beside | changed | {"gpu_tflops": found["measured"].tflops, "gpu_share": 1.0}
         return cls(**found, assumed=scaling.Assumptions().but(**changed))
 
     def rows(self) -> list[dict[str, object]]:
@@ -99,7 +102,11 @@ class Settings:
         rows = self.assumed.rows()
         if self.measured is None:
             return rows
-        reasons = {"gpu_tflops": self.measured.words, "gpu_share": "measured: in gpu_tflops"}
+        reasons = {
+            "gpu_tflops": self.measured.words,
+            "gpu_share": "measured: in gpu_tflops",
+            "caption_share": "of the measured rate reached by OFA-large, as on an H200",
+        }
         return [row | {"reason": reasons.get(row["assumption"], row["reason"])} for row in rows]
 
 

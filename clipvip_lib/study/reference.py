@@ -49,7 +49,16 @@ def others(folder: Path = FOLDER) -> dict[str, dict]:
                 name: {row["id"]: row for row in stored.get(name, [])} for name in ("claims", "together")
             }
             found[title] = {"profile": stored["from"]["profile"], "looks": stored.get("looks", [])} | by_claim
+            found[title]["made"] = made_on(stored)
     return found
+
+
+def made_on(stored: dict) -> str:
+    """Where and with what a file of ``others`` was made, as a sentence."""
+    origin = stored["from"]
+    versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "transformers"))
+    where = ", ".join([*stored.get("gpus", ()), origin["machine"]])
+    return f"Made on {where}; {versions}; commit {origin['commit']}."
 
 
 def compared_with(out: Path, reference: Path = FOLDER) -> dict[str, dict]:
@@ -138,16 +147,19 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
 
 def sections(found: dict[str, list[dict]], those: dict[str, dict]) -> str:
     """The sections of a page, one a title; nothing without rows. found: of ``beside``; those: what it compared with."""
-    return "".join(section(rows, title, those[title].get("looks", ())) for title, rows in found.items())
+    return "".join(section(rows, title, those[title]) for title, rows in found.items())
 
 
-def section(rows: list[dict], there: str = THE_REFERENCE, looks: Sequence[int] = ()) -> str:
-    """A section of a page. there: what this run stands beside. looks: as in ``others``."""
+def section(rows: list[dict], there: str, about: dict) -> str:
+    """A section of a page. there: what this run stands beside; about: it, as ``compared_with`` has it."""
     from clipvip_lib.study.tables import table_html
 
     column = "reference" if there == THE_REFERENCE else there
     table = table_html(frame(rows, there=column), f"Verdicts of this run and of {there}")
-    words = html.escape(" ".join([in_words(rows, there=there), *together_in_words(rows, looks)]))
+    made = [about["made"]] if "made" in about else []
+    words = html.escape(
+        " ".join([*made, in_words(rows, there=there), *together_in_words(rows, about.get("looks", ()))])
+    )
     return (
         f'<section class="text"><h2>Beside {there}</h2><p>{words}</p></section>'
         f'<section class="code"><div class="output">{table}</div></section>'
