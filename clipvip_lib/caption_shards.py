@@ -269,7 +269,7 @@ def _add_parquet(tasks: list[Task], rank: int, ranks: int, poll: float, say: Cal
         _write_parquet(held, functools.partial(read_captions, captions[held.task]))
         added += 1
     if added:
-        say(f"added the Parquet of {added} shards whose captions were there")
+        say(f"added the Parquet of {added} shard{'s' if added > 1 else ''} whose captions were there")
 
 
 def _line(row: dict[str, str]) -> str:

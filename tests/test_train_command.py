@@ -102,7 +102,8 @@ def test_a_run_leaves_a_model_that_every_loader_reads(made, tmp_path, capsys):
     assert not list((tmp_path / "a").glob("*.partial"))
     before = weights(tmp_path / "a")
     assert cli.main(options(made, tmp_path / "a")) == 0  # done: says so and trains nothing
-    assert json.loads(capsys.readouterr().out) == result
+    again = capsys.readouterr()
+    assert json.loads(again.out) == result and "a was finished before: nothing is trained" in again.err
     assert weights(tmp_path / "a") == before
     assert cli.main(options(made, tmp_path / "a", lr=5e-4)) == 2
     assert "holds the result of another run" in capsys.readouterr().err

@@ -193,6 +193,25 @@ def test_what_a_stop_at_any_time_keeps_is_said(tmp_path, monkeypatch, capsys, er
     assert f"; {tmp_path}/checkpoint.pt is kept" in told()
 
 
+def test_a_signal_in_the_wake_of_a_lost_rank_does_not_take_its_sentence(tmp_path, monkeypatch, capsys):
+    """torchrun ends the ranks that live on; its signal may come at any moment after the loss."""
+
+    def lost_then_stopped(*_):
+        try:
+            raise RankLost("expected 2 ranks")
+        finally:
+            raise SystemExit(143)
+
+    monkeypatch.setattr(run, "train_as_told", lost_then_stopped)
+    assert cli.main(post(tmp_path, "a", tmp_path)) == 1
+    assert capsys.readouterr().err == "clipvip: expected 2 ranks; no checkpoint was written yet\n"
+    ends(monkeypatch, RankLost("expected 3 ranks"))
+    told = ranks.say_once
+    monkeypatch.setattr(ranks, "say_once", lambda *what: (os.kill(os.getpid(), signal.SIGTERM), told(*what)))
+    assert cli.main(post(tmp_path, "a", tmp_path)) == 1
+    assert capsys.readouterr().err == "clipvip: expected 3 ranks; no checkpoint was written yet\n"
+
+
 def test_an_end_that_is_no_stop_stays_one(tmp_path, monkeypatch, capsys):
     ends(monkeypatch, SystemExit(3))
     with pytest.raises(SystemExit) as caught:

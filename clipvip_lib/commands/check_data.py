@@ -134,7 +134,7 @@ def lines(report, recipe: str) -> list[str]:
         )
     warnings = len(report.findings) - len(report.errors)
     found.append(
-        f"{len(report.errors)} kinds of error, {warnings} of warning, in {duration(report.seconds)}"
+        f"{len(report.errors)} kind(s) of error, {warnings} of warning, in {duration(report.seconds)}"
         if report.findings
         else f"no fault found, in {duration(report.seconds)}"
     )

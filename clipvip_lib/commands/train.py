@@ -122,6 +122,9 @@ def run(arguments: argparse.Namespace) -> int:
         code = 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
         if not isinstance(code, int) or code <= 128:
             raise
+        # torchrun ends the others when a rank dies: its signal may come while the loss is being told.
+        if joined and _is_lost(stop.__context__):
+            return _say_lost(stop.__context__, arguments.out, joined[0])
         with StopSignals(patient=True):  # a second one must not take this one's sentence away
             _say_stopped(signal.Signals(code - 128).name, arguments.out, joined)
         return code
@@ -139,8 +142,7 @@ def _train(arguments: argparse.Namespace, recipe_name: str, joined: list) -> int
     except distributed.StoppedElsewhere:
         return 2
     except distributed.RankLost as error:
-        distributed.say_once(ranks, f"clipvip: {error}; {_kept(arguments.out)}")
-        return 1
+        return _say_lost(error, arguments.out, ranks)
     except ClipVipError as error:
         distributed.say_once(ranks, f"clipvip: {error}")
         return 2
@@ -155,6 +157,21 @@ def _train(arguments: argparse.Namespace, recipe_name: str, joined: list) -> int
         return stopped.code
     distributed.stop()
     return 0
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    from clipvip_lib.distributed.ranks import RankLost
+
+    return isinstance(error, RankLost)
+
+
+def _say_lost(error: BaseException, out: str, ranks) -> int:
+    """Tell that another rank is gone; returns the exit code. torchrun's signal must not take the sentence away."""
+    from clipvip_lib.distributed.ranks import say_once
+
+    with StopSignals(patient=True):
+        say_once(ranks, f"clipvip: {error}; {_kept(out)}")
+    return 1
 
 
 def _say_stopped(name: str, out: str, joined: list) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +86,8 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
                 if ranks.main:
                     write_json(run.result, {"result": done, "about": run.about})
             run.clear()
+        elif ranks.main:
+            print(f"clipvip: {out} was finished before: nothing is trained", file=sys.stderr)
     if ranks.main:
         print(json.dumps(done))
 
