@@ -130,10 +130,13 @@ def caption_shards(
     meter = _Meter(tasks, tally, progress, f"rank {rank} of {ranks}")
     reader = _Reader(captioner.image_size, batch, threads, skip_share)
     stop = threading.Event()
-    held = deal(tasks, rank, ranks, lambda: not stop.wait(poll), lambda left: say(_waiting(left)))
+
+    def dealt(tasks: Sequence[Task], stop: threading.Event) -> Iterator[Held]:
+        return deal(tasks, rank, ranks, lambda: not stop.wait(poll), lambda left: say(_waiting(left)))
+
     begun: list[Held] = []
     try:
-        with ahead(reader.batches(_noted(held, begun, say)), BATCHES_AHEAD, stop) as batches:
+        with ahead(reader.batches(_noted(dealt(tasks, stop), begun, say)), BATCHES_AHEAD, stop) as batches:
             for item in batches:
                 _caption(item, captioner)
                 if item.last:
@@ -143,7 +146,7 @@ def caption_shards(
         for each in begun:  # after an error in a process that lives on, such as a notebook's
             each.release()
     if parquet:
-        _add_parquet(tasks, rank, ranks, poll, say)
+        _add_parquet(tasks, lambda copies: dealt(copies, threading.Event()), say)
     tally.seconds = time.monotonic() - started
     return tally
 
@@ -254,7 +257,9 @@ def _write_parquet(held: Held, captions: Callable[[], dict[str, str]]) -> None:
         held.release()
 
 
-def _add_parquet(tasks: list[Task], rank: int, ranks: int, poll: float, say: Callable[[str], None]) -> None:
+def _add_parquet(
+    tasks: list[Task], dealt: Callable[[list[Task]], Iterator[Held]], say: Callable[[str], None]
+) -> None:
     """Write the Parquet of shards that were captioned without it, or by a process that died between the two, and of
     those whose captions were changed since."""
     captions = {_parquet(task): task.out for task in tasks}
@@ -262,10 +267,7 @@ def _add_parquet(tasks: list[Task], rank: int, ranks: int, poll: float, say: Cal
         if copy.out.exists() and copy.out.stat().st_mtime_ns < lines.stat().st_mtime_ns:
             copy.out.unlink(missing_ok=True)
     added = 0
-    pause = threading.Event()  # never set
-    for held in deal(
-        list(captions), rank, ranks, lambda: not pause.wait(poll), lambda left: say(_waiting(left))
-    ):
+    for held in dealt(list(captions)):
         _write_parquet(held, functools.partial(read_captions, captions[held.task]))
         added += 1
     if added:

@@ -482,12 +482,17 @@ caption_shards(sorted(Path(sys.argv[1]).glob("*.tar")), sys.argv[2], Captioner.l
 """
 
 
-def test_a_kill_while_writing_leaves_no_half_file(captioner, shards, tmp_path):
-    folder, out = captioner.save(tmp_path / "captioner"), tmp_path / "out"
-    process = python(DIE_WRITING, shards[0].parent, out, folder)
+def killed(code: str, captioner, shards, folder: Path) -> tuple[Path, list[str]]:
+    """Run a process that kills itself while it captions; the output folder and the names of what it left there."""
+    out = folder / "out"
+    process = python(code, shards[0].parent, out, captioner.save(folder / "captioner"))
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    left = names(out)
+    return out, names(out)
+
+
+def test_a_kill_while_writing_leaves_no_half_file(captioner, shards, tmp_path):
+    out, left = killed(DIE_WRITING, captioner, shards, tmp_path)
     half = [name for name in left if name.endswith(".partial")]
     assert left[0] == "00000.captions.jsonl" and len(half) == 1 and "00001.captions.jsonl" not in left
     said = []
@@ -519,11 +524,7 @@ caption_shards(shards, sys.argv[2], Captioner.load(sys.argv[3]), parquet=True)
 
 
 def test_a_kill_between_captions_and_parquet_costs_no_captions(captioner, shards, tmp_path):
-    folder, out = captioner.save(tmp_path / "captioner"), tmp_path / "out"
-    process = python(DIE_AS_PARQUET, shards[0].parent, out, folder)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    left = names(out)
+    out, left = killed(DIE_AS_PARQUET, captioner, shards, tmp_path)
     assert "00001.captions.jsonl" in left and "00001.captions.parquet" not in left
     watched = Watched(captioner)
     tally = caption_shards(shards, out, watched, batch=CLIPS, parquet=True)

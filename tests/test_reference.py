@@ -35,8 +35,8 @@ def write_reference(folder, rows, profile="quick"):
         ("inconclusive", "inconclusive", "agree"),
         ("reproduced", "contradicted", "disagree"),
         ("contradicted", "reproduced", "disagree"),
-        ("inconclusive", "reproduced", "one is undecided"),
-        ("not run", "contradicted", "one is undecided"),
+        ("inconclusive", "reproduced", "one open"),
+        ("not run", "contradicted", "one open"),
     ],
 )
 def test_agreement(here, there, agree, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 from pathlib import Path
 
 from clipvip_lib.commands.arguments import assignment, folder, numbers
@@ -115,28 +116,29 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     if arguments.show:
         return show(arguments, recipe_name)
-    joined: list = []
+    ranks = None
     try:
-        return _train(arguments, recipe_name, joined)
+        from clipvip_lib.distributed import ranks as distributed
+
+        ranks = distributed.start(arguments.timeout)
+        return _train(arguments, recipe_name, ranks)
     except (SystemExit, KeyboardInterrupt) as stop:
         code = 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
         if not isinstance(code, int) or code <= 128:
             raise
         # torchrun ends the others when a rank dies: its signal may come while the loss is being told.
-        if joined and _is_lost(stop.__context__):
-            return _say_lost(stop.__context__, arguments.out, joined[0])
+        if ranks is not None and isinstance(stop.__context__, distributed.RankLost):
+            return _say_lost(stop.__context__, arguments.out, ranks)
         with StopSignals(patient=True):  # a second one must not take this one's sentence away
-            _say_stopped(signal.Signals(code - 128).name, arguments.out, joined)
+            _say_stopped(signal.Signals(code - 128).name, arguments.out, ranks)
         return code
 
 
-def _train(arguments: argparse.Namespace, recipe_name: str, joined: list) -> int:
-    """The run and its exit code; the ranks are put into ``joined`` when they have found each other."""
+def _train(arguments: argparse.Namespace, recipe_name: str, ranks) -> int:
+    """The run and its exit code."""
     from clipvip_lib.distributed import ranks as distributed
     from clipvip_lib.distributed.run import train_as_told
 
-    ranks = distributed.start(arguments.timeout)
-    joined.append(ranks)
     try:
         train_as_told(arguments, recipe_name, ranks)
     except distributed.StoppedElsewhere:
@@ -159,12 +161,6 @@ def _train(arguments: argparse.Namespace, recipe_name: str, joined: list) -> int
     return 0
 
 
-def _is_lost(error: BaseException | None) -> bool:
-    from clipvip_lib.distributed.ranks import RankLost
-
-    return isinstance(error, RankLost)
-
-
 def _say_lost(error: BaseException, out: str, ranks) -> int:
     """Tell that another rank is gone; returns the exit code. torchrun's signal must not take the sentence away."""
     from clipvip_lib.distributed.ranks import say_once
@@ -174,24 +170,23 @@ def _say_lost(error: BaseException, out: str, ranks) -> int:
     return 1
 
 
-def _say_stopped(name: str, out: str, joined: list) -> None:
-    """Tell of a signal at a time when it ends the run at once: before the first step, in scoring."""
+def _say_stopped(name: str, out: str, ranks) -> None:
+    """Tell of a signal at a time when it ends the run at once: before the first step, in scoring. ranks: None before
+    they have found each other."""
     # A rank cannot know whether another one is gone: torchrun sends the same signal when it is stopped itself.
     sender = (
         ", sent by torchrun or whoever (if a rank died, torchrun's report names it)"
         if "RANK" in os.environ and name == "SIGTERM"
         else ""
     )
-    kept = _kept(out) if joined else _kept(out, told=False)
+    kept = _kept(out, told=ranks is not None)
     text = f"clipvip: stopped by {name}{sender}; {kept}; give the same command to go on"
-    if joined:
-        from clipvip_lib.distributed.ranks import say_once
-
-        say_once(joined[0], text)
-    else:
-        import sys
-
+    if ranks is None:
         print(text, file=sys.stderr, flush=True)
+        return
+    from clipvip_lib.distributed.ranks import say_once
+
+    say_once(ranks, text)
 
 
 def _kept(out: str, told: bool = True) -> str:

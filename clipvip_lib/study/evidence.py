@@ -22,6 +22,17 @@ from clipvip_lib.study import experiments, rates
 from clipvip_lib.study.stages import Stage
 
 BETWEEN = "difference of the two"  # of the queries that tell the order and those that do not
+SHOWN_IN = {
+    ("tell the order",): "the queries that tell the order alone",
+    ("do not",): "the queries that do not tell the order alone",
+    ("tell the order", "do not"): "both groups",
+    (): "neither group on its own",
+}
+DIFFER = {
+    1: "it is larger where the order is told",
+    0: "that the groups differ is not shown",
+    -1: "it is smaller where the order is told",
+}
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -240,29 +251,29 @@ def by_order(
     for benchmark in BENCHMARKS:
         tables = [hits(stages_of(profile, name, benchmark, seeds), home=home) for name in (arm, other)]
         tells = tells_order(profile, benchmark, home)
-        groups = {"all": np.ones_like(tells), "tell the order": tells, "do not": ~tells}
-        for group, chosen in groups.items():
-            row = {"contrast": f"{arm} over {other}", "benchmark": benchmark, "queries": group}
-            row |= {"n": int(chosen.sum()), "effect": None, "low": None, "high": None}
-            if row["n"] > 1:
-                effect, low, high = intervals.paired_difference(
-                    *(100.0 * table[:, chosen] for table in tables)
-                )
+        difference = 100.0 * tables[0] - 100.0 * tables[1]
+        groups = {"all": difference, "tell the order": difference[:, tells], "do not": difference[:, ~tells]}
+        enough = min(tells.sum(), (~tells).sum()) > 1
+        groups[BETWEEN] = _between(difference, tells) if enough else None
+        for group, values in groups.items():
+            n = len(tells) if values is None else values.shape[1]
+            row = {"contrast": f"{arm} over {other}", "benchmark": benchmark, "queries": group, "n": n}
+            row |= {"effect": None, "low": None, "high": None}
+            if values is not None and n > 1:
+                effect, low, high = intervals.paired_difference(values)
                 row |= {"effect": effect, "low": low, "high": high}
             rows.append(row)
-        row = {"contrast": f"{arm} over {other}", "benchmark": benchmark, "queries": BETWEEN, "n": len(tells)}
-        row |= {"effect": None, "low": None, "high": None}
-        if min(tells.sum(), (~tells).sum()) > 1:
-            # Values whose mean is the difference of the groups' means. A group's own mean is taken out of its
-            # queries' spread: how far the groups lie apart is no noise of queries.
-            difference = 100.0 * (tables[0] - tables[1])
-            means = [difference[:, group].mean() for group in (tells, ~tells)]
-            weight = np.where(tells, len(tells) / tells.sum(), -len(tells) / (~tells).sum())
-            values = weight * (difference - np.where(tells, *means)) + means[0] - means[1]
-            effect, low, high = intervals.paired_difference(values)
-            row |= {"effect": effect, "low": low, "high": high}
-        rows.append(row)
     return rows
+
+
+def _between(difference: np.ndarray, tells: np.ndarray) -> np.ndarray:
+    """Values [seeds, queries] whose mean is that of the queries that ``tells`` less that of the others.
+
+    A group's own mean is taken out of its queries' spread: how far the groups lie apart is no noise of queries.
+    """
+    means = [difference[:, group].mean() for group in (tells, ~tells)]
+    weight = np.where(tells, len(tells) / tells.sum(), -len(tells) / (~tells).sum())
+    return weight * (difference - np.where(tells, *means)) + means[0] - means[1]
 
 
 def where_from(rows: Sequence[Mapping[str, object]]) -> list[str]:
@@ -279,20 +290,13 @@ def where_from(rows: Sequence[Mapping[str, object]]) -> list[str]:
             sentences.append(f"{where}: no difference is shown over all queries.")
             continue
         word = "gain" if found["all"] > 0 else "loss"
-        carriers = [name for name in ("tell the order", "do not") if found[name] == found["all"]]
+        carriers = tuple(name for name in ("tell the order", "do not") if found[name] == found["all"])
         empty = [row["queries"] for row in same if row["low"] is None and row["queries"] != BETWEEN]
         if empty:
             text = f"a {word} is shown; too few queries are in the group {empty[0]!r} to set it apart"
         else:
-            groups = {1: "the queries that tell the order alone", 2: "both groups"}
-            shown = groups.get(len(carriers), "neither group on its own")
-            if carriers == ["do not"]:
-                shown = "the queries that do not tell the order alone"
-            between = found[BETWEEN] * found["all"]
-            larger = {1: "larger", -1: "smaller"}.get(between)
-            text = f"the {word} is shown in {shown}; " + (
-                f"it is {larger} where the order is told" if larger else "that the groups differ is not shown"
-            )
+            differ = DIFFER[found[BETWEEN] * found["all"]]
+            text = f"the {word} is shown in {SHOWN_IN[carriers]}; {differ}"
         sentences.append(f"{where}: {text}.")
     return sentences
 

@@ -22,8 +22,13 @@ FOLDER = files.CHECKOUT / "reports" / "reference"
 CLAIMS = "results/claims.json"
 THE_REFERENCE = "the reference run"
 OTHER_SEEDS, ON_GPU = "more-seeds.json", "on-gpu.json"
-SHORT = {"one is undecided": "one open"}  # a wide table's last column must stay in sight
 OTHERS = {OTHER_SEEDS: "other seeds", ON_GPU: "the same seeds on a GPU"}
+IN_SHORT = {
+    THE_REFERENCE: "reference",
+    "other seeds": "other",
+    "the same seeds on a GPU": "on a GPU",
+}  # in headings
+ONE_OPEN = "one open"
 
 
 def read(folder: Path = FOLDER) -> dict | None:
@@ -111,7 +116,7 @@ def _agree(here: dict, there: dict) -> str:
     pair = {here["verdict"], there["verdict"]}
     if len(pair) == 1:
         return "agree"
-    return "disagree" if pair == {"reproduced", "contradicted"} else "one is undecided"
+    return "disagree" if pair == {"reproduced", "contradicted"} else ONE_OPEN
 
 
 def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.DataFrame:
@@ -135,13 +140,12 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
         for name, side in sides.items():
             which = row.get(side)
             effect, interval = effect_text(which) if which else ("", "")
-            of = " " if name.endswith("seeds") else ", seeds "
-            alike = of + min(seeds[name]) if len(seeds[name]) == 1 else ""
-            cells[name if "same seeds" in name else name + alike] = which["verdict"] if which else None
+            alike = f", seeds {min(seeds[name])}" if len(seeds[name]) == 1 else ""
+            cells[name + alike] = which["verdict"] if which else None
             cells[f"effect {name}"] = f"{effect} ({interval})" if which else None
             if not alike:
                 cells[f"seeds {name}"] = in_short(which["seeds"]) if which else None
-        shown.append(cells | {"": SHORT.get(row["agree"], row["agree"])})
+        shown.append(cells | {"": row["agree"]})
     return pd.DataFrame(shown)
 
 
@@ -154,8 +158,7 @@ def section(rows: list[dict], there: str, about: dict) -> str:
     """A section of a page. there: what this run stands beside; about: it, as ``compared_with`` has it."""
     from clipvip_lib.study.tables import table_html
 
-    column = "reference" if there == THE_REFERENCE else there
-    table = table_html(frame(rows, there=column), f"Verdicts of this run and of {there}")
+    table = table_html(frame(rows, there=IN_SHORT[there]), f"Verdicts of this run and of {there}")
     made = [about["made"]] if "made" in about else []
     words = html.escape(
         " ".join([*made, in_words(rows, there=there), *together_in_words(rows, about.get("looks", ()))])
@@ -169,7 +172,7 @@ def section(rows: list[dict], there: str, about: dict) -> str:
 def in_words(rows: list[dict], here: str = "This run", there: str = THE_REFERENCE) -> str:
     """Whether the verdicts agree, and what to look at where they do not."""
     opposite = [str(row["claim"]) for row in rows if row["agree"] == "disagree"]
-    undecided = [str(row["claim"]) for row in rows if row["agree"] == "one is undecided"]
+    undecided = [str(row["claim"]) for row in rows if row["agree"] == ONE_OPEN]
     if opposite:
         return (
             f"{here} and {there} say opposite things of claim {', '.join(opposite)}. Look at the seeds "
