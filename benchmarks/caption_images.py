@@ -1,8 +1,8 @@
 """How long OFA takes to caption images, and how much memory: prints JSON with the machine and the versions.
 
     python benchmarks/caption_images.py --size base --images 8 --threads 1
-    python benchmarks/caption_images.py --size base --images 8 --threads 1 --bf16
-    python benchmarks/caption_images.py --size large --images 512 --batch 64 --bf16 --device cuda
+    python benchmarks/caption_images.py --size base --images 8 --threads 1 --precision bfloat16
+    python benchmarks/caption_images.py --size large --images 512 --batch 64 --precision bfloat16 --device cuda
 
 The shapes are the released ones, the weights random: time and memory do not depend on their values, but for one thing:
 random weights hardly ever end a caption early, so each takes the whole 17 steps, the dearest case. Images are uint8 at
@@ -28,6 +28,7 @@ from clipvip_lib.captioners import SIZE, OFACaptioner, cast_once
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import OFA, OFA_SIZES, PROMPT
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
+from clipvip_lib.precision import PRECISIONS, autocast
 from clipvip_lib.study.machine import machine
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pixels", type=int, default=SIZE)
     parser.add_argument("--beam", type=int, default=5)
-    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--precision", choices=PRECISIONS[1:], default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, help="of torch on the CPU")
     parser.add_argument("--repeats", type=int, default=1, help="after one run that warms up, on a GPU")
@@ -70,10 +71,10 @@ def main() -> None:
         model = OFA(OFA_SIZES[arguments.size])
     parameters = sum(p.numel() for p in model.parameters())
     tokenizer = stand_in_tokenizer(model.config.vocab_size)
-    if arguments.bf16:
+    if arguments.precision == "bfloat16":
         cast_once(model)
     beam = BeamSettings(beam_size=arguments.beam)
-    captioner = OFACaptioner(model, tokenizer, arguments.pixels, beam, arguments.bf16)
+    captioner = OFACaptioner(model, tokenizer, arguments.pixels, beam, arguments.precision)
     side = (arguments.pixels, arguments.pixels, 3)
     images = np.random.default_rng(0).integers(0, 256, (arguments.images, *side), dtype=np.uint8)
 
@@ -88,7 +89,7 @@ def main() -> None:
         seconds.append(time.perf_counter() - start)
         cpu_seconds.append(time.process_time() - cpu)
     peak = peak_mib(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+    with autocast(arguments.precision, device):
         prompt = tokenizer([PROMPT]).to(device)
         pixels = captioner._pixels(images[:1], device)
         start = time.perf_counter()
@@ -105,7 +106,7 @@ def main() -> None:
                 "pixels": arguments.pixels,
                 "beam": arguments.beam,
                 "batch": arguments.batch,
-                "dtype": "bfloat16 autocast" if arguments.bf16 else "float32",
+                "dtype": arguments.precision,
                 "parameters": parameters,
                 "prompt_tokens": prompt.shape[1],
                 "encoder_positions": encoded.hidden.shape[1],

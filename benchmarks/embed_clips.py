@@ -1,8 +1,8 @@
 """How long `clipvip embed` takes for a set of clips, where the time goes, and how much memory: prints JSON.
 
     python benchmarks/embed_clips.py                                     # B/32, 224 px, 12 frames, 32 clips, this CPU
-    python benchmarks/embed_clips.py --bf16 --threads 1
-    python benchmarks/embed_clips.py --device cuda --bf16 --clips 512 --batch 32 --patch 16
+    python benchmarks/embed_clips.py --precision bfloat16 --threads 1
+    python benchmarks/embed_clips.py --device cuda --precision bfloat16 --clips 512 --batch 32 --patch 16
 
 The model has the released shapes and random weights: time and memory do not depend on their values. The clips are
 H.264 files of 10 s at 25 frames a second, 320 x 240, written here with a moving texture (`--videos` names your own).
@@ -27,6 +27,7 @@ import torch
 
 from clipvip_lib.features.embedding import embed_videos, load_encoder
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+from clipvip_lib.precision import PRECISIONS, autocast
 from clipvip_lib.streams.clips import decode_ahead, list_clips
 from clipvip_lib.study.machine import machine, peak_memory_mib, reset_peak_memory
 
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--patch", type=int, default=32, help="32 or 16: ViT-B/32 or B/16")
     parser.add_argument("--attention", default="proxy")
-    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--precision", choices=PRECISIONS[1:], default="float32")
     parser.add_argument("--batch", type=int, help="videos encoded together (default: as clipvip embed)")
     parser.add_argument("--workers", type=int, help="threads that decode (default: as clipvip embed)")
     parser.add_argument("--threads", type=int, help="torch's threads")
@@ -100,18 +101,19 @@ def main() -> None:
             frames.extend(decoded.frames for decoded in found)
 
         def encode() -> None:
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
+            with torch.inference_mode(), autocast(arguments.precision, device):
                 for start in range(0, len(frames), batch):
                     shown = torch.from_numpy(np.stack(frames[start : start + batch])).to(device)
                     encoder.model.encode_video(shown).float().cpu()
 
         # Once before the clock runs: kernels are chosen, libraries loaded.
-        embed_videos(encoder, clips[:batch], folder / "warm", bfloat16=arguments.bf16, **options)
+        embed_videos(encoder, clips[:batch], folder / "warm", precision=arguments.precision, **options)
         reset_peak_memory()
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         whole = timed(
-            lambda: embed_videos(encoder, clips, folder / "out", bfloat16=arguments.bf16, **options), device
+            lambda: embed_videos(encoder, clips, folder / "out", precision=arguments.precision, **options),
+            device,
         )
         peak = {"peak_memory_mib": round(peak_memory_mib())}
         if device.type == "cuda":
@@ -123,7 +125,7 @@ def main() -> None:
             {
                 "model": f"ViT-B/{arguments.patch}, {arguments.attention}, 224 px, {arguments.frames} frames",
                 "clips": len(clips),
-                "precision": "bfloat16" if arguments.bf16 else "float32",
+                "precision": arguments.precision,
                 "batch": batch,
                 "decoding_threads": arguments.workers,
                 **{

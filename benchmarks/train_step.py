@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py --batch 8 --threads 1
     python benchmarks/train_step.py --batch 8 --threads 1 --chunk 2
-    python benchmarks/train_step.py --batch 8 --threads 1 --bf16 --chunk 2
-    python benchmarks/train_step.py --batch 128 --bf16 --device cuda --repeats 5
-    python benchmarks/train_step.py --batch 1024 --bf16 --chunk 128 --device cuda --repeats 5 [--compile]
+    python benchmarks/train_step.py --batch 8 --threads 1 --precision bfloat16 --chunk 2
+    python benchmarks/train_step.py --batch 128 --precision bfloat16 --device cuda --repeats 5
+    python benchmarks/train_step.py --batch 1024 --precision bfloat16 --chunk 128 --device cuda --repeats 5 [--compile]
 
 The loss is V-S,C + F-C: a video, its middle frame and two texts a clip are encoded, forward and backward, then
 AdamW steps. Weights and pixels are random: time and memory do not depend on their values. Peak memory is the whole
@@ -30,6 +30,7 @@ from clipvip_lib.distributed.loop import one_step, prepare, wrap
 from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.distributed.recipes import get_recipe
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+from clipvip_lib.precision import PRECISIONS
 from clipvip_lib.study.machine import machine
 from clipvip_lib.training import Batch, Tokens, parameter_groups
 
@@ -103,7 +104,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=0, help="gradient caching: clips at a time")
     parser.add_argument("--frames", type=int, default=12)
     parser.add_argument("--patch", type=int, default=32, choices=(16, 32), help="ViT-B/16 or B/32")
-    parser.add_argument("--bf16", action="store_true")
+    parser.add_argument("--precision", choices=PRECISIONS[1:], default="float32")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="cpu")
@@ -118,7 +119,7 @@ def main() -> None:
     config = ClipViPConfig(temporal_size=arguments.frames)
     config.vision_config.patch_size = arguments.patch
     recipe = get_recipe(
-        "postpretrain", steps=1000, batch=arguments.batch, frames=arguments.frames, bfloat16=arguments.bf16,
+        "postpretrain", steps=1000, batch=arguments.batch, frames=arguments.frames, precision=arguments.precision,
         kept_frames=max(24, arguments.frames), chunk=arguments.chunk, checkpointing=arguments.checkpointing,
         compile=arguments.compile,
     )  # fmt: skip
@@ -131,7 +132,7 @@ def main() -> None:
     vision, text = model.config.vision_config, model.config.text_config
     tokens = min(recipe.text_tokens, text.max_position_embeddings)
     batch = random_batch(arguments.batch, arguments.frames, tokens, text.vocab_size, vision.image_size)
-    rate = matrix_rate(device, torch.bfloat16 if arguments.bf16 else torch.float32)
+    rate = matrix_rate(device, getattr(torch, arguments.precision))
 
     def step(number: int) -> dict:
         row = one_step(encoder, model, optimizer, batch, LOSS, recipe, ranks, number)
@@ -162,7 +163,7 @@ def main() -> None:
                 "what": f"one step of {LOSS}, ViT-B/{arguments.patch}, {arguments.frames} frames of 224 px",
                 "batch": arguments.batch,
                 "chunk": arguments.chunk,
-                "dtype": "bfloat16 autocast" if arguments.bf16 else "float32",
+                "dtype": arguments.precision,
                 "checkpointing": arguments.checkpointing,
                 "compile": arguments.compile,
                 "parameters": sum(p.numel() for p in model.parameters()),

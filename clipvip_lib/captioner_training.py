@@ -19,12 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipvip_lib.captioning import Captioner, autocast, postprocess
+from clipvip_lib.captioning import Captioner, postprocess
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models.beam import BeamSettings
 from clipvip_lib.models.ofa import OFA, PAD, PROMPT, OFAConfig, ofa_resize
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
+from clipvip_lib.precision import autocast
 from clipvip_lib.profiles import CaptionerSize
 from clipvip_lib.progress import quiet
 
@@ -80,7 +81,7 @@ def train_captioner(
     folder: Path | None = None,
     progress: Progress = quiet,
     smoothing: float = 0.1,
-    bfloat16: bool = True,
+    precision: str = "auto",
     device: str = "cpu",
 ) -> tuple[Captioner, list[dict]]:
     """Train a small OFA on uint8 RGB images [H, W, 3] and one caption for each.
@@ -107,9 +108,9 @@ def train_captioner(
         torch.manual_seed(seed)
         model = OFA(small_config(size, tokenizer.vocab_size)).to(device)
         data = _Pairs(*(part.to(device) for part in (pixels, tokenizer(texts), tokenizer([PROMPT]))))
-        run = _Training(model, data, size, seed, smoothing, bfloat16)
+        run = _Training(model, data, size, seed, smoothing, precision)
         history = run.loop(folder / "checkpoint.pt" if folder else None, progress)
-    return Captioner(model, tokenizer, size.image_size, BeamSettings(size.beam), bfloat16), history
+    return Captioner(model, tokenizer, size.image_size, BeamSettings(size.beam), precision), history
 
 
 class _Pairs(NamedTuple):
@@ -154,10 +155,10 @@ class _Training:
         size: CaptionerSize,
         seed: int,
         smoothing: float,
-        bfloat16: bool,
+        precision: str,
     ) -> None:
         self.model, self.data, self.size, self.seed = model, data, size, seed
-        self.smoothing, self.bfloat16, self.stem_steps = smoothing, bfloat16, size.stem_steps
+        self.smoothing, self.precision, self.stem_steps = smoothing, precision, size.stem_steps
         self.stem = model.encoder.embed_images
         self.words = _WordHead(16 * size.resnet_width, model.config.vocab_size).to(data.pixels.device)
         stem = [*self.stem.parameters(), *self.words.parameters()]
@@ -227,12 +228,12 @@ class _Training:
     def losses(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
         """loss, which is minimised, and its parts: words; nll per token once captions are learnt."""
         if self.step < self.stem_steps:
-            with autocast(pixels.device, self.bfloat16):
+            with autocast(self.precision, pixels.device):
                 words = self.words(self.stem(pixels), tokens)
             return {"loss": WORDS_WEIGHT * words, "words": words}
         features: list[Tensor] = []
         hook = self.stem.register_forward_hook(lambda module, inputs, output: features.append(output))
-        with hook, autocast(pixels.device, self.bfloat16):
+        with hook, autocast(self.precision, pixels.device):
             logits = self.model(self.data.prompt.expand(len(tokens), -1), pixels, tokens[:, :-1])
             words = self.words(features[0], tokens)
         labels = tokens[:, 1:].flatten()

@@ -17,13 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from clipvip_lib.captioning import Captioner, autocast, postprocess
+from clipvip_lib.captioning import Captioner, postprocess
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import OFA, PROMPT, ofa_resize
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.models.ofa_weights import load_ofa
+from clipvip_lib.precision import autocast, choose
 
 SIZE = 480  # pixels at which OFA's caption weights were trained and are evaluated
 BPE_FILES = ("vocab.json", "merges.txt")
@@ -55,7 +56,7 @@ class OFACaptioner(Captioner):
         for start in range(0, len(images), batch):
             pixels = self._pixels(images[start : start + batch], device)
             prompt = self.tokenizer([PROMPT]).expand(len(pixels), -1).to(device)
-            with autocast(device, self.bfloat16):
+            with autocast(self.precision, device):
                 found = beam_search(self.model, prompt, pixels, self.beam)
             texts += [postprocess(self.tokenizer.decode(hypotheses[0].tokens)) for hypotheses in found]
         return texts
@@ -75,7 +76,7 @@ def load_ofa_captioner(
     size: int | None = None,
     beam: int | None = None,
     max_tokens: int | None = None,
-    bfloat16: bool = False,
+    precision: str = "float32",
     device: str | torch.device = "cpu",
 ) -> OFACaptioner:
     """OFA's released caption weights, or a folder of ``Captioner.save``, ready to caption on ``device``.
@@ -108,9 +109,10 @@ def load_ofa_captioner(
         raise ClipVipError(
             f"this OFA sees images of 1 to {longest} pixels a side, got {size}; choose another size"
         )
-    if bfloat16:
+    precision = choose(precision, device)
+    if precision == "bfloat16":
         cast_once(model)
-    return OFACaptioner(model.to(device), tokenizer, size, settings, bfloat16)
+    return OFACaptioner(model.to(device), tokenizer, size, settings, precision)
 
 
 def cast_once(model: OFA) -> None:
@@ -164,7 +166,7 @@ class HuggingFaceCaptioner:
         *,
         beam: int = 5,
         max_tokens: int = 16,
-        bfloat16: bool = False,
+        precision: str = "float32",
         device: str | torch.device = "cpu",
     ) -> None:
         from transformers import (
@@ -175,7 +177,7 @@ class HuggingFaceCaptioner:
 
         if beam < 1 or max_tokens < 1:
             raise ClipVipError(f"expected a beam and a length of at least 1, got {beam} and {max_tokens}")
-        self.beam, self.max_tokens, self.bfloat16 = beam, max_tokens, bfloat16
+        self.beam, self.max_tokens, self.precision = beam, max_tokens, choose(precision, device)
         try:
             self.processor = AutoImageProcessor.from_pretrained(model)
             self.tokenizer = AutoTokenizer.from_pretrained(model)
@@ -203,7 +205,7 @@ class HuggingFaceCaptioner:
         for start in range(0, len(images), batch):
             pictures = [Image.fromarray(image) for image in images[start : start + batch]]
             inputs = self.processor(images=pictures, return_tensors="pt").to(self.model.device)
-            with torch.inference_mode(), autocast(self.model.device, self.bfloat16):
+            with torch.inference_mode(), autocast(self.precision, self.model.device):
                 tokens = self.model.generate(
                     **inputs, num_beams=self.beam, do_sample=False, max_new_tokens=self.max_tokens
                 )
@@ -230,7 +232,7 @@ def _first(error: Exception) -> str:
 
 def describe(captioner: OFACaptioner | HuggingFaceCaptioner) -> dict:
     """What decides the captions, JSON-ready: two captioners that say the same here caption alike, up to rounding."""
-    about = {"weights": fingerprint(captioner.model), "bfloat16": captioner.bfloat16}
+    about = {"weights": fingerprint(captioner.model), "precision": captioner.precision}
     if isinstance(captioner, Captioner):
         return {
             "captioner": "OFA",

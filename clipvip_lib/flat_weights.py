@@ -1,9 +1,9 @@
 """A model's weights laid out for fast training: few large tensors in place of hundreds of small ones.
 
-One flat float32 tensor for each group of the optimiser, of which the model's parameters are views (the masters), and
-a twin of the model whose parameters are views of flat copies in bfloat16. A step runs through the twin: nothing is
-cast twice, and casting, clipping and AdamW take a few kernels where they took hundreds, a ninth of a mini model's
-step on a CPU. Against autocast the residual stream too is bfloat16.
+One flat float32 tensor for each group of the optimiser, of which the model's parameters are views (the masters), so
+that clipping and AdamW take a few kernels where they took hundreds. In bfloat16 a step runs through a twin of the
+model, whose parameters are views of flat copies in bfloat16: nothing is cast twice, a ninth of a mini model's step on
+a CPU. Against autocast the residual stream too is bfloat16. In float32 the model is its own twin.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class FlatWeights:
     """Masters and twin of a model. Attributes: model, twin, groups (for an optimiser, a flat tensor each).
 
     groups: parameter groups in the form that optimisers take, every parameter of the model that is trained in one.
-    bfloat16: what the twin computes in; float32 without it.
+    precision: "float32" or "bfloat16", what a step computes in.
     """
 
-    def __init__(self, model: nn.Module, groups: list[dict], bfloat16: bool) -> None:
-        self.model, self.twin = model, copy.deepcopy(model)
+    def __init__(self, model: nn.Module, groups: list[dict], precision: str) -> None:
+        kind = getattr(torch, precision)
+        self.model = model
+        self.twin = model if kind == torch.float32 else copy.deepcopy(model).to(kind)
         pairs = dict(zip(model.parameters(), self.twin.parameters(), strict=True))
-        kind = torch.bfloat16 if bfloat16 else torch.float32
-        self.twin.to(kind)
         self.copies: list[tuple[Tensor, Tensor]] = []  # the twin's weights and gradients, flat
         self.groups = []
         for group in groups:
@@ -58,10 +58,11 @@ class FlatWeights:
     @torch.no_grad()
     def copy_to_twin(self) -> None:
         """After a step, or when the model's weights were loaded."""
-        for master, (copied, _) in zip(self.masters, self.copies, strict=True):
-            copied.copy_(master)
+        if self.twin is not self.model:
+            for master, (copied, _) in zip(self.masters, self.copies, strict=True):
+                copied.copy_(master)
 
     def release(self) -> None:
-        """Give every parameter of the model memory of its own again."""
+        """Give every parameter of the model memory of its own again, without a gradient."""
         for parameter in self.model.parameters():
-            parameter.data = parameter.data.clone()
+            parameter.data, parameter.grad = parameter.data.clone(), None

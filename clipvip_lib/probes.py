@@ -20,6 +20,7 @@ from clipvip_lib.data.frames import FrameStore
 from clipvip_lib.data.transform import normalize
 from clipvip_lib.data.world import MOTIONS, OPPOSITE
 from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.precision import choose
 
 WIDTH, BATCH, EPOCHS, LR = 64, 64, 8, 3e-3
 
@@ -56,15 +57,16 @@ class MotionProbe(nn.Module):
 
 
 @torch.no_grad()
-def patch_states(model: ClipViP, store: FrameStore, frames: int, batch: int = 64) -> Tensor:
+def patch_states(model: ClipViP, store: FrameStore, frames: int, precision: str, batch: int = 64) -> Tensor:
     """Patch states after the last layer, each frame seen by itself: float16 [clips, N, L, D].
 
     model: with attention "mean_pool", whose frames do not meet.
     """
-    model, out = model.to(torch.bfloat16).eval(), []
+    kind = getattr(torch, choose(precision, model.device))
+    model, out = model.to(kind).eval(), []
     for start in range(0, len(store), batch):
         rows = range(start, min(start + batch, len(store)))
-        pixels = normalize(torch.from_numpy(store.take(rows, frames))).to(torch.bfloat16)
+        pixels = normalize(torch.from_numpy(store.take(rows, frames))).to(kind)
         out.append(model.video_states(pixels).unflatten(0, (len(rows), frames))[:, :, 1:].half())
     return torch.cat(out)
 

@@ -82,7 +82,8 @@ class Recipe:
     clip_norm: float = 1.0
     warmup: float = 0.05  # share of the steps
     evaluations: int = 3  # checkpoints along the way that are tried on the validation split
-    bfloat16: bool = True
+    # "auto": the faster one on the device that trains (precision.py). No size: a run in another one is the same study.
+    precision: str = field(default="auto", repr=False)
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,8 @@ class Profile:
     # Where the embedded world's models are trained. No size: a run on another device is the same study (repr), and
     # another result (stages' configurations hold it).
     device: str = field(default="cpu", repr=False, kw_only=True)
+    # In which precision all its models compute (precision.py); no size either.
+    precision: str = field(default="auto", repr=False, kw_only=True)
     world: WorldSize = field(default_factory=WorldSize)
     model: ModelSize = field(default_factory=ModelSize)
     captioner: CaptionerSize = field(default_factory=CaptionerSize)
@@ -188,6 +191,15 @@ def _change(part: object, path: str, names: list[str], value: object) -> object:
     if isinstance(old, int) and value < 1 <= old:
         raise ClipVipError(f"profile field {path!r}: expected 1 or more, got {value!r}; raise it")
     return dataclasses.replace(part, **{names[0]: value})
+
+
+def in_precision(profile: Profile, precision: str) -> Profile:
+    """The profile with all its trainings in this precision."""
+    recipes = {
+        name: dataclasses.replace(getattr(profile, name), precision=precision)
+        for name in ("pretrain", "postpretrain", "finetune")
+    }
+    return dataclasses.replace(profile, precision=precision, **recipes)
 
 
 def require_runnable(profile: Profile) -> None:

@@ -7,7 +7,6 @@ killed goes on from its last checkpoint and ends with the same weights, bit for 
 
 from __future__ import annotations
 
-import contextlib
 import math
 import pickle
 import time
@@ -27,6 +26,7 @@ from clipvip_lib.flat_weights import FlatWeights
 from clipvip_lib.losses import needs, ocl_loss
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.precision import autocast, choose
 from clipvip_lib.profiles import Recipe
 
 MAX_LOGIT_SCALE = math.log(200.0)  # the authors' clamp: logit_scale stays in [0, ln 200]
@@ -194,12 +194,6 @@ def schedule(step: int, recipe: Recipe) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
 
 
-def autocast(model: torch.nn.Module, enabled: bool) -> contextlib.AbstractContextManager:
-    """bfloat16 autocast on the model's device, or nothing."""
-    device = next(model.parameters()).device.type
-    return torch.autocast(device, torch.bfloat16) if enabled else contextlib.nullcontext()
-
-
 # ------------------------------------------------------------------------------------------------------- loop
 
 
@@ -238,7 +232,7 @@ def train(
             ``folder`` does not fit the model.
     """
     torch.manual_seed(seed)
-    weights = FlatWeights(model, parameter_groups(model, recipe), recipe.bfloat16)
+    weights = FlatWeights(model, parameter_groups(model, recipe), choose(recipe.precision, model.device))
     groups = weights.groups
     optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
     state = _Run(model, optimizer, folder / "checkpoint.pt")
@@ -306,7 +300,7 @@ def _require_finite(what: str, value: Tensor, step: int, recipe: Recipe) -> None
     if not torch.isfinite(value):
         raise ClipVipError(
             f"the {what} became {value.item()} at step {step + 1}: expected a finite number; lower the learning rate "
-            f"({recipe.lr:g}) or switch bfloat16 off; the last checkpoint is kept"
+            f"({recipe.lr:g}) or take precision float32; the last checkpoint is kept"
         )
 
 
@@ -391,25 +385,25 @@ def _reason(error: Exception) -> str:
 
 
 def encode_clips(
-    model: ClipViP, store: FrameStore, frames: int, batch: int = 64, bfloat16: bool = True
+    model: ClipViP, store: FrameStore, frames: int, batch: int = 64, precision: str = "auto"
 ) -> np.ndarray:
     """Features of all clips of a store: float32 [clips, E], L2-normalised."""
     out = []
     with torch.no_grad():
         for rows in _spans(len(store), batch):
             video = torch.from_numpy(store.take(rows, frames)).to(model.device)
-            with autocast(model, bfloat16):
+            with autocast(precision, model.device):
                 out.append(model.encode_video(video).float().cpu().numpy())
     return np.concatenate(out)
 
 
-def encode_texts(model: ClipViP, tokens: Tokens, batch: int = 256, bfloat16: bool = True) -> np.ndarray:
+def encode_texts(model: ClipViP, tokens: Tokens, batch: int = 256, precision: str = "auto") -> np.ndarray:
     """Features of all texts: float32 [texts, E], L2-normalised."""
     out = []
     with torch.no_grad():
         for rows in _spans(len(tokens.ids), batch):
             part = tokens.take(list(rows))
-            with autocast(model, bfloat16):
+            with autocast(precision, model.device):
                 out.append(
                     model.encode_text(part.ids.to(model.device), part.mask.to(model.device))
                     .float()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+
+from clipvip_lib.precision import PRECISIONS, slower
 
 
 def numbers(text: str) -> list[int]:
@@ -38,3 +41,19 @@ def assignment(text: str) -> tuple[str, object]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def precision(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--precision`` to a command that runs a model."""
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="float32",
+        help="what the model computes in: float32 (default), bfloat16, or auto, the faster one on the device",
+    )
+
+
+def say_slower(precision: str, device) -> None:
+    """Tell a user who asks for bfloat16 where it is slow."""
+    if said := slower(precision, device):
+        print(f"clipvip: {said}", file=sys.stderr)

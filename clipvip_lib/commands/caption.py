@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from clipvip_lib.commands.arguments import folder
+from clipvip_lib.commands.arguments import folder, precision, say_slower
 
 
 def add(commands) -> None:
@@ -49,7 +49,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--batch", type=positive, default=64, metavar="N", help="images at once (default: 64)"
     )
-    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16 (autocast)")
+    precision(parser)
     parser.add_argument(
         "--device",
         default="auto",
@@ -83,10 +83,6 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     import sys
 
-    import torch
-
-    from clipvip_lib.caption_shards import caption_shards
-    from clipvip_lib.captioners import describe
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.progress import Progress, quiet
     from clipvip_lib.streams.parquet import need_pyarrow
@@ -95,8 +91,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.parquet:
         need_pyarrow()  # said now, not after the first shard
     rank, ranks, local, locals_ = _ranks()
-    shards = expand(arguments.shards)
-    captioner = _captioner(arguments, _device(arguments.device, local))
+    shards = expand(arguments.shards)  # a wrong path is said before torch is imported
+    import torch
+
+    from clipvip_lib.caption_shards import caption_shards
+    from clipvip_lib.captioners import describe
+
+    device = _device(arguments.device, local)
+    captioner = _captioner(arguments, device)
+    if rank == 0:
+        say_slower(arguments.precision, device)
     name = f"rank {rank}: " if ranks > 1 else ""
     try:
         tally = caption_shards(
@@ -135,7 +139,7 @@ def _captioner(arguments: argparse.Namespace, device: str):
             size=arguments.size,
             beam=arguments.beam,
             max_tokens=arguments.max_tokens,
-            bfloat16=arguments.bf16,
+            precision=arguments.precision,
             device=device,
         )
     if arguments.bpe or arguments.size:
@@ -146,7 +150,7 @@ def _captioner(arguments: argparse.Namespace, device: str):
         arguments.hugging_face,
         beam=arguments.beam or 5,
         max_tokens=arguments.max_tokens or 16,
-        bfloat16=arguments.bf16,
+        precision=arguments.precision,
         device=device,
     )
 

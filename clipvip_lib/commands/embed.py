@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import folder
+from clipvip_lib.commands.arguments import folder, precision, say_slower
 
 
 def add(commands) -> None:
@@ -47,7 +47,7 @@ def add(commands) -> None:
         action="store_true",
         help="resize with Pillow (as CLIP does, and the study's mini models)",
     )
-    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16 (autocast)")
+    precision(parser)
     parser.add_argument("--float16", action="store_true", help="store the features in float16")
     parser.add_argument("--parquet", action="store_true", help="write features.parquet too (needs pyarrow)")
     parser.add_argument(
@@ -76,8 +76,6 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.errors import ClipVipError
-    from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
-    from clipvip_lib.features.folder import PARQUET, write_parquet
     from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.progress import Progress
     from clipvip_lib.streams.clips import list_clips
@@ -91,9 +89,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise ClipVipError("embed expected videos, got an empty name; write . for the current folder")
     if arguments.parquet:
         need_pyarrow()  # said now, not after hours of embedding
-    # Listed before the model is loaded: a wrong path is said at once.
+    # Listed before torch is imported and the model loaded: a wrong path is said at once.
     clips = list_clips(arguments.sources, arguments.ids)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
+    from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
+    from clipvip_lib.features.folder import PARQUET, write_parquet
+
     encoder = load_encoder(arguments.weights, arguments.tag, arguments.attention, arguments.device)
     if encoder.untrained:
         print(
@@ -101,8 +102,9 @@ def run(arguments: argparse.Namespace) -> int:
             f"({', '.join(encoder.untrained[:3])}); --attention mean_pool needs none",
             file=sys.stderr,
         )
+    say_slower(arguments.precision, encoder.model.device)
     out = Path(arguments.out)
-    options = {"bfloat16": arguments.bf16, "stored": "float16" if arguments.float16 else "float32"}
+    options = {"precision": arguments.precision, "stored": "float16" if arguments.float16 else "float32"}
     if clips:
         _report(
             "videos",

@@ -39,17 +39,19 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.folder import Features
-    from clipvip_lib.features.search import PROBES, answer
 
     if not arguments.queries and not arguments.video:
         raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
-    probes = PROBES if arguments.probes is None else arguments.probes
     if arguments.probes is not None and not arguments.faiss:
         raise ClipVipError("--probes belongs to --faiss: expected both; leave it out or add --faiss")
     if arguments.tag is not None and arguments.weights is None:
         raise ClipVipError("--tag belongs to --weights: expected both; leave it out or add --weights")
+    features = Features(arguments.features)  # a wrong folder is said before torch is imported
+    from clipvip_lib.features.search import PROBES, answer
+
+    probes = PROBES if arguments.probes is None else arguments.probes
     found = answer(
-        Features(arguments.features),
+        features,
         arguments.queries,
         arguments.video,
         top=arguments.top,

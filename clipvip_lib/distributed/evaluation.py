@@ -16,7 +16,7 @@ from clipvip_lib.training import Pairs, encode_clips, encode_texts
 
 
 def encode_pairs(
-    model: ClipViP, pairs: Pairs, frames: int, ranks: Ranks, bfloat16: bool, batch: int = 32
+    model: ClipViP, pairs: Pairs, frames: int, ranks: Ranks, precision: str, batch: int = 32
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Text features [Q, E], video features [C, E] (float32, on every rank) and the video of each text [Q].
 
@@ -26,8 +26,8 @@ def encode_pairs(
     owner = np.repeat(np.arange(len(pairs.text_rows)), [len(rows) for rows in pairs.text_rows])
     clips, texts = share(range(len(pairs.store)), ranks), share(order, ranks)
     width = model.config.projection_dim
-    video = encode_clips(model, SomeClips(pairs.store, clips), frames, batch, bfloat16) if clips else None
-    text = encode_texts(model, pairs.texts.take(texts), 4 * batch, bfloat16) if texts else None
+    video = encode_clips(model, SomeClips(pairs.store, clips), frames, batch, precision) if clips else None
+    text = encode_texts(model, pairs.texts.take(texts), 4 * batch, precision) if texts else None
     together = [
         gather_dealt(
             torch.zeros(0, width, device=ranks.device)

@@ -23,23 +23,24 @@ from torch import Tensor, nn
 from clipvip_lib.distributed.ranks import Ranks, gather, gather_plain
 from clipvip_lib.losses import needs, ocl_loss
 from clipvip_lib.models.clip_vip import ClipViP
-from clipvip_lib.training import Batch, Tokens, autocast, features
+from clipvip_lib.precision import autocast
+from clipvip_lib.training import Batch, Tokens, features
 
 
 class Encoder(nn.Module):
     """The model as one module from a batch to (features {source: [B, E]}, logit_scale []).
 
     What DistributedDataParallel wraps: logit_scale is handed out, so that its gradient is waited for too.
-    bfloat16: run under autocast, which begins and ends here: it keeps the weights that it has cast, and those cast
-    in the pass without activations would have no way back in the other one.
+    precision: bfloat16 runs under autocast, which begins and ends here: it keeps the weights that it has cast, and
+    those cast in the pass without activations would have no way back in the other one.
     """
 
-    def __init__(self, model: ClipViP, bfloat16: bool = False):
+    def __init__(self, model: ClipViP, precision: str = "float32"):
         super().__init__()
-        self.model, self.bfloat16 = model, bfloat16
+        self.model, self.precision = model, precision
 
     def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        with autocast(self.model, self.bfloat16):
+        with autocast(self.precision, self.model.device):
             return features(self.model, batch), self.model.logit_scale
 
 

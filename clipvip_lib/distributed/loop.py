@@ -148,7 +148,7 @@ def prepare(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> None:
 
 def wrap(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> nn.Module:
     """The encoder of a model, under DistributedDataParallel if there are other ranks."""
-    encoder = grad_cache.Encoder(model, recipe.bfloat16)
+    encoder = grad_cache.Encoder(model, recipe.precision)
     if ranks.store is None:
         return encoder
     ddp = nn.parallel.DistributedDataParallel
@@ -207,7 +207,7 @@ def _require_finite(what: str, value: Tensor, step: int, recipe: TrainRecipe) ->
     if not math.isfinite(value.item()):
         raise ClipVipError(
             f"the {what} became {value.item()} at step {step + 1}: expected a finite number; lower the learning rate "
-            f"({recipe.lr:g}) or switch bfloat16 off; the last checkpoint is kept"
+            f"({recipe.lr:g}) or take precision float32; the last checkpoint is kept"
         )
 
 

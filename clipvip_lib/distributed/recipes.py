@@ -12,6 +12,7 @@ import math
 from dataclasses import dataclass
 
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.precision import PRECISIONS
 from clipvip_lib.profiles import Recipe
 
 
@@ -94,7 +95,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "warmup": f"{_CONFIGS}: linear over 1 % of the steps, then cosine to 0",
         "reduction": f"{_CODE}: the terms of a loss are summed",
         "antialias": f"{_CODE}: bicubic resize of the float tensor, which old torchvision does not antialias",
-        "bfloat16": f"{_CONFIGS}: mixed precision (float16 by apex there, bfloat16 here)",
+        "precision": f"{_CONFIGS}: mixed precision (float16 by apex there, bfloat16 here)",
         "frames": f"{_CONFIGS}: 12 uniform frames; ActivityNet 32",
     },
     "postpretrain": {
@@ -169,6 +170,8 @@ def expect_value(said: str, field: str, value: object, old: object) -> None:
         raise ClipVipError(f"{said} expected a number {least}, got {value!r}; change it")
     if field == "warmup" and value > 1:
         raise ClipVipError(f"{said} expected a share of the steps, at most 1, got {value!r}; change it")
+    if field == "precision" and value not in PRECISIONS:
+        raise unknown("precision", value, PRECISIONS)
     if field == "reduction" and value not in ("sum", "mean"):
         raise unknown("reduction", value, ("sum", "mean"))
 

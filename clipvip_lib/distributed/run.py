@@ -26,6 +26,7 @@ from clipvip_lib.losses import needs
 from clipvip_lib.models.checkpoints import TEMPORAL, load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.precision import choose, slower
 from clipvip_lib.progress import Progress, quiet
 from clipvip_lib.streams.parquet import find_sidecar
 from clipvip_lib.streams.shard_index import scan_shard
@@ -41,6 +42,10 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
     """
     needs(arguments.loss)
     recipe = get_recipe(recipe_name, **dict(arguments.set))
+    # One for all ranks, and by name: a run that goes on elsewhere keeps it.
+    recipe = dataclasses.replace(recipe, precision=ranks.collect(choose(recipe.precision, ranks.device))[0])
+    if ranks.main and (said := slower(recipe.precision, ranks.device)):
+        print(f"clipvip: {said}", file=sys.stderr)
     own_rows(recipe.batch, ranks)
     _expect_snapshots(arguments.snapshots, recipe.steps)
     out = make_folder(arguments.out)
@@ -286,7 +291,7 @@ def _finetuning(
     recipe = recipe.for_data(len(splits["train"].store))
 
     def encoded(model: ClipViP, split: str):
-        return encode_pairs(model, splits[split], recipe.frames, ranks, recipe.bfloat16)
+        return encode_pairs(model, splits[split], recipe.frames, ranks, recipe.precision)
 
     def evaluate(model: ClipViP) -> float:
         return scores(ranked(*encoded(model, "val")))["simple"]["text_to_video"]["R@1"]

@@ -34,6 +34,7 @@ from clipvip_lib.models.encoding import (
     tokenizer_of,
 )
 from clipvip_lib.models.load_report import LoadReport
+from clipvip_lib.precision import choose
 from clipvip_lib.streams.clips import Clip, workers_of
 
 Progress = Callable[[int, int, str], None]
@@ -125,7 +126,7 @@ def embed_videos(
     *,
     frames: int | None = None,
     antialias: bool = False,
-    bfloat16: bool = False,
+    precision: str = "float32",
     stored: str = "float32",
     batch: int | None = None,
     workers: int | None = None,
@@ -140,6 +141,7 @@ def embed_videos(
 
     Args:
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
+        precision: of the model, float32, bfloat16 or "auto", the faster one on its device.
         stored: type of the features on disk, "float32" or "float16".
         part: videos in a part, the most that a kill can cost.
         skip_bad: how many videos may be unreadable; they are listed in skipped.jsonl and have no row.
@@ -151,8 +153,9 @@ def embed_videos(
         raise ClipVipError(f"expected skip_bad of 0 or more, got {skip_bad}; 0 stops at the first bad video")
     frames = encoder.model.config.temporal_size if frames is None else frames
     # Before the folder is begun, which would hold every later start to a number that nothing can be made with.
+    precision = choose(precision, encoder.model.device)
     batch, workers = batch_of(encoder.model, frames, batch), workers_of(workers)
-    settings = _settings(encoder, "videos", bfloat16, stored) | {
+    settings = _settings(encoder, "videos", precision, stored) | {
         "frames": frames,
         "size": image_size(encoder.model),
         "antialias": antialias,
@@ -168,7 +171,7 @@ def embed_videos(
                 f"{skip_bad}; mend them, or allow them with --skip-bad {skipped}"
             )
         progress(done, len(clips), "embedded before" if not todo else "")
-        options = {"bfloat16": bfloat16, "batch": batch, "workers": workers}
+        options = {"precision": precision, "batch": batch, "workers": workers}
         for clip, feature in encode_clips(encoder.model, todo, frames=frames, antialias=antialias, **options):
             row = _row(clip.clip)
             if clip.error is None:
@@ -197,7 +200,7 @@ def embed_texts(
     texts: Sequence[tuple[str, str]],
     out: str | Path,
     *,
-    bfloat16: bool = False,
+    precision: str = "float32",
     stored: str = "float32",
     part: int = 16 * TEXT_BATCH,
     progress: Progress = lambda done, total, note: None,
@@ -206,6 +209,7 @@ def embed_texts(
 
     Raises ClipVipError if an id stands twice, the weights have no tokenizer, or ``out`` was made otherwise.
     """
+    precision = choose(precision, encoder.model.device)
     seen: set[str] = set()
     for id, text in texts:
         if not is_unicode(id) or not is_unicode(text):
@@ -217,14 +221,14 @@ def embed_texts(
                 f"two texts have the id {id!r}: expected one each; number them, or leave ids out"
             )
         seen.add(id)
-    with FeatureWriter(out, _settings(encoder, "texts", bfloat16, stored), part) as writer:
+    with FeatureWriter(out, _settings(encoder, "texts", precision, stored), part) as writer:
         stamps = {id: hashlib.sha256(text.encode()).hexdigest()[:16] for id, text in texts}
         todo = [(id, text) for id, text in texts if not writer.has(id, stamps[id])]
         done = len(texts) - len(todo)
         progress(done, len(texts), "embedded before" if not todo else "")
         for start in range(0, len(todo), TEXT_BATCH):
             group = todo[start : start + TEXT_BATCH]
-            features = encoder.texts([text for _, text in group], bfloat16=bfloat16)
+            features = encoder.texts([text for _, text in group], precision=precision)
             for (id, text), feature in zip(group, features, strict=True):
                 writer.add({"id": id, "text": text}, stamps[id], feature)
             done += len(group)
@@ -235,14 +239,14 @@ def embed_texts(
 # ------------------------------------------------------------------------------------------------------ settings
 
 
-def _settings(encoder: Encoder, kind: str, bfloat16: bool, stored: str) -> dict:
+def _settings(encoder: Encoder, kind: str, precision: str, stored: str) -> dict:
     return {
         "kind": kind,
         "weights": encoder.weights,
         "pretrained_tag": encoder.pretrained_tag,
         "checksum": encoder.checksum,
         "attention": encoder.model.config.attention,
-        "precision": "bfloat16" if bfloat16 else "float32",
+        "precision": precision,
         "stored": stored,
     }
 

@@ -51,15 +51,15 @@ def answer(
     """
     _check_asked(texts, videos)
     encoder = encoder_of(features.settings, weights, pretrained_tag, device)
-    bfloat16 = features.settings["precision"] == "bfloat16"
+    precision = features.settings["precision"]
     queries = []
     if texts:
-        queries.append(encoder.texts(list(texts), bfloat16=bfloat16))
+        queries.append(encoder.texts(list(texts), precision=precision))
     if videos:
         like = {
             name: features.settings[name] for name in ("frames", "antialias") if name in features.settings
         }
-        queries.append(encode_videos(encoder.model, list(videos), bfloat16=bfloat16, **like))
+        queries.append(encode_videos(encoder.model, list(videos), precision=precision, **like))
     asked = [{"text": text} for text in texts] + [{"video": str(video)} for video in videos]
     stacked = np.concatenate(queries)
     rows, scores = (

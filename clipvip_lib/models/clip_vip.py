@@ -424,7 +424,7 @@ class ClipViP(CLIPModel):
     def encode_videos(self, paths: Sequence[str | Path], **options) -> np.ndarray:
         """Video files or folders of pictures -> features float32 [n, E], L2-normalised, in the order of ``paths``.
 
-        options: frames (by default as many as have temporal embeddings), antialias, bfloat16, batch, workers, as in
+        options: frames (by default as many as have temporal embeddings), antialias, precision, batch, workers, as in
         ``encoding.encode_videos``. Raises VideoError naming a video that cannot be read, ClipVipError for no path.
         """
         return import_module("clipvip_lib.models.encoding").encode_videos(self, paths, **options)
@@ -433,7 +433,7 @@ class ClipViP(CLIPModel):
         """Strings -> features float32 [n, E], L2-normalised; longer ones than the model's context are cut.
 
         The tokenizer is the one saved beside the weights that ``from_pretrained`` read (clip_tokenizer.json), else
-        CLIP's own. options: tokenizer, bfloat16, batch. Raises ClipVipError if the tokenizer is not the model's.
+        CLIP's own. options: tokenizer, precision, batch. Raises ClipVipError if the tokenizer is not the model's.
         """
         return import_module("clipvip_lib.models.encoding").encode_texts(self, texts, **options)
 

@@ -6,7 +6,6 @@ would take from the decoding threads to the device. Post-pretraining and fine-tu
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ import torch
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
+from clipvip_lib.precision import autocast
 from clipvip_lib.streams.clips import Clip, Decoded, decode_ahead
 
 #: What the study and `clipvip train` call the tokenizer that they save beside weights.
@@ -30,7 +30,7 @@ def encode_videos(
     *,
     frames: int | None = None,
     antialias: bool = False,
-    bfloat16: bool = False,
+    precision: str = "float32",
     batch: int | None = None,
     workers: int | None = None,
 ) -> np.ndarray:
@@ -41,7 +41,7 @@ def encode_videos(
         paths: video files or folders of numbered pictures.
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
         antialias: resize with Pillow, as CLIP does (and the mini study); by default the authors' way.
-        bfloat16: run the model in autocast.
+        precision: float32, bfloat16 (autocast) or "auto", the faster one on the model's device.
         batch: videos that are encoded together; by default 2 on a CPU (a larger one falls out of its caches), else 32.
         workers: threads that decode; by default one a core.
 
@@ -51,7 +51,7 @@ def encode_videos(
         raise ClipVipError(f"encode_videos expected a list of one or more paths, got {paths!r:.80}")
     clips = [Clip(str(path), str(path)) for path in paths]
     found = encode_clips(
-        model, clips, frames=frames, antialias=antialias, bfloat16=bfloat16, batch=batch, workers=workers
+        model, clips, frames=frames, antialias=antialias, precision=precision, batch=batch, workers=workers
     )
     rows = []
     for clip, feature in found:
@@ -78,7 +78,7 @@ def encode_clips(
     *,
     frames: int | None = None,
     antialias: bool = False,
-    bfloat16: bool = False,
+    precision: str = "float32",
     batch: int | None = None,
     workers: int | None = None,
 ) -> Iterator[tuple[Decoded, np.ndarray | None]]:
@@ -90,7 +90,7 @@ def encode_clips(
 
     def encoded() -> Iterator[tuple[Decoded, np.ndarray | None]]:
         readable = [clip.frames for clip in waiting if clip.error is None]
-        rows = iter(_encode(model, np.stack(readable), bfloat16) if readable else ())
+        rows = iter(_encode(model, np.stack(readable), precision) if readable else ())
         for clip in waiting:
             done = Decoded(clip.clip, None, clip.total, clip.error)
             yield done, None if clip.error is not None else next(rows)
@@ -103,9 +103,9 @@ def encode_clips(
     yield from encoded()
 
 
-def _encode(model, frames: np.ndarray, bfloat16: bool) -> np.ndarray:
+def _encode(model, frames: np.ndarray, precision: str) -> np.ndarray:
     """uint8 [B, N, size, size, 3] -> float32 [B, E]."""
-    with torch.inference_mode(), _autocast(model, bfloat16):
+    with torch.inference_mode(), autocast(precision, model.device):
         return model.encode_video(torch.from_numpy(frames).to(model.device)).float().cpu().numpy()
 
 
@@ -114,7 +114,7 @@ def encode_texts(
     texts: Sequence[str],
     *,
     tokenizer: ClipTokenizer | None = None,
-    bfloat16: bool = False,
+    precision: str = "float32",
     batch: int = TEXT_BATCH,
 ) -> np.ndarray:
     """Texts to features, float32 [n, E], L2-normalised. Longer texts than the model's context are cut.
@@ -127,7 +127,7 @@ def encode_texts(
     rows = []
     for start in range(0, len(texts), batch):
         ids, mask = tokenizer(texts[start : start + batch])
-        with torch.inference_mode(), _autocast(model, bfloat16):
+        with torch.inference_mode(), autocast(precision, model.device):
             features = model.encode_text(ids.to(model.device), mask.to(model.device))
         rows.append(features.float().cpu().numpy())
     return np.concatenate(rows)
@@ -214,7 +214,3 @@ def fingerprint(model, tokenizer: ClipTokenizer | None) -> str:
 
 #: What a tower's weights do not tell.
 TELLING = ("num_attention_heads", "hidden_act", "layer_norm_eps", "image_size", "patch_size")
-
-
-def _autocast(model, bfloat16: bool) -> contextlib.AbstractContextManager:
-    return torch.autocast(model.device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()

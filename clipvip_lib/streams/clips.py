@@ -17,12 +17,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from clipvip_lib.data.frame_folders import is_frame_folder, read_frames
-from clipvip_lib.data.frames import JPEG, still
 from clipvip_lib.data.shards import MEDIA
-from clipvip_lib.data.transform import resize
 from clipvip_lib.data.video import VideoError, uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.errors import ClipVipError, unknown
@@ -184,6 +181,10 @@ def read_clip(clip: Clip, frames: int, size: int, antialias: bool = False) -> tu
 
     A still image of a shard is a video of one frame. Raises VideoError naming a clip that cannot be read rightly.
     """
+    # Here and not above: they bring torch, and listing clips should not wait for it.
+    from clipvip_lib.data.frames import JPEG, still
+    from clipvip_lib.data.transform import resize
+
     total = 0
 
     def wanted(shown: int) -> np.ndarray:
@@ -230,6 +231,8 @@ def decode_ahead(
 
     Raises ClipVipError for fewer workers than 0.
     """
+    import torch
+
     workers = workers_of(workers)
 
     def decode(clip: Clip) -> Decoded:

@@ -22,7 +22,7 @@ from clipvip_lib.study import data_at_hand, paper_plan
 from clipvip_lib.study.board import Board
 from clipvip_lib.study.machine import default_workers
 from clipvip_lib.study.page_stage import page_stage
-from clipvip_lib.study.pipeline import check_notebooks
+from clipvip_lib.study.pipeline import check_notebooks, split_settings
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.real_profile import planned, uncounted
 from clipvip_lib.study.stages import Stage, closure
@@ -67,8 +67,9 @@ def dry_run(
             lines[1:1] = textwrap.wrap(text, WIDTH, break_on_hyphens=False)
     else:
         home, folder = home or files.home(), notebooks or files.CHECKOUT / "notebooks"
-        sized = plan.profile(profile)
-        parameters = check_notebooks(folder, names, {"profile": profile, "seeds": seeds}, dict(set or {}))
+        given, further = split_settings(profile, dict(set or {}))
+        sized = plan.profile(profile, **given)
+        parameters = check_notebooks(folder, names, {"profile": profile, "seeds": seeds, **given}, further)
         pages = [
             page_stage(
                 name,

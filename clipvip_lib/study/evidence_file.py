@@ -23,7 +23,7 @@ import numpy as np
 from clipvip_lib import claims, files
 from clipvip_lib.claims import Contrast, Measure
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.profiles import Profile
 from clipvip_lib.study import evidence
 from clipvip_lib.study.reference import FOLDER
 
@@ -118,8 +118,9 @@ def joined(more: Stored, path: Path = FOLDER / NAME) -> tuple[list[int], dict[Co
 def main(name: str, seeds: str, file: str = NAME) -> int:
     """Write the file of the reference run, or of other seeds. Returns the exit code."""
     from clipvip_lib.study.more_seeds import listed
+    from clipvip_lib.study.plan import runnable_profile
 
-    columns = write(get_profile(name), listed(seeds), FOLDER / file)
+    columns = write(runnable_profile(name), listed(seeds), FOLDER / file)
     print(f"{FOLDER / file}: {columns} columns, {(FOLDER / file).stat().st_size / 1024:.0f} KiB")
     return 0
 

@@ -204,6 +204,7 @@ def captioner(profile: Profile) -> Stage:
         "size": dataclasses.asdict(profile.captioner),
         "seed": profile.world.seed,
         "device": profile.device,
+        "precision": profile.precision,
     }
     inputs = {"pairs": images(profile, "caption-pairs")[0]}
     cost = (profile.captioner.stem_steps + profile.captioner.steps) * 0.08
@@ -344,6 +345,7 @@ def order_probes(profile: Profile, seed: int) -> Stage:
         "benchmarks": list(BENCHMARKS),
         "epochs": profile.probe_epochs,
         "seed": seed,
+        "precision": profile.precision,
     }
     inputs = {"clip": clip(profile, seed)}
     for name in BENCHMARKS:
@@ -369,6 +371,7 @@ def language_gap(profile: Profile, seed: int) -> Stage:
         "restarts": 10,
         "resamples": profile.nmi_resamples,
         "seed": profile.world.seed,
+        "precision": profile.precision,
     }
     encoders = [clip(profile, seed + FURTHER_ENCODER * number) for number in range(profile.text_encoders)]
     inputs = {
@@ -404,6 +407,7 @@ def cost(profile: Profile) -> Stage:
         "frames": list(profile.cost_frames),
         "batch": 16,
         "repeats": 5,
+        "precision": profile.precision,
     }
     code = ("clipvip_lib.models.clip_vip",)
     return Stage("cost", STEPS + "measure_cost", config, code=code, cost=20.0)

@@ -14,10 +14,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+from clipvip_lib import files, precision
+
+#: Variables that take instructions away from PyTorch and from oneDNN.
+INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
+
 
 @functools.cache
-def machine() -> str:
-    """Processor, cores, system and Python in a line, without a host's name."""
+def processor() -> str:
+    """The processor's model."""
     model = platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -26,7 +31,26 @@ def machine() -> str:
         )
     except OSError:
         model = platform.processor() or model
-    return f"{model}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+    return model
+
+
+def machine() -> str:
+    """Processor, cores, system and Python in a line, without a host's name."""
+    return f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def product_rates(home: Path) -> dict[str, float]:
+    """``precision.product_rates`` of this processor, timed once for a cache: a study has one precision from its first
+    stage to its last, in all of its processes, and its commands need no torch to know it."""
+    path = home / "precision.json"
+    # With other instructions, or under another PyTorch, it is another processor.
+    taken = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS if name in os.environ]
+    key = ", ".join([processor(), f"torch {_version('torch')}", *taken])
+    known = files.read_json(path) if path.is_file() else {}
+    if key not in known:
+        known[key] = dict(precision.product_rates())
+        files.write_json(path, known)
+    return known[key]
 
 
 def reset_peak_memory() -> None:

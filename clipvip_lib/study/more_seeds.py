@@ -14,7 +14,7 @@ from pathlib import Path
 
 from clipvip_lib import claims, files
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.profiles import Profile
 from clipvip_lib.study import evidence, evidence_file, experiments
 from clipvip_lib.study.reference import FOLDER, ON_GPU, OTHER_SEEDS
 from clipvip_lib.study.stages import Stage
@@ -53,12 +53,13 @@ def main(name: str, seeds: str, numbers_of_claims: str, folder: Path = FOLDER) -
     from clipvip_lib.study.board import Board
     from clipvip_lib.study.machine import gpu_names
     from clipvip_lib.study.pipeline import only_run
-    from clipvip_lib.study.plan import check_seeds
+    from clipvip_lib.study.plan import check_seeds, runnable_profile
     from clipvip_lib.study.provenance import provenance
     from clipvip_lib.study.publish import show_others
     from clipvip_lib.study.workers import raise_failures, run_stages
 
-    profile, seeds_given, chosen = get_profile(name), check_seeds(listed(seeds)), listed(numbers_of_claims)
+    profile, seeds_given = runnable_profile(name), check_seeds(listed(seeds))
+    chosen = listed(numbers_of_claims)
     needed, home = stages(profile, seeds_given, chosen), files.home()
     with only_run(files.make_folder(home)):
         raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))

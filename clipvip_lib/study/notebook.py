@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.precision import in_words
+from clipvip_lib.study.machine import product_rates
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.provenance import provenance, provenance_lines
 from clipvip_lib.study.stages import Stage, closure, plain
@@ -40,18 +42,21 @@ def start(
     profile: str,
     seeds: list[int],
     at_hand: Mapping[str, object] | None = None,
+    precision: str = "auto",
     plan: Plan | None = None,
     home: Path | None = None,
 ) -> Study:
     """Check the parameters, seed the random generators, show the provenance header.
 
     at_hand: for the profile ``paper``, where data and weights are: {"data_root": .., "weights": .., "ofa": ..}. What
-    the notebook lacks of them is shown.
+    the notebook lacks of them is shown. precision: of all models, "float32", "bfloat16" or "auto", the one that this
+    machine is fast in.
 
-    Raises ClipVipError for an unknown notebook or profile and for seeds that are no distinct whole numbers.
+    Raises ClipVipError for an unknown notebook, profile or precision and for seeds that are no distinct whole numbers.
     """
     plan = plan or study_plan()
-    sized = plan.profile(profile, at_hand) if at_hand else plan.profile(profile)
+    given = {"at_hand": at_hand} if at_hand else {}
+    sized = plan.profile(profile, **given, **({} if precision == "auto" else {"precision": precision}))
     return Study(name, profile, sized, seeds, plan, home or files.home())
 
 
@@ -272,11 +277,20 @@ class Study:
         """Show the provenance foot."""
         self._show_provenance("footer")
 
+    @property
+    def precision(self) -> str:
+        """In which precision its models compute, and why; empty for a study without models."""
+        name = getattr(self.profile, "precision", "")
+        rates = functools.partial(product_rates, self.home)
+        return name and in_words(name, self.profile.device, rates)
+
     def _show_provenance(self, where: str) -> None:
-        lines = provenance_lines(provenance(self.profile_name, self.seeds))
+        lines = provenance_lines(provenance(self.profile_name, self.seeds, self.precision))
         if where == "header":
             lines = [
-                (label, text) for label, text in lines if label in ("commit", "profile", "seeds", "versions")
+                (label, text)
+                for label, text in lines
+                if label in ("commit", "profile", "seeds", "precision", "versions")
             ]
         items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in lines)
         text = "\n".join(f"{label}: {text}" for label, text in lines)

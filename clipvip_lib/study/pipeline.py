@@ -61,13 +61,13 @@ def reproduce(
     """
     stream = stream or sys.stdout
     plan, notebooks = plan or study_plan(), notebooks or files.CHECKOUT / "notebooks"
-    at_hand, further = split_settings(profile, dict(set or {}))
-    sized, seeds = plan.profile(profile, **at_hand), check_seeds(list(seeds))
+    given, further = split_settings(profile, dict(set or {}))
+    sized, seeds = plan.profile(profile, **given), check_seeds(list(seeds))
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
     check_workers(workers)
     home = require_room(home or files.home())
     out = require_room(out or files.CHECKOUT / "reports")
-    always = {"profile": profile, "seeds": seeds, **at_hand}
+    always = {"profile": profile, "seeds": seeds, **given}
     parameters = check_notebooks(notebooks, names, always, further)
     with only_run(home):
         record = _log(home)
@@ -88,7 +88,7 @@ def reproduce(
             outcomes = run_stages(
                 pages.values(),
                 home,
-                workers=1 if at_hand else workers,  # a training takes all GPUs
+                workers=1 if "at_hand" in given else workers,  # a training takes all GPUs
                 board=lambda total, count: Board(total, count, record=record, stream=stream),
             )
         except BaseException as error:
@@ -106,11 +106,13 @@ def reproduce(
 
 
 def split_settings(profile: str, given: dict) -> tuple[dict, dict]:
-    """``--set`` at ``paper`` says where data and weights are, which notebooks take as one parameter ``at_hand``; the
-    number of GPUs is written out, for a page's own process sees but one."""
+    """``--set`` as what makes the profile, and further notebook parameters. At ``paper`` it says where data and weights
+    are, which notebooks take as one parameter ``at_hand``; the number of GPUs is written out, for a page's own process
+    sees but one."""
+    of_profile = {name: given.pop(name) for name in ("precision",) if name in given}
     if profile != "paper":
-        return {}, given
-    return {"at_hand": {"gpus": max(1, len(gpus()))} | given}, {}
+        return of_profile, given
+    return of_profile | {"at_hand": {"gpus": max(1, len(gpus()))} | given}, {}
 
 
 def require_room(folder: str | Path) -> Path:

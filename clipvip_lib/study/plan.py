@@ -5,13 +5,17 @@ The study itself is clipvip_lib/study/experiments.py; tests bring a small one of
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.profiles import get_profile
-from clipvip_lib.study.machine import gpus
+from clipvip_lib.precision import choose
+from clipvip_lib.profiles import get_profile, in_precision
+from clipvip_lib.study.machine import gpus, product_rates
 from clipvip_lib.study.stages import Stage
 
 
@@ -20,8 +24,8 @@ class Plan:
     """A study, for those who run it.
 
     notebooks: their names in order. stages_for(notebook, profile, seeds): the stages that a notebook reads.
-    profile(name, at_hand): the profile of that name, with data and weights at hand for those that need them; raises
-    ClipVipError for an unknown one.
+    profile(name, at_hand=, precision=): the profile of that name, with data and weights at hand for those that need
+    them, and with a precision; raises ClipVipError for an unknown one.
     """
 
     notebooks: Sequence[str]
@@ -40,19 +44,30 @@ class Plan:
 def study_plan() -> Plan:
     """The CLIP-ViP study's own plan."""
     experiments = importlib.import_module("clipvip_lib.study.experiments")
-    return Plan(experiments.NOTEBOOKS, experiments.stages_for, _runnable_profile)
+    return Plan(experiments.NOTEBOOKS, experiments.stages_for, runnable_profile)
 
 
-def _runnable_profile(name: str, at_hand: Mapping[str, object] | None = None) -> object:
-    """A profile of the embedded world, or `RealProfile` for ``paper``. Raises ClipVipError for a wrong setting."""
+def runnable_profile(
+    name: str, at_hand: Mapping[str, object] | None = None, precision: str = "auto", **changes: object
+) -> object:
+    """A profile of the embedded world (with single fields changed), or `RealProfile` for ``paper``; its precision is
+    one that this machine is fast in, unless it is given. Raises ClipVipError for a wrong setting."""
+    profile = _profile(name, at_hand, changes)
+    return in_precision(
+        profile, choose(precision, profile.device, functools.partial(product_rates, files.home()))
+    )
+
+
+def _profile(name: str, at_hand: Mapping[str, object] | None, changes: Mapping[str, object]) -> object:
     real = importlib.import_module("clipvip_lib.study.real_profile")
     if name == real.NAME:
-        return real.RealProfile.of(at_hand or {})
+        profile = real.RealProfile.of(at_hand or {})
+        return dataclasses.replace(profile, device="cuda" if gpus() else "cpu")
     if at_hand:
         raise ClipVipError(
             f"profile {name!r} makes its own data: expected no {', '.join(at_hand)}; leave it out, or take 'paper'"
         )
-    profile = get_profile(name)
+    profile = get_profile(name, **changes)
     if profile.device != "cpu" and not gpus():
         raise ClipVipError(
             f"profile {name!r} trains on a GPU: expected one that PyTorch can use, found none; take 'mini', the same "

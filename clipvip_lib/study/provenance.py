@@ -1,4 +1,4 @@
-"""Where a page's numbers come from: commit, versions, profile, seeds, machine, time."""
+"""Where a page's numbers come from: commit, versions, profile, seeds, precision, machine, time."""
 
 from __future__ import annotations
 
@@ -41,12 +41,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def provenance(profile: str, seeds: Iterable[int]) -> dict[str, object]:
-    """The facts as JSON values."""
+def provenance(profile: str, seeds: Iterable[int], precision: str = "") -> dict[str, object]:
+    """The facts as JSON values. precision: of the models, in words."""
     return {
         "commit": commit(),
         "profile": profile,
         "seeds": list(seeds),
+        **({"precision": precision} if precision else {}),
         "versions": versions(),
         "machine": machine(),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -59,6 +60,7 @@ def provenance_lines(facts: dict) -> list[tuple[str, str]]:
         ("commit", facts["commit"]),
         ("profile", facts["profile"]),
         ("seeds", ", ".join(map(str, facts["seeds"]))),
+        *([("precision", facts["precision"])] if "precision" in facts else []),
         ("versions", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
         ("machine", facts["machine"]),
         ("time", facts["time"]),

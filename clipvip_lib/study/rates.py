@@ -18,7 +18,7 @@ from pathlib import Path
 from clipvip_lib import files
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.profiles import Profile
 
 FILE = Path(__file__).with_name("rates.json")
 SEED = 0
@@ -57,9 +57,10 @@ def main(name: str = "mini") -> int:
     from clipvip_lib.study import experiments
     from clipvip_lib.study.board import Board
     from clipvip_lib.study.pipeline import only_run
+    from clipvip_lib.study.plan import runnable_profile
     from clipvip_lib.study.workers import raise_failures, run_stages
 
-    profile, home = get_profile(name), files.home()
+    profile, home = runnable_profile(name), files.home()
     candidates = experiments.candidates(choosing(profile), SEED)
     stages = [stage for by_rate in candidates.values() for stage in by_rate.values()]
     with only_run(files.make_folder(home)):

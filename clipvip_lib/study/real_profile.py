@@ -62,8 +62,9 @@ class RealProfile(Profile):
         return cls(**fields, settings=settings, recipe_changes=listed)
 
     def changed(self, training: str) -> dict[str, object]:
-        """The fields of a training's recipe that were changed."""
-        return {name: value for which, name, value in self.recipe_changes if which == training}
+        """The fields of a training's recipe that were changed, and its precision."""
+        changed = {name: value for which, name, value in self.recipe_changes if which == training}
+        return {"precision": self.precision} | changed
 
     @property
     def at_hand(self) -> dict[str, Need]:

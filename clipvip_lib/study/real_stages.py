@@ -129,6 +129,7 @@ def language_gap(profile: RealProfile, seed: int) -> Stage:
     inputs |= {f"text-{name}": _texts(profile, name, name) for name in BENCHMARKS}
     config = {
         "texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": profile.world.seed,
+        "precision": profile.precision,
     }  # fmt: skip
     code = ("clipvip_lib.language_gap", "clipvip_lib.training")
     return Stage(f"language-gap/seed{seed}", experiments.STEPS + "language_gap", config, inputs, code)

@@ -131,7 +131,7 @@ def zero_shot(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     items = load_benchmark(config["name"], inputs["benchmark"], "test")
     store = store_split(items, inputs["frames"], "test", recipe, size, Ranks())
     features = encode_pairs(
-        model, split_pairs(items, store, tokenizer), recipe.frames, Ranks(), recipe.bfloat16
+        model, split_pairs(items, store, tokenizer), recipe.frames, Ranks(), recipe.precision
     )
     found = ranked(*features)
     write_ranks(folder, found, *features)

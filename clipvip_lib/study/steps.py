@@ -97,6 +97,7 @@ def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
         CaptionerSize(**config["size"]),
         seed=config["seed"],
         device=config["device"],
+        precision=config["precision"],
         folder=folder,
         progress=progress,
     )
@@ -320,9 +321,9 @@ def _features(model, pairs, size: ModelSize, recipe: Recipe):
     from clipvip_lib import training
 
     rows = pairs.text_rows
-    video = training.encode_clips(model, pairs.store, size.frames, bfloat16=recipe.bfloat16)
+    video = training.encode_clips(model, pairs.store, size.frames, precision=recipe.precision)
     tokens = pairs.texts.take([row for clip in rows for row in clip])
-    text = training.encode_texts(model, tokens, bfloat16=recipe.bfloat16)
+    text = training.encode_texts(model, tokens, precision=recipe.precision)
     return text, video, np.repeat(np.arange(len(rows)), [len(clip) for clip in rows])
 
 
@@ -370,7 +371,9 @@ def probe_order(config: dict, inputs: Inputs, folder: Path, progress: Progress) 
         for name in config["benchmarks"]:
             frames, truth = inputs[f"frames-{name}"], read_json(inputs[f"truth-{name}"] / "truth.json")
             videos = [truth[row["video_id"]]["events"] for row in read_json(frames / f"{split}.json")]
-            states = probes.patch_states(model, FrameStore([frames / f"{split}.npy"]), size.frames)
+            states = probes.patch_states(
+                model, FrameStore([frames / f"{split}.npy"]), size.frames, config["precision"]
+            )
             parts.append((states, probes.motion_table([[e["motion"] for e in events] for events in videos])))
         sets[split] = tuple(torch.cat(column) for column in zip(*parts, strict=True))
     rows = []
@@ -414,7 +417,9 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress)
         )
         encoders.append(
             {
-                which: training.encode_texts(model, training.Tokens.of(listed, tokenizer))
+                which: training.encode_texts(
+                    model, training.Tokens.of(listed, tokenizer), precision=config["precision"]
+                )
                 for which, listed in texts.items()
             }
         )
@@ -477,6 +482,7 @@ def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: Progress)
     import torch
 
     from clipvip_lib.models.clip_vip import ClipViP
+    from clipvip_lib.precision import autocast
 
     size = ModelSize(**config["model"])
     arms = [(attention, proxies) for attention, proxies in config["arms"]]
@@ -491,7 +497,7 @@ def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: Progress)
         for _ in range(config["repeats"] + 1):  # the first round warms up and is dropped
             for arm in arms:
                 started = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16):
+                with autocast(config["precision"], "cpu"):
                     loss = models[arm].encode_video(pixels).float().square().sum()
                 loss.backward()
                 seconds[arm].append(time.perf_counter() - started)

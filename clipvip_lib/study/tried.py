@@ -15,7 +15,7 @@ from pathlib import Path
 from clipvip_lib import claims, files, intervals
 from clipvip_lib.claims import Contrast, Measure
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.profiles import Profile
 from clipvip_lib.study import evidence, experiments
 from clipvip_lib.study.stages import Stage
 
@@ -79,7 +79,9 @@ TRIALS = (
 
 def profile_of(trial: Trial, name: str) -> Profile:
     """The profile under which a trial runs."""
-    return get_profile(name, **trial.changes)
+    from clipvip_lib.study.plan import runnable_profile
+
+    return runnable_profile(name, **trial.changes)
 
 
 def stages(trial: Trial, profile: Profile, seeds: Sequence[int]) -> dict[Measure, list[Stage]]:

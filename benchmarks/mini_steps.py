@@ -1,0 +1,143 @@
+"""How long the mini study's training steps take on one thread, and which share of a product's rate they reach.
+
+    python benchmarks/mini_steps.py
+    python benchmarks/mini_steps.py --precision bfloat16      # beside float32, in the same run
+
+Prints JSON with the machine and the versions. Weights, pixels and texts (16 tokens) are random: time does not depend on
+their values. FLOPs are those of matrix products and convolutions, counted by PyTorch; the rate is a 2048-cube product's
+in the same precision, measured in the same process. Seconds are the thread's, the median of ``--repeats`` steps, with
+kinds of steps and precisions in turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from train_step import matrix_rate
+
+from clipvip_lib import captioner_training, training
+from clipvip_lib.flat_weights import FlatWeights
+from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.models.ofa import OFA
+from clipvip_lib.precision import PRECISIONS
+from clipvip_lib.profiles import Profile, get_profile
+from clipvip_lib.study.machine import machine, peak_memory_mib
+from clipvip_lib.study.steps import _clip_config
+
+VOCABULARY, TOKENS = 350, 16
+
+
+def clip_step(
+    profile: Profile, recipe, attention: str, frames: int, loss: str, precision: str
+) -> Callable[[], object]:
+    """A step of one of CLIP's trainings."""
+    torch.manual_seed(0)
+    size = profile.model
+    rng = np.random.default_rng(0)
+
+    def texts() -> training.Tokens:
+        ids = torch.from_numpy(rng.integers(1, VOCABULARY - 2, (recipe.batch, TOKENS)))
+        ids[:, -1] = VOCABULARY - 1
+        return training.Tokens(ids, torch.ones_like(ids))
+
+    pixels = (recipe.batch, frames, size.image_size, size.image_size, 3)
+    video = torch.from_numpy(rng.integers(0, 256, pixels, dtype=np.uint8))
+    whole = "C" in loss
+    batch = training.Batch(
+        video, video[:, :1].clone() if whole else None, texts(), texts() if whole else None, None
+    )
+    model = ClipViP(_clip_config(size, VOCABULARY, attention, size.proxies, size.frames))
+    weights = FlatWeights(model, training.parameter_groups(model, recipe), precision)
+    optimizer = torch.optim.AdamW(weights.groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
+    weights.copy_to_twin()
+    weights.twin.train()
+    return lambda: training._step(weights, optimizer, batch, loss, recipe, 0)
+
+
+def captioner_step(profile: Profile, phase: str, precision: str) -> Callable[[], object]:
+    """A step of the captioner: of its ResNet alone ("stem"), or of captions."""
+    torch.manual_seed(0)
+    size = profile.captioner
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(
+        rng.integers(0, 256, (4 * size.batch, size.image_size, size.image_size, 3), dtype=np.uint8)
+    )
+    tokens = torch.from_numpy(rng.integers(4, size.vocab_size, (4 * size.batch, TOKENS)))
+    model = OFA(captioner_training.small_config(size, size.vocab_size))
+    data = captioner_training._Pairs(pixels, tokens, tokens[:1, :8])
+    run = captioner_training._Training(model, data, size, 0, 0.1, precision)
+    run.step = 0 if phase == "stem" else size.stem_steps
+    model.train()
+    return run.one_step
+
+
+def kinds(profile: Profile, precision: str) -> dict[str, Callable[[], object]]:
+    frames = profile.model.frames
+
+    def in_it(recipe):
+        return dataclasses.replace(recipe, precision=precision)
+
+    post, pre = in_it(profile.postpretrain), in_it(profile.pretrain)
+    return {
+        "image-text": clip_step(profile, pre, "mean_pool", 1, "V-S", precision),
+        "video, proxies, V-S": clip_step(profile, post, "proxy", frames, "V-S", precision),
+        "video, proxies, V-S,C + F-C": clip_step(profile, post, "proxy", frames, "V-S,C + F-C", precision),
+        "video, mean pooling, V-S": clip_step(profile, post, "mean_pool", frames, "V-S", precision),
+        "captioner's ResNet": captioner_step(profile, "stem", precision),
+        "captioner": captioner_step(profile, "captions", precision),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--precision", choices=PRECISIONS[1:], default="float32", help="beside float32")
+    parser.add_argument("--repeats", type=int, default=11)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    profile = get_profile("mini")
+    precisions = sorted({"float32", arguments.precision}, reverse=True)
+    steps = {name: kinds(profile, name) for name in precisions}
+    rates = {name: matrix_rate(torch.device("cpu"), getattr(torch, name)) for name in precisions}
+    rows = []
+    for kind in steps["float32"]:
+        work, seconds = {}, {name: [] for name in precisions}
+        for name in precisions:
+            with FlopCounterMode(display=False) as counter:  # warms up, too
+                steps[name][kind]()
+            work[name] = counter.get_total_flops()
+        for _ in range(arguments.repeats):
+            for name in precisions:
+                start = time.thread_time()
+                steps[name][kind]()
+                seconds[name].append(time.thread_time() - start)
+        for name in precisions:
+            took = statistics.median(seconds[name])
+            rows.append(
+                {
+                    "step": kind,
+                    "precision": name,
+                    "seconds": round(took, 4),
+                    "spread": [round(min(seconds[name]), 4), round(max(seconds[name]), 4)],
+                    "gflop": round(work[name] / 1e9, 2),
+                    "share_of_the_rate": round(work[name] / took / rates[name], 2),
+                }
+            )
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    about = {"machine": machine(), "versions": versions, "peak_memory_mib": round(peak_memory_mib())}
+    about["gflop_per_second"] = {name: round(rate / 1e9, 1) for name, rate in rates.items()}
+    json.dump({"rows": rows, **about}, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()
