@@ -5,14 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import patience
+import psutil
 import pytest
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.study import machine
-from clipvip_lib.study.board import Board, Running
+from clipvip_lib.study.board import Board
 from clipvip_lib.study.stages import Stage
 from clipvip_lib.study.workers import (
     _remaining_paths,
@@ -102,17 +105,6 @@ def test_the_longest_remaining_path_goes_first(tmp_path):
     assert (tmp_path / "stages" / "ran.txt").read_text().split() == ["first", "long", "short"]
 
 
-def test_remaining_time_is_scaled_by_what_was_measured_and_never_under_the_longest_chain():
-    board = Board(4, workers=2, stream=io.StringIO(), clock=lambda: 100.0)
-    a, b = stage("a", cost=10), stage("b", cost=4)
-    chain = stage("c", 1, [b], cost=6)
-    assert board.remaining([], [a, b, chain], 100.0) == 10.0
-    board.ran(stage("x", cost=5), seconds=10.0)  # everything takes twice as long as declared
-    assert board.remaining([], [a, b, chain], 100.0) == 20.0
-    running = Running(a, started=90.0, done=5, total=10)  # 10 s for half of 10 declared: twice as well
-    assert board.remaining([running], [], 100.0) == pytest.approx(10.0)
-
-
 def parent(home: Path) -> subprocess.Popen:
     code = (
         # A shell that runs the tests in the background has them ignore Ctrl-C, which children inherit.
@@ -127,13 +119,11 @@ def parent(home: Path) -> subprocess.Popen:
 
 
 def alive(home: Path) -> list[int]:
-    """Process ids of workers on this cache."""
-    import psutil
-
+    """Process ids of workers on this cache, and of the warm process that they are copies of."""
     found = []
     for process in psutil.process_iter():
         try:
-            if "clipvip_lib.study.workers" in process.cmdline() and process.environ()["CLIPVIP_HOME"] == str(
+            if "clipvip_lib.study.warm" in process.cmdline() and process.environ()["CLIPVIP_HOME"] == str(
                 home
             ):
                 found.append(process.pid)
@@ -153,13 +143,33 @@ def wait_until(condition, seconds=20):
 def test_no_worker_outlives_its_parent_and_the_cache_is_consistent(tmp_path, number):
     process = parent(tmp_path)
     wait_until(lambda: len(list((tmp_path / "stages").rglob("count.json"))) == 2)
-    assert len(alive(tmp_path)) == 2
+    assert len(alive(tmp_path)) == 3  # and the warm process
     process.send_signal(number)
     code = process.wait(20)
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: -2}[number]
     wait_until(lambda: not alive(tmp_path))
     left = [path.name for path in (tmp_path / "stages").iterdir()]
     assert len(left) == 2 and all(name.endswith(".partial") for name in left)
+
+
+def test_the_death_of_the_warm_process_fails_what_runs_and_the_rest_runs_on_another(tmp_path):
+    slow = [stage("a", 600, pause=0.05), stage("b", 601, pause=0.05)]
+    outcomes = {}
+    thread = threading.Thread(
+        target=lambda: outcomes.update(run([*slow, stage("c", cost=0.1)], tmp_path, workers=2))
+    )
+    thread.start()
+    patience.until(lambda: len(list((tmp_path / "stages").rglob("count.json"))) == 2, "both to count")
+    (warm,) = {psutil.Process(pid).ppid() for pid in alive(tmp_path)} - {os.getpid()}
+    os.kill(warm, signal.SIGKILL)
+    thread.join()
+    assert {name: outcome.status for name, outcome in outcomes.items()} == {
+        "a": "failed",
+        "b": "failed",
+        "c": "done",
+    }
+    assert outcomes["a"].error.startswith("the process behind all workers was killed (signal 9)")
+    patience.until(lambda: not alive(tmp_path), "the end of all workers")
 
 
 def test_a_worker_keeps_its_environment_and_gets_its_gpu(monkeypatch, tmp_path):

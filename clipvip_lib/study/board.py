@@ -1,18 +1,34 @@
 """What a run shows while its stages run: events, counts, and the remaining time.
 
-What is special: the remaining time comes from the declared costs of the stages, scaled by how the measured
-seconds compare with them so far, and it never promises less than the longest chain that is still to run.
+What is special: the remaining time is a range, and there is none before enough is known. The declared costs of
+the stages say how the work is divided; how many seconds a declared second takes here is learned kind by kind,
+from stages that ran and from the progress of those that run. Kinds that were not seen yet are taken to lie about
+as far from the others as the others from each other.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
 from typing import TextIO
 
+from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import InPlaceLine, duration, rate_text
+from clipvip_lib.study.machine import machine
 from clipvip_lib.study.stages import Stage
+
+ENOUGH = 0.03  # share of the declared work that must have been seen before a range is shown
+NOTICED = 0.05  # share of a running stage from which its pace is believed
+KINDS_APART = math.log(3.0)  # how far one kind's pace is from another's, before the kinds seen tell
+STAGES_APART = math.log(1.5)  # the same for two stages of a kind
+RUNS_ON = 0.5  # a stage that shows no progress may run on for this part of the time that it has run already
+AFTER = 0.02  # part of a stage that comes after its last step
 
 
 @dataclass
@@ -25,17 +41,26 @@ class Running:
     total: int = 0
     note: str = ""
     first: int | None = None  # the count that it resumed at
+    first_seen: float | None = None  # when that was; the pace is measured from there on
 
-    def fraction(self) -> float:
-        return self.done / self.total if self.total else 0.0
+    def rest(self) -> float:
+        """The part that is still to do: never nothing, for a stage also has to end after its last step."""
+        return max(AFTER, 1 - self.done / self.total) if self.total else 1.0
+
+    def share(self) -> float:
+        """The part of the stage that was done since its first sign of progress."""
+        return max(0, self.done - (self.first or 0)) / self.total if self.total else 0.0
+
+    def elapsed(self, now: float) -> float:
+        """Seconds since the first sign of progress, or since the start."""
+        return max(0.0, now - (self.started if self.first_seen is None else self.first_seen))
 
     def text(self, now: float) -> str:
         parts = [self.stage.name]
         if self.total:
             parts.append(f"{self.done}/{self.total}")
-            elapsed = now - self.started
-            if elapsed > 0 and self.done > (self.first or 0):
-                parts.append(rate_text((self.done - (self.first or 0)) / elapsed))
+            if self.share() and self.elapsed(now):
+                parts.append(rate_text(self.share() * self.total / self.elapsed(now)))
         else:
             parts.append(duration(now - self.started))
         if self.note:
@@ -46,7 +71,7 @@ class Running:
 class Board:
     """Shows a run: a line per event, and a status line (in place, or every ``every`` seconds in a log).
 
-    ``say`` also receives every event for a log file through ``record``.
+    record: also gets every event, for a log file.
     """
 
     def __init__(
@@ -66,8 +91,7 @@ class Board:
         self._clock = clock
         self._line = InPlaceLine(stream, mode)
         self._last_status = clock()
-        self._measured = 0.0  # seconds of stages that ran to their end
-        self._declared = 0.0  # what had been declared for them
+        self._ran: list[tuple[Stage, float]] = []
 
     def event(self, text: str, minor: bool = False) -> None:
         """A line that stays, with the count in front; minor ones only where no status line tells the same."""
@@ -86,43 +110,163 @@ class Board:
         if names:
             self.event(f"{len(names)} of {self.total} stages found done (cached)")
 
+    def remember(self, stages: Iterable[Stage], home: Path) -> None:
+        """Learn from stages that are done in a cache, as far as they ran on this machine and can be read."""
+        for stage in stages:
+            with suppress(ClipVipError):
+                facts = stage.facts(home)
+                if facts["machine"] == machine():
+                    self.ran(stage, facts["seconds"])
+
     def ran(self, stage: Stage, seconds: float) -> None:
         """Learn from a stage that ran from start to end here."""
-        self._measured += seconds
-        self._declared += stage.cost
+        self._ran.append((stage, seconds))
 
     def status(self, running: Iterable[Running], waiting: Iterable[Stage]) -> None:
         """Show what runs now, if it is time to."""
         now = self._clock()
+        running = list(running)
+        for each in running:
+            if each.first is not None and each.first_seen is None:
+                each.first_seen = now
         if now - self._last_status < (self.every if self._line.mode == "plain" else 0.5):
             return
         self._last_status = now
-        running = list(running)
-        left = self.remaining(running, list(waiting), now)
+        left = self.left(running, list(waiting), now)
         what = "; ".join(each.text(now) for each in running)
-        self._line.show(f"[{self.finished}/{self.total}] about {duration(left)} left | {what}")
+        if left:
+            what = f"{left_text(*left)} | {what}"
+        self._line.show(f"[{self.finished}/{self.total}] {what}")
+
+    def left(self, running: list[Running], waiting: list[Stage], now: float) -> tuple[float, float] | None:
+        """The range of seconds to the end, as `time_left` gives it."""
+        return time_left(self._ran, running, waiting, self.workers, now)
 
     def remaining(self, running: list[Running], waiting: list[Stage], now: float) -> float:
-        """Seconds to the end: work over workers, or the longest chain where that is longer."""
-        measured, declared = self._measured, self._declared
-        for each in running:
-            if each.fraction() > 0.05:
-                measured += now - each.started
-                declared += each.stage.cost * each.fraction()
-        scale = measured / declared if declared > 0 else 1.0
-        own = {each.stage.name: max(0.0, each.stage.cost * (1 - each.fraction())) for each in running}
-        own |= {stage.name: stage.cost for stage in waiting}
-        chains: dict[str, float] = {}
-
-        def chain(stage: Stage) -> float:
-            if stage.name not in chains:
-                above = max((chain(upstream) for upstream in stage.inputs.values()), default=0.0)
-                chains[stage.name] = above + own.get(stage.name, 0.0)
-            return chains[stage.name]
-
-        stages = [*(each.stage for each in running), *waiting]
-        longest = max((chain(stage) for stage in stages), default=0.0)
-        return scale * max(sum(own.values()) / self.workers, longest)
+        """One number for a plan: the middle of the range; with the declared costs where nothing is known yet."""
+        left = self.left(running, waiting, now)
+        if left is None:
+            declared = {stage.name: (stage.cost, stage.cost) for stage in waiting}
+            left = schedule(declared, waiting, self.workers)
+        return math.sqrt(left[0] * left[1])
 
     def end(self) -> None:
         self._line.end()
+
+
+# --- the remaining time -----------------------------------------------------------------------------------
+
+
+def time_left(
+    ran: Iterable[tuple[Stage, float]],
+    running: Sequence[Running],
+    waiting: Sequence[Stage],
+    workers: int,
+    now: float,
+) -> tuple[float, float] | None:
+    """The fewest and the most seconds that the rest is likely to take; None before enough is known.
+
+    ran: stages with the seconds that they took. waiting: inputs before those that rest on them.
+    """
+    ratios, known = _seen(ran, running, now)
+    todo = sum(_cost(each.stage) * each.rest() for each in running) + sum(map(_cost, waiting))
+    if not ratios or known < ENOUGH * (known + todo):
+        return None
+
+    others = around([math.exp(fmean(map(_log, each))) for each in ratios.values()], KINDS_APART)
+    paces = {name: around(each, STAGES_APART) for name, each in ratios.items()}
+    own: dict[str, tuple[float, float]] = {}
+    for each in running:
+        rest, elapsed = _cost(each.stage) * each.rest(), each.elapsed(now)
+        low, high = paces.get(kind(each.stage), others)
+        if each.share() > NOTICED:  # its kind's pace and its own: the range holds both
+            alone = elapsed / each.share() * each.rest()
+            own[each.stage.name] = min(low * rest, alone), max(high * rest, alone)
+        else:  # it, and others of its kind, may be slower than thought: the longer it runs, the more
+            longer = max(high * rest - elapsed, RUNS_ON * elapsed)
+            own[each.stage.name] = max(0.0, low * rest - elapsed), longer
+            paces[kind(each.stage)] = low, max(high, (1 + RUNS_ON) * elapsed / _cost(each.stage))
+    for stage in waiting:
+        low, high = paces.get(kind(stage), others)
+        own[stage.name] = low * _cost(stage), high * _cost(stage)
+    return schedule(own, [*(each.stage for each in running), *waiting], workers)
+
+
+def _seen(
+    ran: Iterable[tuple[Stage, float]], running: Iterable[Running], now: float
+) -> tuple[dict[tuple[str, str], list[float]], float]:
+    """By kind, how many seconds a declared second took in each stage; and the declared seconds that this rests on."""
+    parts = [(stage, _cost(stage), seconds) for stage, seconds in ran]
+    for each in running:
+        if each.share() > NOTICED:
+            parts.append((each.stage, _cost(each.stage) * each.share(), each.elapsed(now)))
+    ratios = defaultdict(list)
+    for stage, declared, seconds in parts:
+        ratios[kind(stage)].append(seconds / declared)
+    return ratios, sum(declared for _, declared, _ in parts)
+
+
+def kind(stage: Stage) -> tuple[str, str]:
+    """Stages of one kind have one pace: the same function, for the same purpose (``finetune/...``)."""
+    return stage.function, stage.name.split("/")[0]
+
+
+def around(ratios: Sequence[float], apart: float) -> tuple[float, float]:
+    """Where a further ratio is likely to lie: one standard deviation about the mean of the logarithms.
+
+    ``apart``: a deviation that counts as one more ratio, so that few ratios that agree by chance are not believed.
+    """
+    logs = [_log(ratio) for ratio in ratios]
+    middle = fmean(logs)
+    width = math.sqrt((apart**2 + sum((each - middle) ** 2 for each in logs)) / (len(logs) + 1))
+    return math.exp(middle - width), math.exp(middle + width)
+
+
+def schedule(
+    own: dict[str, tuple[float, float]], stages: Sequence[Stage], workers: int
+) -> tuple[float, float]:
+    """The range of seconds until all stages are done, by the range of each; inputs come before dependents.
+
+    No order is faster than the work over the workers or than the longest chain; none that leaves no worker idle
+    while a stage is ready is slower than the work over the workers and, on the others, the longest chain (Graham).
+    """
+    chains: dict[str, tuple[float, float]] = {}
+    for stage in stages:
+        above = [chains[up.name] for up in stage.inputs.values() if up.name in chains] or [(0.0, 0.0)]
+        low, high = own[stage.name]
+        chains[stage.name] = low + max(each[0] for each in above), high + max(each[1] for each in above)
+    longest_low, longest_high = (max((each[i] for each in chains.values()), default=0.0) for i in (0, 1))
+    work_low, work_high = (sum(own[stage.name][i] for stage in stages) / workers for i in (0, 1))
+    return max(work_low, longest_low), work_high + longest_high * (1 - 1 / workers)
+
+
+def left_text(low: float, high: float) -> str:
+    """``about 12 to 18 min left``: seconds as minutes or hours, the range widened to numbers that do not jitter."""
+    if high < 60:
+        return "less than a minute left"
+    first, last = _rounded(low / 60, math.floor), _rounded(high / 60, math.ceil)
+    if not first:
+        return f"up to {_time(last)} left"
+    if first == last:
+        return f"about {_time(last)} left"
+    start, end = _time(first), _time(last)
+    if start.split()[1] == end.split()[1]:
+        start = start.split()[0]
+    return f"about {start} to {end} left"
+
+
+def _rounded(minutes: float, towards: Callable[[float], int]) -> int:
+    step = 1 if minutes <= 30 else 5 if minutes <= 120 else 30
+    return step * towards(minutes / step)
+
+
+def _time(minutes: int) -> str:
+    return f"{minutes} min" if minutes < 120 else f"{minutes / 60:g} h"
+
+
+def _cost(stage: Stage) -> float:
+    return max(stage.cost, 0.1)  # a ratio to nothing says nothing
+
+
+def _log(ratio: float) -> float:
+    return math.log(max(ratio, 1e-6))

@@ -7,9 +7,11 @@ done, and a notebook edited while a run goes on cannot be mistaken for the one t
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +28,15 @@ if TYPE_CHECKING:
 CELL_TIMEOUT_SECONDS = 6 * 3600  # a cell may wait for training when its notebook is run alone
 KERNEL_START_SECONDS = 180
 PAGE_COST_SECONDS = 8.0
+# What renders pages and what kernels start with, beside the notebooks' own imports.
+PAGE_IMPORTS = (
+    "papermill",
+    "nbconvert",
+    "ipykernel.kernelapp",
+    "scipy.stats",
+    "clipvip_lib.study.kernel",
+    "clipvip_lib.study.pages",
+)
 
 
 def page_stage(name: str, source: str, parameters: dict, profile: object, inputs: list[Stage]) -> Stage:
@@ -37,6 +48,7 @@ def page_stage(name: str, source: str, parameters: dict, profile: object, inputs
             "notebook": name,
             "parameters": parameters,
             "profile": repr(profile),
+            "precision": getattr(profile, "precision", ""),
             "attic": attic_version(),
             "libraries": versions() | library_versions(),
             "source": bare(source),
@@ -44,6 +56,7 @@ def page_stage(name: str, source: str, parameters: dict, profile: object, inputs
         inputs={stage.name: stage for stage in inputs},
         code=tuple(sorted(notebook_imports(source))),
         cost=PAGE_COST_SECONDS,
+        imports=(*PAGE_IMPORTS, *sorted(all_imports(source))),
     )
 
 
@@ -76,14 +89,28 @@ def attic_version() -> str:
 
 def notebook_imports(source: str) -> set[str]:
     """The clipvip_lib modules that a notebook's code imports, without the attic."""
+    found = {name for tree in _trees(source) for name in imported_modules(tree)}
+    return {name for name in found if not name.startswith("clipvip_lib.study") and name != "clipvip_lib"}
+
+
+def all_imports(source: str) -> set[str]:
+    """All modules that a notebook's code imports."""
     found: set[str] = set()
+    for tree in _trees(source):
+        found |= imported_modules(tree)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module)
+    return found
+
+
+def _trees(source: str) -> Iterator[ast.Module]:
     for cell in json.loads(source)["cells"]:
         if cell["cell_type"] == "code":
-            try:
-                found |= imported_modules(ast.parse("".join(cell["source"])))
-            except SyntaxError:
-                continue  # the run will say so, with the cell
-    return {name for name in found if not name.startswith("clipvip_lib.study") and name != "clipvip_lib"}
+            with contextlib.suppress(SyntaxError):  # the run will say so, with the cell
+                yield ast.parse("".join(cell["source"]))
 
 
 def render(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict:
@@ -98,7 +125,9 @@ def render(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dic
     executed = _execute(name, config["source"], config["parameters"], folder, progress)
     results = recorded_results(executed, name)
     results["said"] = said(executed)
-    results["run"] = provenance(config["parameters"]["profile"], config["parameters"]["seeds"])
+    results["run"] = provenance(
+        config["parameters"]["profile"], config["parameters"]["seeds"], config["precision"]
+    )
     files.write_json(folder / "results.json", results)
     files.write_bytes(folder / "page.html", page_html(executed, name).encode())
     failed_copy(name).unlink(missing_ok=True)
@@ -115,6 +144,9 @@ def _execute(name: str, source: str, parameters: dict, folder: Path, progress) -
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
+    from clipvip_lib.study.kernel import use_copies
+
+    use_copies()
     given, partial = folder / "notebook.ipynb", folder / "executed.partial.ipynb"
     files.write_bytes(given, source.encode())
     where = files.make_folder(folder / "cwd")  # a notebook must not depend on it; what it drops there is kept

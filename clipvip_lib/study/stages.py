@@ -46,6 +46,7 @@ class Stage:
     code: modules whose source, with all that they import inside clipvip_lib, is the code version, beside
         the function itself and what it names in its module.
     cost: estimated seconds on two laptop cores, for the display of the remaining time only.
+    imports: further modules that the function imports, worth an import once for all workers.
 
     Raises ClipVipError for a name that is no relative path.
     """
@@ -56,6 +57,7 @@ class Stage:
     inputs: Mapping[str, Stage] = field(default_factory=dict)
     code: tuple[str, ...] = ()
     cost: float = 1.0
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(f"{PART}(/{PART})*", self.name):
@@ -79,6 +81,10 @@ class Stage:
             "inputs": {name: stage.key for name, stage in sorted(self.inputs.items())},
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def modules(self) -> tuple[str, ...]:
+        """What a process needs to import for it."""
+        return (self.function.partition(":")[0], *self.code, *self.imports)
 
     @property
     def folder_name(self) -> str:

@@ -1,10 +1,9 @@
 """Independent stages side by side, on worker processes that live as long as the run.
 
-What is special: a worker is a fresh interpreter (no fork: decord and torch do not survive one),
+What is special: a worker is a copy of the run's warm process (warm.py), which has imported the heavy libraries,
 single-threaded on a CPU, because one thread a process measured about three times faster per core than two; it
-imports the heavy libraries once and takes many stages. A stage that raises, or whose worker dies, stops only
-what rests on it. Workers notice the end of their parent by the end of the pipe to it, and take their own
-children with them.
+takes many stages. A stage that raises, or whose worker dies, stops only what rests on it. Workers notice the end of
+their parent, and of the warm process, by the end of the connections to them, and take their own children with them.
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import traceback
@@ -29,12 +27,12 @@ from clipvip_lib import files
 from clipvip_lib.distributed.stop_signals import signals_raise
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import duration
+from clipvip_lib.study import warm
 from clipvip_lib.study.board import Board, Running
 from clipvip_lib.study.machine import cores, default_workers, gpus
 from clipvip_lib.study.stages import Stage, closure, run_stage
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
-GRACE_SECONDS = 3.0  # how long a worker may take to end its children before it is killed
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
 
 @dataclass
@@ -104,8 +102,9 @@ class _Run:
         self.waiting: dict[str, Stage] = {stage.name: stage for stage in todo}
         self.running: dict[_Worker, Running] = {}
         self.idle: list[_Worker] = []
-        self.started = 0
         self.remaining_path = _remaining_paths(todo)
+        self.imports = list(dict.fromkeys(name for stage in todo for name in stage.modules()))
+        self.warm: warm.Warm | None = None
 
     def loop(self) -> None:
         while self.waiting or self.running:
@@ -131,17 +130,20 @@ class _Run:
                 how = "resumed from its partial folder" if resumes else "started"
                 self.board.event(f"{stage.name} {how}", minor=not resumes)
             else:
-                worker.kill()
+                worker.connection.close()
 
     def has(self, stage: Stage) -> bool:
         outcome = self.outcomes.get(stage.name)
         return outcome is not None and outcome.status in ("cached", "done")
 
     def start_worker(self) -> _Worker:
-        self.started += 1
         busy = {worker.slot for worker in (*self.running, *self.idle)}
         slot = next(i for i in range(self.count) if i not in busy)
-        return _Worker(self.home, slot, self.count)
+        environment = worker_environment(self.home, slot, self.count)
+        logs = files.make_folder(self.home / "logs")
+        if self.warm is None or self.warm.process.poll() is not None:
+            self.warm = warm.Warm(self.imports, environment, logs / "warm.log")
+        return _Worker(self.warm, environment, slot, logs / f"worker-{slot}.log")
 
     def hear(self, worker: _Worker) -> None:
         """Take one message of a worker, or notice its death."""
@@ -151,6 +153,9 @@ class _Run:
         except (EOFError, OSError):
             del self.running[worker]
             self.failed(running, worker.epitaph(), "")
+            return
+        if kind == "began":
+            running.started = time.monotonic()
             return
         if kind == "progress":
             running.done, running.total, running.note = rest
@@ -196,12 +201,10 @@ class _Run:
     def stop(self) -> None:
         """End every worker at once; what they were doing stays in partial folders."""
         self.board.end()
-        workers = [*self.running, *self.idle]
-        for worker in workers:
+        for worker in (*self.running, *self.idle):
             worker.connection.close()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for worker in workers:
-            worker.end(deadline)
+        if self.warm:
+            self.warm.end()
 
 
 def _needed(targets: list[Stage], finished: dict[str, Outcome]) -> set[str]:
@@ -260,23 +263,18 @@ def _runs(process: str) -> bool:
 class _Worker:
     """A worker process as its parent sees it."""
 
-    def __init__(self, home: Path, slot: int, count: int):
-        self.slot = slot
-        ours, theirs = socket.socketpair()
-        log = files.make_folder(home / "logs") / f"worker-{slot}.log"
-        with theirs, log.open("ab") as output:
-            self.process = subprocess.Popen(
-                # -P: a file in the user's folder must not shadow a library
-                [sys.executable, "-P", "-m", "clipvip_lib.study.workers", str(theirs.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=worker_environment(home, slot, count),
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # Ctrl-C in the terminal reaches the parent only, which decides
+    def __init__(self, original: warm.Warm, environment: dict[str, str], slot: int, log: Path):
+        self.original, self.slot, self.log = original, slot, log
+        mine, its = socket.socketpair()
+        self.connection = Connection(mine.detach())
+        with its, log.open("ab") as output, contextlib.suppress(OSError):  # then sending fails too
+            self.process = original.start(
+                "clipvip_lib.study.workers:work",
+                environment=environment,
+                folder=Path.cwd(),
+                output=output.fileno(),
+                channel=its.fileno(),
             )
-        self.connection = Connection(ours.detach())
-        self.log = log
 
     def send(self, stage: Stage) -> bool:
         try:
@@ -289,39 +287,37 @@ class _Worker:
         """A sentence on how the worker died."""
         self.connection.close()
         try:
-            code = self.process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
+            return how_it_ended("its worker", self.process.wait(warm.GRACE_SECONDS), self.log)
+        except TimeoutError:
+            self.process.kill()
             return f"its worker closed the connection and was stopped; look into {self.log}"
-        if code == -signal.SIGKILL:
-            return "its worker was killed (signal 9), most often for lack of memory; use fewer --workers"
-        if code == -signal.SIGBUS:  # a file that is mapped into memory cannot grow
-            return (
-                f"its worker was ended by SIGBUS, most often for lack of room on the disk of {self.log.parent.parent}; "
-                "free some space or set CLIPVIP_HOME to another folder"
+        except warm.ENDED:
+            return how_it_ended(
+                "the process behind all workers", self.original.process.wait(), self.original.log
             )
-        if code < 0:
-            return f"its worker was ended by {signal.Signals(-code).name}; look into {self.log}"
-        return f"its worker ended with exit code {code}; look into {self.log}"
 
-    def end(self, deadline: float) -> None:
-        try:
-            self.process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            self.kill()
 
-    def kill(self) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.wait()
+def how_it_ended(what: str, code: int, log: Path) -> str:
+    """A sentence on the end of a process with this exit code, negative for a signal."""
+    if code == -signal.SIGKILL:
+        return f"{what} was killed (signal 9), most often for lack of memory; use fewer --workers"
+    if code == -signal.SIGBUS:  # a file that is mapped into memory cannot grow
+        return (
+            f"{what} was ended by SIGBUS, most often for lack of room on the disk of {log.parent.parent}; "
+            "free some space or set CLIPVIP_HOME to another folder"
+        )
+    if code < 0:
+        return f"{what} was ended by {signal.Signals(-code).name}; look into {log}"
+    return f"{what} ended with exit code {code}; look into {log}"
 
 
 def worker_environment(home: Path, slot: int, count: int) -> dict[str, str]:
-    """Variables that must be set before a worker's interpreter starts: threads, its GPU, the cache."""
+    """Variables that must be set before a worker imports anything: threads, its GPU, the cache."""
     environment = dict(os.environ, CLIPVIP_HOME=str(home), PYTHONFAULTHANDLER="1", PYTHONUNBUFFERED="1")
     cards = gpus()
     threads = max(1, cores() // count) if cards else 1
     environment.update({name: str(threads) for name in THREAD_VARIABLES})
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # it starts them when numpy is imported, and no fork has them
     environment["TOKENIZERS_PARALLELISM"] = "false"
     environment["PYTHONHASHSEED"] = "0"  # the order of a set must not differ from run to run
     # Kernels of notebooks: this environment's python3, without a user's own kernels and start-up files.
@@ -337,15 +333,15 @@ def worker_environment(home: Path, slot: int, count: int) -> dict[str, str]:
 # --- the worker's own side --------------------------------------------------------------------------------
 
 
-def _work(handle: int) -> None:
-    """Take stages from the pipe until it ends."""
-    connection = Connection(handle)
+def work(connection: Connection) -> None:
+    """Take stages from the connection until it ends."""
     stages: queue.SimpleQueue[Stage] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(connection, stages), daemon=True).start()
     signal.signal(signal.SIGTERM, lambda *_: _leave(128 + signal.SIGTERM))
     while True:
         stage = stages.get()
         _forget_signals_of_libraries()
+        connection.send(("began",))  # the first of them waited for the warm process's imports
         try:
             run_stage(stage, files.home(), _Reporter(connection))
             message = ("done",)
@@ -355,9 +351,15 @@ def _work(handle: int) -> None:
 
 
 def _listen(connection: Connection, stages: queue.SimpleQueue) -> None:
-    """Pass on what the parent sends. Its end, for whatever reason, is the end of this process at once."""
+    """Pass on what the parent sends. Its end, and that of the warm process, is the end of this one at once."""
+    original = warm.ours.connection.fileno()
+    heard = select.poll()
+    heard.register(connection.fileno(), select.POLLIN)
+    heard.register(original, 0)  # only its end: what it says is for the stage that asked
     while True:
         try:
+            if original in dict(heard.poll()):
+                _leave(1)
             stages.put(connection.recv())
         except (EOFError, OSError):
             _leave(0)
@@ -374,7 +376,7 @@ def _leave(code: int) -> None:
 
 
 def descendants() -> list[int]:
-    """Process ids of all children of this process and theirs (kernels of notebooks, loaders)."""
+    """Process ids of all children of this process and theirs (trainings and their ranks, loaders)."""
     try:
         import psutil
 
@@ -414,7 +416,3 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "it ran out of memory; use fewer --workers"
     return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
-
-
-if __name__ == "__main__":
-    _work(int(sys.argv[1]))
