@@ -10,15 +10,21 @@ SEEDS   ?= 0
 # A Python >= 3.11 of your choice: make setup PYTHON=/path/to/python
 PYTHON  ?=
 
+# What an installer says, without a line a package
+BRIEF := grep --line-buffered -vE '^ [-+~] |^(Looking|Collecting|Requirement|Installing|Success)| kB|[.]metadata'
+# What the workers, the kernels and the pages of the study import
+IMPORTED := clipvip_lib.study.steps, clipvip_lib.study.pages, papermill, ipykernel.kernelapp, matplotlib.pyplot, pandas
+
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce smoke test equality rates tried more-seeds evidence lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Packages are compiled once, here, as pip does: else each of the study's processes may do it again at its start.
-# The stamp holds a checksum of the files that decide what is installed, and is written last. A set-up that was
-# interrupted leaves its "running" mark, and the next one starts afresh: half a package is worse than none.
+# Of what is installed, only what the study imports is compiled, by importing it once: else its processes would do
+# it side by side at their start. The stamp holds a checksum of the files that decide what is installed, and is
+# written last. A set-up that was interrupted leaves its "running" mark, and the next one starts afresh: half a
+# package is worse than none. The mark says "installed" once it is: a pipe to grep hides how the installer ended.
 setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	@sum=$$(cat requirements.lock pyproject.toml | cksum); \
 	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
@@ -26,7 +32,9 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	if [ -e $(RUNNING) ]; then \
 	  echo "setup: the last one was interrupted, starting afresh"; rm -rf $(VENV); \
 	fi; \
-	touch $(RUNNING); \
+	: > $(RUNNING); \
+	began=$$(date +%s); \
+	took() { now=$$(date +%s); echo "setup: $$1 took $$((now - last)) s"; last=$$now; }; \
 	if ! $(PY) -c "import sys" 2>/dev/null; then \
 	  python=""; \
 	  for each in $(PYTHON) python3 python3.13 python3.12 python3.11 python; do \
@@ -56,16 +64,20 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	    || echo "setup: uv could not be installed, going on with pip"; \
 	fi; \
 	if [ -z "$$uv" ] && [ -x $(VENV)/bin/uv ]; then uv=$(VENV)/bin/uv; fi; \
-	if [ -n "$$uv" ]; then install="$$uv pip install --compile-bytecode --python $(PY)"; \
-	else install="$(PY) -m pip install --disable-pip-version-check"; fi; \
-	echo "setup: installing the packages of requirements.lock"; \
-	{ $$install --quiet -r requirements.lock \
-	  && echo "setup: installing this project, editable" \
-	  && $$install --quiet --no-deps --no-build-isolation -e . \
-	  && $(PY) -c "import clipvip_lib"; } \
-	  || { rm -f $(RUNNING); echo "setup: failed; mend what it says and run make setup again" >&2; exit 1; }; \
+	if [ -n "$$uv" ]; then install="$$uv pip install --python $(PY)"; \
+	else install="$(PY) -m pip install --disable-pip-version-check --no-compile --progress-bar off"; fi; \
+	last=$$(date +%s); \
+	echo "setup: installing the packages of requirements.lock (its $$(grep -c . requirements.lock) lines); on Linux"; \
+	echo "setup: most of it are PyTorch's CUDA libraries: several GB to download, where no cache has them"; \
+	failed() { rm -f $(RUNNING); echo "setup: failed; mend what it says and run make setup again" >&2; exit 1; }; \
+	{ $$install -r requirements.lock 2>&1 && echo installed > $(RUNNING); } | $(BRIEF) >&2 || true; \
+	[ -s $(RUNNING) ] || failed; took installing; \
+	echo "setup: installing this project, editable"; \
+	$$install --quiet --no-deps --no-build-isolation -e . || failed; \
+	echo "setup: compiling what the study imports, by importing it once"; \
+	$(PY) -c "import $(IMPORTED)" || failed; took compiling; \
 	rm -f $(RUNNING); echo "$$sum" > $(STAMP); \
-	echo "setup: done"
+	echo "setup: done in $$((now - began)) s; on disk: $$(du -sh $(VENV))"
 
 reproduce: setup ## the whole study at mini size: pages in reports/ (PROFILE=smoke, SEEDS=0,1,2)
 	@$(VENV)/bin/clipvip reproduce --profile $(PROFILE) --seeds $(SEEDS)

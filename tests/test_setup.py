@@ -84,10 +84,12 @@ def make(folder: Path, target: str, **environment) -> subprocess.CompletedProces
         if not (folder / name).exists():
             (folder / name).write_bytes((ROOT / name).read_bytes())
     command = ["make", "-C", str(folder), target]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    return subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=False, start_new_session=True
+    )
 
 
-TOOLS = ("sh", "make", "cat", "cksum", "rm", "touch", "awk", "env")
+TOOLS = ("sh", "make", "cat", "cksum", "rm", "awk", "env", "date", "du", "grep")
 
 
 def only(folder: Path, **tools: str) -> str:
@@ -121,7 +123,8 @@ echo "$*" >> calls.txt
 FAKE_UV = """
 echo "uv $*" >> calls.txt
 if [ -n "$FAIL" ]; then exit 1; fi
-if [ -n "$KILL" ]; then kill -9 $PPID; fi
+if [ -n "$KILL" ]; then kill -9 0; fi
+case "$*" in *--quiet*) ;; *) echo "Resolved 2 packages" >&2; echo " + six==1.17.0" >&2;; esac
 case "$*" in *"uv venv"*|"venv "*) mkdir -p .venv/bin; cp "$(command -v python3)" .venv/bin/python;; esac
 """
 
@@ -133,16 +136,20 @@ def test_set_up_is_skipped_when_nothing_changed_and_survives_failure_and_kill(tm
     for tool in ("mkdir", "cp"):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
     calls, stamp = tmp_path / "calls.txt", tmp_path / ".venv" / ".clipvip-setup"
-    failed = make(tmp_path, "setup", PATH=path)
-    assert failed.returncode == 0, failed.stderr
+    first = make(tmp_path, "setup", PATH=path)
+    assert first.returncode == 0, first.stderr
     assert stamp.exists() and "-r requirements.lock" in calls.read_text()
+    assert "Resolved 2 packages" in first.stderr and "six" not in first.stderr  # not a line a package
+    assert re.search(r"installing took \d+ s\n.*\n.*\nsetup: compiling took \d+ s\n", first.stdout)
+    assert re.search(r"setup: done in \d+ s; on disk: \S+\s+\.venv$", first.stdout, re.MULTILINE)
     calls.unlink()
     assert make(tmp_path, "setup", PATH=path).returncode == 0
     assert not calls.exists()  # nothing changed: nothing done
     (tmp_path / "requirements.lock").write_text("six==1.17.0\n")
-    assert make(tmp_path, "setup", PATH=path, FAIL="1").returncode != 0
+    failed = make(tmp_path, "setup", PATH=path, FAIL="1")
+    assert failed.returncode != 0 and "setup: failed; mend what it says" in failed.stderr
     assert not stamp.exists()
-    assert make(tmp_path, "setup", PATH=path, KILL="1").returncode != 0
+    assert make(tmp_path, "setup", PATH=path, KILL="1").returncode == -9
     (tmp_path / ".venv" / "half").write_text("installed")
     again = make(tmp_path, "setup", PATH=path)
     assert again.returncode == 0 and "starting afresh" in again.stdout
