@@ -1,9 +1,10 @@
-"""What all tests share: one thread a process, and the fixture ``equals`` (equality.py)."""
+"""What all tests share: one thread a process, ``equals`` (equality.py), and runs made once (shared_runs.py)."""
 
 import os
 
 import equality
 import pytest
+from shared_runs import session_folder, smoke  # noqa: F401 (fixtures)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,6 +19,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # As the study's workers: two test processes then share two cores without waiting. Before torch is imported.
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ.setdefault(name, "1")
+    equality.patient_examples()
     if config.getoption("write_equality"):
         equality.deterministic_examples()
     if not hasattr(config, "workerinput"):  # a worker of xdist sends its rows to the process that reports

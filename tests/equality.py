@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 import clipvip_lib
 from clipvip_lib.errors import ClipVipError
@@ -150,3 +150,9 @@ def deterministic_examples() -> None:
     """Hypothesis draws the same examples each time, so that a table that is written twice is the same."""
     settings.register_profile("equality", derandomize=True, database=None)
     settings.load_profile("equality")
+
+
+def patient_examples() -> None:
+    """Hypothesis judges no example by its time."""
+    settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("patient")

@@ -25,7 +25,14 @@ from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 
 GLOBAL = 8  # clips of the global batch
 RECIPE = get_recipe(
-    "postpretrain", steps=20, batch=GLOBAL, lr=1e-3, lr_added=1e-3, frames=3, bfloat16=False, clip_norm=1.0
+    "postpretrain",
+    steps=20,
+    batch=GLOBAL,
+    lr=1e-3,
+    lr_added=1e-3,
+    frames=3,
+    precision="float32",
+    clip_norm=1.0,
 )
 
 
@@ -165,7 +172,7 @@ def agreeing(ranks: Ranks) -> dict:
 
 
 def main(folder: Path) -> None:
-    ranks = distributed.start(200)
+    ranks = distributed.start(3600)
     found = {
         "rank": ranks.rank,
         "size": ranks.size,

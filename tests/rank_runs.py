@@ -17,7 +17,7 @@ from clipvip_lib.distributed.run import train_as_told
 
 
 def main(folder: Path, runs: dict[str, list[str]]) -> None:
-    ranks = distributed.start(200)
+    ranks = distributed.start(3600)
     for name, options in runs.items():
         ended = {"error": "", "message": ""}
         try:

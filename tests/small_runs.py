@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import patience
 import torch
 
 from clipvip_lib.captioning import captions_path
@@ -23,13 +22,12 @@ from clipvip_lib.progress import quiet
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 BEFORE: list[str] = []  # what stands before a script that torchrun starts
-SECONDS = 250  # after which a run of real processes is taken for one that hangs; a busy machine needs minutes
 ENTRY = ["-m", "clipvip_lib.cli"]
 
 #: What a recipe needs to fit the small data; float32, so that runs can be compared.
 SMALL = {
     "steps": 6, "batch": 8, "lr": 1e-3, "lr_added": 1e-3, "frames": 3, "kept_frames": 5, "text_tokens": 24,
-    "bfloat16": False, "evaluations": 3,
+    "precision": "float32", "evaluations": 3,
 }  # fmt: skip
 
 
@@ -99,21 +97,8 @@ def children(pid: int) -> list[int]:
         return []
 
 
-def end(process: subprocess.Popen) -> None:
-    """Kill what is left of a run; its ranks have sessions of their own and would live on."""
-    for pid in [*children(process.pid), process.pid]:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-
-
 def finish(process: subprocess.Popen, code: int | None = 0) -> tuple[str, str]:
     """Wait for a process; its stdout and stderr. Any code but the expected one fails with what was said."""
-    try:
-        out, err = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        end(process)
-        out, err = process.communicate()
-        raise AssertionError(f"did not end within {SECONDS} s:\n{err[-3000:]}") from None
+    out, err = patience.wait(process)
     assert code is None or process.returncode == code, f"exit code {process.returncode}:\n{err[-3000:]}"
     return out, err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+from patience import STILL
 
 from clipvip_lib.streams.ahead import ahead
 
@@ -19,7 +20,7 @@ def test_the_next_item_is_made_while_the_first_is_used():
 
     with ahead(items(), 1, threading.Event()) as ready:
         assert next(ready) == 0
-        assert made[1].wait(10)  # though nobody asked for it
+        assert made[1].wait(STILL)  # though nobody asked for it
         assert list(ready) == [1, 2]
 
 
@@ -48,4 +49,4 @@ def test_an_error_of_the_reading_comes_in_its_turn_and_an_early_end_closes_it():
     closed.clear()
     with ahead(endless(), 2, threading.Event()) as ready:
         assert next(ready) == 0
-    assert closed.wait(10)
+    assert closed.wait(STILL)

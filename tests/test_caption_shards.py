@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import caption_corpus as corpus
+import patience
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -403,12 +404,12 @@ def python(code: str, *arguments: object, **options) -> subprocess.Popen:
 
 
 HOLD = """
-import sys, time
+import signal, sys
 from pathlib import Path
 from clipvip_lib.shard_locks import Task, hold
 assert hold(Task(Path(sys.argv[1]), Path(sys.argv[2])))
 print("held", flush=True)
-time.sleep(600)
+signal.pause()
 """
 
 
@@ -449,14 +450,14 @@ def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
 
         work = threading.Thread(target=caption, daemon=True)
         work.start()
-        assert waited.wait(200)
+        patience.until(waited.is_set, "its waiting", os.getpid())
         work.join(0.5)
         assert work.is_alive() and not out.exists()
         assert f"process {other.pid} of" in said[-1]
         other.kill()
         other.wait()
         died.set()
-        work.join(200)
+        patience.until(lambda: not work.is_alive(), "its end", os.getpid())
     finally:
         other.kill()
         other.communicate()

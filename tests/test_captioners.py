@@ -63,7 +63,7 @@ def released(tmp_path_factory) -> tuple[Path, Path]:
 
 
 def test_the_corpus_captioner_says_what_the_studys_says(trained):
-    fast = OFACaptioner(trained.model, trained.tokenizer, trained.image_size, trained.beam, trained.bfloat16)
+    fast = OFACaptioner(trained.model, trained.tokenizer, trained.image_size, trained.beam, trained.precision)
     images = [*pairs(6)[0], *pictures(6)]
     assert fast.caption(images) == trained.caption(images)
     assert fast.caption(images, batch=5) == trained.caption(images)
@@ -75,7 +75,9 @@ def test_a_saved_captioner_keeps_its_size_and_beam_unless_told_otherwise(trained
     folder = trained.save(tmp_path / "ofa")
     loaded = load_ofa_captioner(folder)
     assert (loaded.image_size, loaded.beam) == (trained.image_size, trained.beam)
-    assert load_ofa_captioner(folder, bfloat16=True).caption(pairs(4)[0]) == trained.caption(pairs(4)[0])
+    assert load_ofa_captioner(folder, precision="bfloat16").caption(pairs(4)[0]) == trained.caption(
+        pairs(4)[0]
+    )
     other = load_ofa_captioner(folder, size=16, beam=3, max_tokens=2)
     assert (other.image_size, other.beam.beam_size, other.beam.max_len_b) == (16, 3, 2)
     assert all(len(text.split()) <= 2 for text in other.caption(pairs(4)[0]))
@@ -215,10 +217,10 @@ def test_a_hugging_face_model_captions_each_picture_by_its_own_pixels(vit_gpt2):
 
 
 def test_its_beam_length_and_weights_are_described(vit_gpt2):
-    captioner = HuggingFaceCaptioner(vit_gpt2, max_tokens=3, bfloat16=True)
+    captioner = HuggingFaceCaptioner(vit_gpt2, max_tokens=3, precision="bfloat16")
     about = describe(captioner)
     assert (about["captioner"], about["beam"], about["max_tokens"]) == (KIND, 5, 3)
-    assert about["bfloat16"] is True and len(about["weights"]) == 16
+    assert about["precision"] == "bfloat16" and len(about["weights"]) == 16
     assert all(len(text.split()) <= 3 for text in captioner.caption(pictures(4)))
 
 

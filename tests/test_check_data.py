@@ -198,7 +198,7 @@ def test_many_sentences_are_cut_and_counted(written, tmp_path, capsys):
 def test_time_bounds_what_is_opened(written):
     report = check_set("msrvtt", written / "msrvtt", sample=3, seconds=0.0)
     assert (report.looked_into, report.decoding.clips) == (1, 1)
-    report = check_set("msrvtt", written / "msrvtt", sample=3, seconds=600.0)
+    report = check_set("msrvtt", written / "msrvtt", sample=3, seconds=1e6)
     assert (report.looked_into, report.decoding.clips) == (20, 3)
     report = check_set("msrvtt", written / "msrvtt", sample=0, seconds=0.0)
     assert (report.looked_into, report.decoding.clips) == (20, 20)

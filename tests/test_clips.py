@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import videos
+from patience import STILL
 from PIL import Image
 from small_clip import write_videos
 
@@ -194,7 +195,7 @@ def test_what_was_given_up_may_end_in_a_decoding_thread(tmp_path, monkeypatch):
 
     def reading(clip, *rest):
         if clip == clips[-1]:
-            given_up.wait(30)
+            given_up.wait(STILL)
             ended.append(ready.close())
         return read(clip, *rest)
 
@@ -206,7 +207,7 @@ def test_what_was_given_up_may_end_in_a_decoding_thread(tmp_path, monkeypatch):
     given_up.set()
     for thread in threading.enumerate():
         if thread.name.startswith("decode"):
-            thread.join(30)
+            thread.join(STILL)
     assert ended == [None]
 
 

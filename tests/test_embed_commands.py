@@ -8,10 +8,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
+import patience
 import pyarrow.parquet as pq
 import pytest
 from small_clip import WORDS, save_small, write_videos
@@ -184,9 +184,7 @@ def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)},
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 200
-    while len(list(out.glob("parts/*.npz"))) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.005)
+    patience.until(lambda: len(list(out.glob("parts/*.npz"))) >= 3, "three parts", process, pause=0.005)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     before = {path: path.read_bytes() for path in out.glob("parts/*.npz")}

@@ -78,7 +78,7 @@ def test_frames_antialias_and_precision_are_passed_on(clips):
         expected = model.encode_video(torch.from_numpy(resize(shown, SIZE, True))[None]).numpy()
     assert near(model.encode_videos([clips[0]], frames=4, antialias=True), expected)
     assert not near(model.encode_videos([clips[0]], frames=4), expected)
-    rough = model.encode_videos([clips[0]], frames=4, antialias=True, bfloat16=True)
+    rough = model.encode_videos([clips[0]], frames=4, antialias=True, precision="bfloat16")
     assert rough.dtype == np.float32 and 0 < np.abs(rough - expected).max() < 0.05
 
 
@@ -286,7 +286,7 @@ def test_other_weights_or_settings_are_refused_by_name(weights, clips, tmp_path)
         (encoder, {"frames": 5}, "frames was 3 and is 5"),
         (encoder, {"antialias": True}, "antialias was False and is True"),
         (encoder, {"stored": "float16"}, "stored was float32 and is float16"),
-        (encoder, {"bfloat16": True}, "precision was float32 and is bfloat16"),
+        (encoder, {"precision": "bfloat16"}, "precision was float32 and is bfloat16"),
     ):
         with pytest.raises(ClipVipError, match=words):
             embed_videos(changed, listed, tmp_path / "out", **options)

@@ -30,8 +30,8 @@ def plain(model, x, steps, clip_norm):
     return norms
 
 
-def flat(model, x, steps, clip_norm, bfloat16=False):
-    weights, norms = FlatWeights(model, groups(model), bfloat16), []
+def flat(model, x, steps, clip_norm, precision="float32"):
+    weights, norms = FlatWeights(model, groups(model), precision), []
     optimizer = torch.optim.AdamW(weights.groups, lr=1e-2)
     for _ in range(steps):
         weights.zero_gradients()
@@ -56,7 +56,7 @@ def test_the_same_weights_as_plain_training(clip_norm):
 def test_bfloat16_stays_near_and_keeps_masters_in_float32():
     theirs, ours, x = make(), make(), torch.randn(16, 6)
     plain(theirs, x, 5, 1.0)
-    weights, _ = flat(ours, x, 5, 1.0, bfloat16=True)
+    weights, _ = flat(ours, x, 5, 1.0, precision="bfloat16")
     assert all(p.dtype == torch.float32 for p in ours.parameters())
     assert all(p.dtype == torch.bfloat16 for p in weights.twin.parameters())
     for a, b in zip(ours.parameters(), theirs.parameters(), strict=True):

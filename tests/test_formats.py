@@ -24,7 +24,7 @@ from clipvip_lib.study import steps
 
 CLIPS = {"train": 16, "val": 4, "test": 8}
 SIZE = ModelSize(width=16, layers=1, heads=2, embed_dim=16, image_size=24, frames=3, cached_frames=4)
-RECIPE = Recipe(steps=4, batch=8, evaluations=2, lr=2e-3, bfloat16=False)
+RECIPE = Recipe(steps=4, batch=8, evaluations=2, lr=2e-3, precision="float32")
 REWRITTEN = sorted(set(SETS) - {"msrvtt", "didemo"})
 
 

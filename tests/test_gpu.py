@@ -25,7 +25,7 @@ from clipvip_lib.streams.clips import list_clips
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here that PyTorch can use")
 GPU, LOSS = "cuda", "V-S,C + F-C"
-RECIPE = Recipe(steps=6, batch=8, lr=1e-3, lr_added=5e-3, bfloat16=False)
+RECIPE = Recipe(steps=6, batch=8, lr=1e-3, lr_added=5e-3, precision="float32")
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +56,7 @@ def test_gradients_are_those_of_the_cpu_plain_and_cached(chunk):
     other, found = gradient(grad_cache.Encoder(model), model, batch, LOSS, ranks, chunk)
     assert other == pytest.approx(value, rel=1e-5)
     assert relative(found.cpu(), expected) < 1e-5
-    _, rough = gradient(grad_cache.Encoder(model, bfloat16=True), model, batch, LOSS, ranks, chunk)
+    _, rough = gradient(grad_cache.Encoder(model, precision="bfloat16"), model, batch, LOSS, ranks, chunk)
     assert relative(rough.cpu(), expected) < 0.05
 
 
@@ -92,7 +92,7 @@ def test_the_small_studys_loop_learns_the_same_and_resumes(tmp_path, monkeypatch
     assert [row["step"] for row in outcome.history] == list(range(1, 7))
     for ours, theirs in zip(resumed.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    _, rough = small_training(GPU, folders["bfloat16"], dataclasses.replace(RECIPE, bfloat16=True))
+    _, rough = small_training(GPU, folders["bfloat16"], dataclasses.replace(RECIPE, precision="bfloat16"))
     assert rough.history[-1]["loss"] == pytest.approx(on_cpu.history[-1]["loss"], rel=0.1)
 
 

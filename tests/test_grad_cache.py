@@ -22,8 +22,8 @@ from clipvip_lib.models.clip_vip import ATTENTIONS
 ONE = Ranks()
 
 
-def of_a_step(model, batch, loss, chunk, bfloat16=False):
-    return gradient(grad_cache.Encoder(model, bfloat16), model, batch, loss, ONE, chunk)
+def of_a_step(model, batch, loss, chunk, precision="float32"):
+    return gradient(grad_cache.Encoder(model, precision), model, batch, loss, ONE, chunk)
 
 
 @given(st.sampled_from(sorted(LOSSES)), st.integers(1, 8), st.integers(1, 8), st.integers(0, 99))
@@ -49,7 +49,7 @@ def test_bfloat16_goes_back_to_every_weight():
     """Casts made in the pass without activations must not be taken for those of the other one."""
     model, batch = small_model(), global_batch(2)
     _, exact = of_a_step(model, batch, "V-S,C + F-C", 2)
-    _, found = of_a_step(model, batch, "V-S,C + F-C", 2, bfloat16=True)
+    _, found = of_a_step(model, batch, "V-S,C + F-C", 2, precision="bfloat16")
     assert all(
         p.grad is not None and p.grad.abs().sum() > 0
         for n, p in model.named_parameters()

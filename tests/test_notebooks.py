@@ -1,6 +1,6 @@
 """The nine notebooks: their form, a whole run at smoke, its pages' numbers, and nbval on what was executed.
 
-The run is the real thing: ``clipvip reproduce`` on an empty cache in another process, once for the module.
+The run is the real thing, ``clipvip reproduce`` on an empty cache in another process: shared_runs.py.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
+import patience
 import pytest
 from page_tables import require_same_numbers
 
@@ -110,19 +111,8 @@ def test_begins_with_start_and_ends_with_record_and_footer(book):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """`clipvip reproduce --profile smoke` on an empty cache, from a folder that is not the checkout."""
-    folder = tmp_path_factory.mktemp("smoke")
-    home, out = folder / "home", folder / "out"
-
-    def reproduce() -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "clipvip_lib.cli", "reproduce", "--profile", "smoke", "--out", out]
-        environment = os.environ | {"CLIPVIP_HOME": str(home)}
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, check=False
-        )
-
-    return SimpleNamespace(folder=folder, home=home, out=out, reproduce=reproduce, first=reproduce())
+def run(smoke):
+    return smoke
 
 
 def executed(run, name: str) -> nbformat.NotebookNode:
@@ -135,7 +125,6 @@ def results(run, name: str) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_smoke_makes_all_pages(run):
     assert run.first.returncode == 0, run.first.stdout[-3000:] + run.first.stderr[-3000:]
     assert run.first.stdout.splitlines()[-1] == str(run.out / "index.html")
@@ -145,7 +134,6 @@ def test_smoke_makes_all_pages(run):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_a_second_run_finds_everything_and_nothing_ever_ran_twice(run):
     again = run.reproduce()
     assert again.returncode == 0
@@ -159,14 +147,12 @@ def test_a_second_run_finds_everything_and_nothing_ever_ran_twice(run):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_number_in_a_pages_tables_is_in_its_results(run, name):
     require_same_numbers((run.out / f"{name}.html").read_text(encoding="utf-8"), results(run, name))
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_what_cells_say_in_words_is_on_the_page(run, name):
     """Sentences built from results are last values of cells; the page must not lose them."""
@@ -182,7 +168,6 @@ def test_what_cells_say_in_words_is_on_the_page(run, name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_every_number_in_a_sentence_is_in_the_results(run, name):
     kept = "\n".join(results(run, name)["said"])
@@ -194,7 +179,6 @@ def test_every_number_in_a_sentence_is_in_the_results(run, name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_claims_are_the_same_on_every_page(run):
     verdicts = {row["id"]: row for row in results(run, "08_verdict")["numbers"]["claims"]}
     assert sorted(verdicts) == list(range(1, 11))
@@ -228,20 +212,18 @@ def falsify(book) -> str:
 
 
 @pytest.fixture(scope="module")
-def nbval(run):
+def nbval(run, tmp_path_factory):
     """nbval on the executed notebooks and on one with a changed number, two processes side by side."""
-    folder = run.folder / "nbval"
+    folder = tmp_path_factory.mktemp("nbval")
     parts: list[list[str]] = [[], []]
     for i, name in enumerate([*NOTEBOOKS, "changed"]):
         book = executed(run, "07_cost" if name == "changed" else name)
         if name == "changed":
             falsify(book)
         path = folder / f"{name}.ipynb"
-        path.parent.mkdir(exist_ok=True)
         nbformat.write(book, path)
         parts[i % 2].append(str(path))
-    where = run.folder / "elsewhere"
-    where.mkdir()
+    where = tmp_path_factory.mktemp("elsewhere")
     command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
     command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder)]
     environment = os.environ | {"CLIPVIP_HOME": str(run.home)}
@@ -256,7 +238,7 @@ def nbval(run):
         )
         for i, part in enumerate(parts)
     ]
-    said = "\n".join(process.communicate()[0] for process in running)
+    said = "\n".join(patience.wait(process)[0] for process in running)
     outcomes = collections.defaultdict(collections.Counter)
     for i in range(len(parts)):
         for case in xml.parse(where / f"{i}.xml").iter("testcase"):
@@ -267,7 +249,6 @@ def nbval(run):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_nbval_finds_the_same_outputs_again(run, nbval, name):
     book = executed(run, name)
@@ -278,7 +259,6 @@ def test_nbval_finds_the_same_outputs_again(run, nbval, name):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 def test_nbval_finds_one_changed_number(nbval):
     assert nbval.outcomes["changed"]["failed"] == 1, nbval.said[-4000:]
     assert nbval.outcomes["changed"]["passed"] > 3

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import numpy as np
 import pandas as pd
+import patience
 import pytest
 
 from clipvip_lib.errors import ClipVipError
@@ -174,7 +175,7 @@ def browse(page: Path, profile: Path, dark: bool, width: int, *what: str) -> sub
     command += ["--hide-scrollbars", f"--window-size={width},1600", "--host-resolver-rules=MAP * ~NOTFOUND"]
     command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--user-data-dir={profile}"]
     command += ["--enable-logging=stderr", *what, page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    return patience.run(command)
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="chromium is not on PATH: pages are tested by parsing only")

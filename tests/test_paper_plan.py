@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import small_study
@@ -34,16 +30,19 @@ def post(rows: list[paper_plan.Work]) -> dict[str, paper_plan.Work]:
     return {row.what.split()[1]: row for row in rows if row.what.startswith("post-pretrain")}
 
 
-def lines_of(*arguments: str, home: Path) -> list[str]:
-    """``clipvip reproduce --plan`` in another process."""
-    command = [sys.executable, "-m", "clipvip_lib.cli", "reproduce", "--plan", *arguments]
-    environment = os.environ | {"CLIPVIP_HOME": str(home)}
-    done = subprocess.run(
-        command, env=environment, cwd=home.parent, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    return done.stdout.splitlines()
+@pytest.fixture
+def lines_of(tmp_path, monkeypatch, capsys):
+    """``clipvip reproduce --plan`` in an empty folder, with a cache that is not there yet; its lines."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))
+
+    def lines(*arguments: str) -> list[str]:
+        assert cli.main(["reproduce", "--plan", *arguments]) == 0
+        said = capsys.readouterr()
+        assert said.err == ""
+        return said.out.splitlines()
+
+    return lines
 
 
 # ---------------------------------------------------------------------------------------------------- the work
@@ -299,12 +298,9 @@ def test_senseless_settings_are_sentences(given, words):
 # -------------------------------------------------------------------------------------------------- the command
 
 
-def test_the_command_prints_the_whole_plan_and_writes_nothing(root, tmp_path):
+def test_the_command_prints_the_whole_plan_and_writes_nothing(root, lines_of, tmp_path):
     before = sorted(root.rglob("*"))
-    said = lines_of(
-        "--profile", "paper", "--set", f"data_root={root}", "--set", "gpus=64", "--seeds", "0,1",
-        home=tmp_path / "home",
-    )  # fmt: skip
+    said = lines_of("--profile", "paper", "--set", f"data_root={root}", "--set", "gpus=64", "--seeds", "0,1")
     assert max(map(len, said)) <= 120
     text = "\n".join(said)
     for slug in post(works(PAPER, [0], NONE)):
@@ -414,8 +410,8 @@ def test_without_plan_paper_asks_for_data(capsys):
 # ------------------------------------------------------------------------------------------- a profile that runs
 
 
-def test_smoke_lists_its_stages_and_writes_nothing(tmp_path):
-    said = lines_of("--profile", "smoke", "--only", "05", home=tmp_path / "home")
+def test_smoke_lists_its_stages_and_writes_nothing(lines_of, tmp_path):
+    said = lines_of("--profile", "smoke", "--only", "05")
     expected = closure(experiments.stages_for("05_ocl_losses", get_profile("smoke"), [0]))
     listed = {line.split()[0] for line in said[3:] if re.search(r" (to do|done|begun) ", line)}
     assert listed == {stage.name for stage in expected} | {"page/05_ocl_losses"}

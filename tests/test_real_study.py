@@ -21,7 +21,7 @@ from clipvip_lib.study.stages import closure
 
 SMALL = {
     "steps": 3, "batch": 8, "lr": 1e-3, "lr_added": 1e-3, "frames": 3, "kept_frames": 5, "text_tokens": 24,
-    "bfloat16": False,
+    "precision": "float32",
 }  # fmt: skip
 RECIPES = {
     f"{which}.{name}": value for which in ("postpretrain", "finetune") for name, value in SMALL.items()

@@ -57,7 +57,8 @@ def test_changes_are_checked():
     assert get_recipe("postpretrain", batch=256, lr=1).lr == 1
     for changes, sentence in (
         ({"batch": "256"}, "'batch' expected int like 1024, got '256'"),
-        ({"bfloat16": 1}, "'bfloat16' expected bool like True, got 1"),
+        ({"antialias": 1}, "'antialias' expected bool like False, got 1"),
+        ({"precision": "int8"}, "unknown precision 'int8'"),
         ({"batch": 0}, "'batch' expected a number above 0"),
         ({"chunk": -1}, "'chunk' expected a number of 0 or more, got -1"),
         ({"reduction": "max"}, "unknown reduction 'max'"),

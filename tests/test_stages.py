@@ -6,11 +6,11 @@ import os
 import subprocess
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import patience
 import pytest
 import small_study
 from hypothesis import given, settings
@@ -198,9 +198,7 @@ def test_sigkill_leaves_one_partial_folder_that_is_resumed(tmp_path):
     slow = stage(n=400, pause=0.02)
     process = in_process(tmp_path, 400, 0.02)
     counted = slow.partial_folder(tmp_path) / "count.json"
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not (counted.exists() and int(counted.read_text() or 0) >= 5):
-        time.sleep(0.02)
+    patience.until(lambda: counted.exists() and int(counted.read_text() or 0) >= 5, "five counts", process)
     process.kill()
     process.wait()
     left = sorted(p.name for p in (tmp_path / "stages").iterdir())
@@ -212,7 +210,9 @@ def test_sigkill_leaves_one_partial_folder_that_is_resumed(tmp_path):
 
 def test_two_processes_never_run_the_same_stage(tmp_path):
     both = [in_process(tmp_path, 20, 0.05) for _ in range(2)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    for process in both:
+        patience.wait(process)
+    assert [process.returncode for process in both] == [0, 0]
     assert (tmp_path / "stages" / "ran.txt").read_text().count("\n") == 1
 
 

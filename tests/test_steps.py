@@ -99,7 +99,7 @@ def test_pairs_are_those_counted_in_a_mask(attention, pairs):
 def test_every_training_goes_to_the_device_that_it_is_told(world, tmp_path):
     """Without a GPU each ends where its model is moved to one."""
     profile = get_profile("smoke")
-    size, recipe = asdict(profile.model), asdict(Recipe(steps=1, batch=4, bfloat16=False))
+    size, recipe = asdict(profile.model), asdict(Recipe(steps=1, batch=4, precision="float32"))
     frames, clip = tmp_path / "frames", tmp_path / "clip"
     frames.mkdir(), clip.mkdir()
     steps.decode_shard(DECODING | {"size": 48}, {"shard": world / "shard"}, frames, quiet)
@@ -136,7 +136,7 @@ def test_training_reads_nothing_of_the_test_split(world, tmp_path):
     steps.decode_benchmark(
         {"name": "msrvtt", **DECODING, "size": 48}, {"benchmark": world / "msrvtt"}, decoded, quiet
     )
-    recipe = asdict(Recipe(steps=2, batch=4, evaluations=2, bfloat16=False))
+    recipe = asdict(Recipe(steps=2, batch=4, evaluations=2, precision="float32"))
     (tmp_path / "clip").mkdir()
     steps.pretrain_clip(
         {"model": size, "recipe": recipe, "seed": 0, "device": "cpu"},

@@ -5,9 +5,9 @@ import os
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
+import patience
 import pytest
 import small_runs
 from small_runs import finish, settings, torchrun, train
@@ -23,6 +23,7 @@ from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
 
 pytestmark = pytest.mark.slow
 STEPS = 150  # of runs that are interrupted: seconds
+ANSWER = "3600"  # seconds for which a lost rank is waited: who does so has failed before, see patience.py
 LONG = {"steps": STEPS, "save_minutes": 0.0}
 
 
@@ -95,23 +96,18 @@ def made(tmp_path_factory):
     return Made(tmp_path_factory.mktemp("runs"))
 
 
-def interrupted(made, out: str, send: int, ranks: int = 2, **how) -> tuple[str, float]:
-    """Start some ranks, send a signal to the last one after some steps; what was said, and seconds until all ended."""
-    process = train(ranks, *made.options(out, "--timeout", "200", **LONG, **how))
+def interrupted(made, out: str, send: int, ranks: int = 2, **how) -> str:
+    """Start some ranks, send a signal to the last one after some steps, wait until all have ended; what was said."""
+    process = train(ranks, *made.options(out, "--timeout", ANSWER, **LONG, **how))
     rows = made.folder / out / "metrics.jsonl"
     try:
-        deadline = time.monotonic() + small_runs.SECONDS
-        while len(read_metrics(rows)) < 5:
-            assert process.poll() is None, process.communicate()[1][-3000:]
-            assert time.monotonic() < deadline, "no steps"
-            time.sleep(0.02)
+        patience.until(lambda: len(read_metrics(rows)) >= 5, "five steps", process)
         os.kill(pid_of_rank(process.pid, ranks - 1), send)
-        sent = time.monotonic()
         _, err = finish(process, code=1)
     finally:
-        small_runs.end(process)
+        patience.kill(process.pid)
     assert len(read_metrics(rows)) < STEPS, "the run was over before the signal came"
-    return err, time.monotonic() - sent
+    return err
 
 
 def pid_of_rank(torchrun_pid: int, rank: int) -> int:
@@ -200,34 +196,29 @@ def test_failures_of_all_or_one_rank_end_all_with_the_reason(two):
 
 
 def test_sigterm_to_one_rank_stops_all_after_a_step_with_a_checkpoint(made, stopped, two):
-    err, seconds = stopped
-    assert err.count("clipvip: stopped by SIGTERM: all ranks finished their step") == 1
-    assert "exitcode  : 143" in err
-    assert seconds < 100
+    assert stopped.count("clipvip: stopped by SIGTERM: all ranks finished their step") == 1
+    assert "exitcode  : 143" in stopped
     left = sorted(path.name for path in (made.folder / "before").iterdir())  # a copy, taken before it went on
     assert left == ["checkpoint.pt", "metrics.jsonl"]
 
 
 def test_a_killed_rank_stops_the_others_with_one_clear_message(killed):
-    err, seconds = killed
-    assert err.count("clipvip: expected 2 ranks, one of them died or gave no answer within 200 s") == 1
-    assert re.search(r"start the same command again; \S+/killed/checkpoint.pt of step \d+ is kept", err)
-    assert "Signal 9 (SIGKILL) received" in err  # torchrun's report, which names the rank
-    assert seconds < 100
+    lost = f"clipvip: expected 2 ranks, one of them died or gave no answer within {ANSWER} s"
+    assert killed.count(lost) == 1
+    assert re.search(r"start the same command again; \S+/killed/checkpoint.pt of step \d+ is kept", killed)
+    assert "Signal 9 (SIGKILL) received" in killed  # torchrun's report, which names the rank
 
 
 def test_a_rank_that_is_killed_before_the_first_step_leaves_no_promise_of_a_checkpoint(made):
     """Whether a lost connection or torchrun's signal comes first, nothing is said to be kept."""
     process = train(2, *made.options("early", steps=100_000, save_minutes=1e6))
     try:
-        deadline = time.monotonic() + small_runs.SECONDS
-        while not (made.folder / "early").is_dir():  # made when the ranks have found each other
-            assert process.poll() is None and time.monotonic() < deadline, "no folder"
-            time.sleep(0.02)
+        # made when the ranks have found each other
+        patience.until((made.folder / "early").is_dir, "the run's folder", process)
         os.kill(pid_of_rank(process.pid, 1), signal.SIGKILL)
         _, err = finish(process, code=1)
     finally:
-        small_runs.end(process)
+        patience.kill(process.pid)
     assert err.count("; no checkpoint was written yet") == 1
     assert "torchrun's report" in err and "what was done is kept" not in err
 
@@ -253,9 +244,9 @@ def test_on_another_number_of_ranks_the_batches_are_the_same(made, two):
 
 def test_one_of_four_ranks_is_killed_on_uneven_shards_and_the_run_goes_on(made):
     """Two shards of 16 and 8 clips, shared sample by sample: 6 clips a rank and epoch."""
-    err, seconds = interrupted(made, "four-killed", signal.SIGKILL, ranks=4, store=False)
-    assert err.count("clipvip: expected 4 ranks, one of them died or gave no answer within 200 s") == 1
-    assert seconds < 100
+    err = interrupted(made, "four-killed", signal.SIGKILL, ranks=4, store=False)
+    lost = f"clipvip: expected 4 ranks, one of them died or gave no answer within {ANSWER} s"
+    assert err.count(lost) == 1
     before = len(read_metrics(made.folder / "four-killed/metrics.jsonl"))
     done = made.runs(
         "four",

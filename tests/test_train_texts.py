@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pyarrow as pa
@@ -127,8 +126,8 @@ def test_one_store_serves_other_texts(made, tmp_path):
     assert wrong != beside == made.train(made.shards["whole"], tmp_path / "whole", *another)
 
 
-def test_from_metadata_to_a_model_by_the_two_commands(made, tmp_path):
-    """Real processes, shards as video2dataset leaves clips of YouTube: spans, empty texts, one never fetched."""
+def test_from_metadata_to_a_model_by_the_two_commands(made, tmp_path, capsys):
+    """Shards as video2dataset leaves clips of YouTube: spans, empty texts, one never fetched."""
     metadata, spans = {"video_id": "AbCdEfGhIjK", "url": "https://www.youtube.com/watch?v=AbCdEfGhIjK"}, []
     samples = [s for shard in expand(made.shards["whole"]) for s in read_shard(shard)]
     written = [sample("000000099_00000", mp4=None, txt="", json=FAILED)]
@@ -143,12 +142,9 @@ def test_from_metadata_to_a_model_by_the_two_commands(made, tmp_path):
     (tmp_path / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
 
     def clipvip(*line):
-        command = [sys.executable, *small_runs.ENTRY, *map(str, line)]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=small_runs.environment(), check=False, timeout=250
-        )
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        capsys.readouterr()
+        assert cli.main(list(map(str, line))) == 0
+        return json.loads(capsys.readouterr().out)
 
     told = clipvip(
         "convert-texts", "--shards", tmp_path / "00000.tar", "--subtitles", tmp_path / "said.jsonl",

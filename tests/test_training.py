@@ -17,7 +17,7 @@ from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.profiles import Recipe
 
-RECIPE = Recipe(steps=6, batch=8, lr=1e-3, lr_added=5e-3, bfloat16=False)
+RECIPE = Recipe(steps=6, batch=8, lr=1e-3, lr_added=5e-3, precision="float32")
 
 
 def quiet(done, total, note=""):
@@ -219,7 +219,7 @@ def test_logit_scale_stays_within_the_authors_bounds(pairs, tmp_path):
 
 def test_bfloat16_trains_near_float32(pairs, tmp_path):
     _, exact = run(pairs, tmp_path / "a")
-    _, half = run(pairs, tmp_path / "b", dataclasses.replace(RECIPE, bfloat16=True))
+    _, half = run(pairs, tmp_path / "b", dataclasses.replace(RECIPE, precision="bfloat16"))
     for a, b in zip(exact.history, half.history, strict=True):
         assert abs(a["loss"] - b["loss"]) < 0.15
 
@@ -250,15 +250,15 @@ def test_parameter_groups_decay_matrices_and_speed_up_new_parameters():
 
 def test_features_of_a_set_equal_those_of_single_clips(pairs):
     net = model().eval()
-    together = training.encode_clips(net, pairs.store, 3, batch=5, bfloat16=False)
+    together = training.encode_clips(net, pairs.store, 3, batch=5, precision="float32")
     for index in (0, 7, 15):
         from clipvip_lib.data.transform import normalize
 
         with torch.no_grad():
             alone = net.encode_video(normalize(torch.from_numpy(pairs.store.take([index], 3))))
         np.testing.assert_allclose(together[index], alone[0].numpy(), atol=1e-5)
-    texts = training.encode_texts(net, pairs.texts, batch=7, bfloat16=False)
-    one = training.encode_texts(net, pairs.texts.take([4]), bfloat16=False)
+    texts = training.encode_texts(net, pairs.texts, batch=7, precision="float32")
+    one = training.encode_texts(net, pairs.texts.take([4]), precision="float32")
     np.testing.assert_allclose(texts[4], one[0], atol=1e-5)
 
 
