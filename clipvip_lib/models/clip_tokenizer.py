@@ -112,7 +112,8 @@ class ClipTokenizer:
 
 def clean(text: str) -> str:
     """open_clip's cleaning: broken encodings and HTML entities mended, white space single, lower case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+    if not text.isascii() or not text.isprintable() or "&" in text:  # else ftfy, the slow part, changes nothing
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 
 

@@ -69,6 +69,7 @@ def run_stages(
     count = min(workers or default_workers(), len(todo)) if todo else 0
     display = board(len(outcomes) + len(todo), count)
     display.cached(list(outcomes))
+    display.remember((outcome.stage for outcome in outcomes.values()), home)
     if not todo:
         return outcomes
     run = _Run(home, todo, outcomes, count, display)
