@@ -12,8 +12,10 @@ PYTHON  ?=
 
 # What an installer says, without a line a package
 BRIEF := grep --line-buffered -vE '^ [-+~] |^(Looking|Collecting|Requirement|Installing|Success)| kB|[.]metadata'
-# What the workers, the kernels and the pages of the study import
-IMPORTED := clipvip_lib.study.steps, clipvip_lib.study.pages, papermill, ipykernel.kernelapp, matplotlib.pyplot, pandas
+# What the workers, the kernels and the pages of the study import, directly or through these
+IMPORTED := clipvip_lib.captioning, clipvip_lib.language_gap, clipvip_lib.probes, clipvip_lib.training, \
+  clipvip_lib.study.steps, clipvip_lib.study.notebook, clipvip_lib.study.figures, clipvip_lib.study.pages, \
+  papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce smoke test equality rates tried more-seeds evidence lab lint format clean distclean
@@ -75,14 +77,14 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	echo "setup: installing this project, editable"; \
 	$$install --quiet --no-deps --no-build-isolation -e . || failed; \
 	echo "setup: compiling what the study imports, by importing it once"; \
-	$(PY) -c "import $(IMPORTED)" || failed; took compiling; \
+	PYTHONDONTWRITEBYTECODE= $(PY) -c "import $(IMPORTED)" || failed; took compiling; \
 	rm -f $(RUNNING); echo "$$sum" > $(STAMP); \
 	echo "setup: done in $$((now - began)) s; on disk: $$(du -sh $(VENV))"
 
 reproduce: setup ## the whole study at mini size: pages in reports/ (PROFILE=smoke, SEEDS=0,1,2)
 	@$(VENV)/bin/clipvip reproduce --profile $(PROFILE) --seeds $(SEEDS)
 
-smoke: setup ## every notebook in seconds: pages in reports/smoke/
+smoke: setup ## every notebook in two minutes: pages in reports/smoke/
 	@$(VENV)/bin/clipvip reproduce --profile smoke --out reports/smoke
 
 test: setup ## all tests, the nine notebooks at smoke size included

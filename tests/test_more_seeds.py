@@ -89,7 +89,8 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
     assert (tmp_path / "07_cost.html").read_text() == "before<!--reference--><!--/reference-->after"
 
     # The reference's own seeds on a GPU: apart from the others, never joined with the same draws on the CPU.
-    monkeypatch.setattr(more_seeds, "get_profile", lambda name: dataclasses.replace(SMOKE, device="cuda"))
+    cuda = dataclasses.replace(SMOKE, device="cuda")
+    monkeypatch.setattr("clipvip_lib.study.plan.runnable_profile", lambda name: cuda)
     monkeypatch.setattr("clipvip_lib.study.machine.gpu_names", lambda: ("NVIDIA H200",))
     assert more_seeds.main("smoke", "0,1", "6", tmp_path) == 0
     on_gpu = read_json(tmp_path / "on-gpu.json")

@@ -58,7 +58,7 @@ def test_patch_states_are_those_of_single_frames(tmp_path):
     rng = np.random.default_rng(0)
     np.save(tmp_path / "frames.npy", rng.integers(0, 255, (5, 8, 16, 16, 3)).astype(np.uint8))
     store = FrameStore([tmp_path / "frames.npy"])
-    states = patch_states(model, store, 4, batch=2)
+    states = patch_states(model, store, 4, "bfloat16", batch=2)
     assert states.shape == (5, 4, 4, 16)
-    alone = patch_states(model, store, 1, batch=5)  # the first frame
+    alone = patch_states(model, store, 1, "bfloat16", batch=5)  # the first frame
     torch.testing.assert_close(states[:, :1], alone)

@@ -118,7 +118,12 @@ def test_every_training_goes_to_the_device_that_it_is_told(world, tmp_path):
         steps.postpretrain: (arm, {"clip": clip, "frames-00": frames}),
         steps.finetune: (arm | {"keep_weights": False}, {"clip": clip}),
         steps.train_captioner: (
-            {"size": asdict(profile.captioner) | {"batch": 4}, "seed": 0, "device": "cpu"},
+            {
+                "size": asdict(profile.captioner) | {"batch": 4},
+                "seed": 0,
+                "device": "cpu",
+                "precision": "float32",
+            },
             {"pairs": world / "pairs"},
         ),
     }

@@ -112,7 +112,8 @@ class ClipTokenizer:
 
 def clean(text: str) -> str:
     """open_clip's cleaning: broken encodings and HTML entities mended, white space single, lower case."""
-    if not text.isascii() or not text.isprintable() or "&" in text:  # else ftfy, the slow part, changes nothing
+    # Plain ASCII is what ftfy, the slow part, leaves alone.
+    if not text.isascii() or not text.isprintable() or "&" in text:
         text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return " ".join(text.split()).lower()
 

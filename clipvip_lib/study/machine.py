@@ -49,7 +49,8 @@ def product_rates(home: Path) -> dict[str, float]:
     known = files.read_json(path) if path.is_file() else {}
     if key not in known:
         known[key] = dict(precision.product_rates())
-        files.write_json(path, known)
+        if home.is_dir():  # where there is no cache, as for a plan, none is begun
+            files.write_json(path, known)
     return known[key]
 
 
