@@ -109,7 +109,11 @@ def slower(precision: str, device: str | torch.device = "cpu") -> str | None:
     if precision != "bfloat16" or choose("auto", device) == "bfloat16":
         return None
     if str(device).startswith("cuda"):
-        return "this GPU has no bfloat16 of its own and imitates it; --precision float32 is faster"
+        return "this GPU only imitates bfloat16; precision float32 is faster"
     ratio = gain(product_rates())
-    how = f"{1 / ratio:.3g} times slower than" if ratio < 1 else f"only {ratio:.2g} times as fast as"
-    return f"this processor multiplies bfloat16 {how} float32; --precision float32 is the faster one, or the exact one"
+    if ratio < 1:
+        return f"this processor multiplies bfloat16 {1 / ratio:.3g} times slower than float32; take precision float32"
+    return (
+        f"this processor multiplies bfloat16 only {ratio:.2g} times as fast as float32; precision float32 is exact and "
+        "costs little more"
+    )

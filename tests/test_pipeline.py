@@ -1,5 +1,6 @@
 """The pipeline on a small study: real worker processes, real kernels, real pages."""
 
+import dataclasses
 import errno
 import io
 import json
@@ -315,3 +316,20 @@ def test_library_code_that_a_notebook_imports_is_part_of_its_key():
         "source": "from clipvip_lib import losses\nfrom clipvip_lib.study import notebook",
     }
     assert notebook_imports(json.dumps({"cells": [cell]})) == {"clipvip_lib.losses"}
+
+
+def test_who_asks_for_bfloat16_where_it_is_slow_is_told_by_how_much(house, monkeypatch):
+    rates = {"float32": 50.0, "bfloat16": 1.0}
+    monkeypatch.setattr("clipvip_lib.precision.product_rates", lambda: rates)
+    plan = dataclasses.replace(small_study.PLAN, profile=lambda name, precision: small_study.profile(name))
+    said = io.StringIO()
+    options = {
+        "plan": plan,
+        "notebooks": house.notebooks,
+        "home": house.home,
+        "out": house.out,
+        "stream": said,
+    }
+    with pytest.raises(ClipVipError, match="does not declare 'precision'"):  # the small study's notebooks
+        reproduce("quick", set={"precision": "bfloat16"}, **options)
+    assert "bfloat16 50 times slower than float32" in said.getvalue()

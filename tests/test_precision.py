@@ -68,7 +68,7 @@ def test_words_say_why_and_by_how_much(monkeypatch):
         "float32 (this processor multiplies bfloat16 50 times slower than float32)"
     )
     monkeypatch.setattr(precision, "product_rates", lambda: IMITATED)
-    assert "bfloat16 50 times slower than float32; --precision float32" in precision.slower("bfloat16")
+    assert "bfloat16 50 times slower than float32; take precision float32" in precision.slower("bfloat16")
     assert precision.slower("float32") is None and precision.slower("auto") is None
     monkeypatch.setattr(precision, "product_rates", lambda: TWICE)
     assert precision.slower("bfloat16") is None

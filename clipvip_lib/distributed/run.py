@@ -42,7 +42,7 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
     """
     needs(arguments.loss)
     recipe = get_recipe(recipe_name, **dict(arguments.set))
-    # One for all ranks, and by name: a run that goes on elsewhere keeps it.
+    # One for all ranks, and by name: a run resumed elsewhere keeps it.
     recipe = dataclasses.replace(recipe, precision=ranks.collect(choose(recipe.precision, ranks.device))[0])
     if ranks.main and (said := slower(recipe.precision, ranks.device)):
         print(f"clipvip: {said}", file=sys.stderr)

@@ -49,7 +49,7 @@ def product_rates(home: Path) -> dict[str, float]:
     known = files.read_json(path) if path.is_file() else {}
     if key not in known:
         known[key] = dict(precision.product_rates())
-        if home.is_dir():  # where there is no cache, as for a plan, none is begun
+        if home.is_dir():  # a plan begins no cache
             files.write_json(path, known)
     return known[key]
 

@@ -52,7 +52,7 @@ def start(
     the notebook lacks of them is shown. precision: of all models, "float32", "bfloat16" or "auto", the one that this
     machine is fast in.
 
-    Raises ClipVipError for an unknown notebook, profile or precision and for seeds that are no distinct whole numbers.
+    Raises ClipVipError for an unknown notebook, profile or precision and for seeds that are not distinct whole numbers.
     """
     plan = plan or study_plan()
     given = {"at_hand": at_hand} if at_hand else {}

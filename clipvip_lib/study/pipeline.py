@@ -22,6 +22,7 @@ from typing import TextIO
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.precision import slower
 from clipvip_lib.progress import duration
 from clipvip_lib.study import reference
 from clipvip_lib.study.board import Board
@@ -65,6 +66,8 @@ def reproduce(
     sized, seeds = plan.profile(profile, **given), check_seeds(list(seeds))
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
     check_workers(workers)
+    if said := slower(given.get("precision", ""), getattr(sized, "device", "cpu")):
+        print(said, file=stream, flush=True)
     home = require_room(home or files.home())
     out = require_room(out or files.CHECKOUT / "reports")
     always = {"profile": profile, "seeds": seeds, **given}
@@ -109,7 +112,7 @@ def split_settings(profile: str, given: dict) -> tuple[dict, dict]:
     """``--set`` as what makes the profile, and further notebook parameters. At ``paper`` it says where data and weights
     are, which notebooks take as one parameter ``at_hand``; the number of GPUs is written out, for a page's own process
     sees but one."""
-    of_profile = {name: given.pop(name) for name in ("precision",) if name in given}
+    of_profile = {"precision": given.pop("precision")} if "precision" in given else {}
     if profile != "paper":
         return of_profile, given
     return of_profile | {"at_hand": {"gpus": max(1, len(gpus()))} | given}, {}
