@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
@@ -92,6 +93,14 @@ def write_json(path: str | Path, value: object) -> Path:
     return write_bytes(
         path, (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     )
+
+
+def digest(folder: Path, paths: Iterable[Path]) -> str:
+    """Hash (16 hex digits) of files: their names below ``folder`` and what they hold, in this order."""
+    found = hashlib.sha256()
+    for path in paths:
+        found.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()[:16]
 
 
 def read_json(path: str | Path) -> object:

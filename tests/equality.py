@@ -7,17 +7,16 @@ The fixture ``equals`` (conftest.py) asserts and records. At the end of a run wi
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-import clipvip_lib
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import write_json
-from clipvip_lib.study.code_version import library_versions, modules_version
+from clipvip_lib.files import digest, write_json
+from clipvip_lib.study.equality import PACKAGE
 from clipvip_lib.study.machine import machine
+from clipvip_lib.study.stages import library_versions
 
 if TYPE_CHECKING:  # most test files do without torch, and conftest.py comes before all of them
     from torch import Tensor
@@ -116,13 +115,11 @@ class EqualityReport:
 def document(rows: list[dict]) -> dict:
     """What is written: the rows, and the code, libraries and machine that they hold for."""
     fields = ("quantity", "against", "test", "difference", "tolerance")
-    package = Path(clipvip_lib.__file__).parent
-    models = sorted(f"clipvip_lib.models.{file.stem}" for file in (package / "models").glob("[!_]*.py"))
-    modules = [*models, "clipvip_lib.losses"]
+    compared = [*sorted((PACKAGE / "models").glob("[!_]*.py")), PACKAGE / "losses.py"]
     return {
         "rows": [{field: row[field] for field in fields} for row in rows],
-        "modules": modules,
-        "code": modules_version(modules),
+        "files": [path.relative_to(PACKAGE).as_posix() for path in compared],
+        "code": digest(PACKAGE, compared),
         "libraries": library_versions(),
         "machine": machine(),
     }

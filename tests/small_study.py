@@ -12,11 +12,12 @@ from types import SimpleNamespace
 from clipvip_lib import files
 from clipvip_lib.errors import unknown
 from clipvip_lib.study.plan import Plan
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.study.stages import Stage, version
 
 NOTEBOOKS = ("00_first", "01_second", "02_third")
 
 
+@version(1, "first")
 def count(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict:
     """Count to ``n`` with a checkpoint at every step; ``mood`` says how it ends."""
     file = folder / "count.json"

@@ -12,8 +12,8 @@ import pytest
 import torch
 from equality import Equals, largest, relative, where_large
 
+from clipvip_lib.files import digest
 from clipvip_lib.study import equality as equality_page
-from clipvip_lib.study.code_version import modules_version
 
 TESTS = Path(__file__).parent
 BODY = """
@@ -58,7 +58,7 @@ def test_the_table_is_shown_and_written_alike_by_one_process_and_by_two(tmp_path
         assert done.returncode == 0, done.stdout
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
     written = json.loads((tmp_path / "a.json").read_text())
-    assert written.keys() == {"rows", "modules", "code", "libraries", "machine"}
+    assert written.keys() == {"rows", "files", "code", "libraries", "machine"}
     rows = [(row["test"], row["quantity"], row["against"], row["difference"]) for row in written["rows"]]
     assert rows[1:] == [
         ("test_small.py::test_one", "sum", "by hand", 0.0),
@@ -70,8 +70,9 @@ def test_the_table_is_shown_and_written_alike_by_one_process_and_by_two(tmp_path
     assert all(
         row.keys() == {"quantity", "against", "test", "difference", "tolerance"} for row in written["rows"]
     )
-    assert written["code"] == modules_version(written["modules"]) and "torch" in written["libraries"]
-    assert {"clipvip_lib.losses", "clipvip_lib.models.proxy_attention"} <= set(written["modules"])
+    compared = [equality_page.PACKAGE / name for name in written["files"]]
+    assert written["code"] == digest(equality_page.PACKAGE, compared) and "torch" in written["libraries"]
+    assert {"losses.py", "models/proxy_attention.py"} <= set(written["files"])
     assert re.search(r"test_one +sum +numpy +5.00e-01 +1e\+00", done.stdout)
     assert "5 equalities written to b.json" in done.stdout
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import clipvip_lib
-from clipvip_lib.study.code_version import imported_modules
+from clipvip_lib.study.page_stage import imported_modules
 
 PACKAGE = Path(clipvip_lib.__file__).parent
 # A module may import from its own layer and from those before it.
@@ -92,20 +92,27 @@ def others(module: str) -> set[str]:
     return found
 
 
+def ours(module: str) -> set[str]:
+    """The modules of this package that a module imports."""
+    return {name for name in imported_modules(tree(module)) if name.split(".")[0] == "clipvip_lib"}
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_run_one_way(module):
     if module == "clipvip_lib":
-        assert imported_modules(tree(module)) == {"clipvip_lib.registration"}
+        assert ours(module) == {"clipvip_lib.registration"}
         return
     own = layer(module)
     assert own is not None, f"{module} has no layer: give it a place in LAYERS"
-    package = module if (PACKAGE.parent / Path(*module.split("."))).is_dir() else module.rpartition(".")[0]
-    above = {
-        name
-        for name in imported_modules(tree(module), package)
-        if name != "clipvip_lib" and layer(name) > own
-    }
+    above = {name for name in ours(module) if name != "clipvip_lib" and layer(name) > own}
     assert not above, f"{module} imports {above}, which rest on it"
+
+
+def test_imports_are_absolute():
+    """What reads imports looks at no others."""
+    for module in MODULES:
+        relative = [n for n in ast.walk(tree(module)) if isinstance(n, ast.ImportFrom) and n.level]
+        assert not relative, module
 
 
 @pytest.mark.parametrize(

@@ -310,12 +310,18 @@ def test_the_key_of_a_page_follows_what_it_shows(house):
     assert json.loads(bare(source))["cells"][1]["metadata"] == {"tags": ["parameters"]}
 
 
-def test_library_code_that_a_notebook_imports_is_part_of_its_key():
-    cell = {
-        "cell_type": "code",
-        "source": "from clipvip_lib import losses\nfrom clipvip_lib.study import notebook",
-    }
-    assert notebook_imports(json.dumps({"cells": [cell]})) == {"clipvip_lib.losses"}
+def test_a_page_is_made_again_after_any_change_of_the_package(house, monkeypatch):
+    source = (house.notebooks / "00_first.ipynb").read_text()
+    base = page_stage("00_first", source, {"seeds": [0]}, "p", [])
+    monkeypatch.setattr("clipvip_lib.study.page_stage.package_digest", lambda: "another")
+    assert page_stage("00_first", source, {"seeds": [0]}, "p", []).key != base.key
+
+
+def test_what_a_notebook_imports_is_imported_once_for_all_kernels():
+    code = "from clipvip_lib import losses\nfrom clipvip_lib.errors import unknown\nimport numpy.random as r"
+    cells = [{"cell_type": "code", "source": code}, {"cell_type": "code", "source": "import ("}]
+    expected = {"clipvip_lib.losses", "clipvip_lib.errors", "numpy.random"}
+    assert notebook_imports(json.dumps({"cells": cells})) == expected
 
 
 def test_who_asks_for_bfloat16_where_it_is_slow_is_told_by_how_much(house, monkeypatch):

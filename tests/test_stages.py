@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-import textwrap
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.study import code_version as versions
-from clipvip_lib.study.stages import Stage, closure, discard, empty_bin, plain, run_stage
+from clipvip_lib.study import stages as versions
+from clipvip_lib.study.stages import Stage, closure, discard, empty_bin, plain, run_stage, version, version_of
 
 COUNT = "small_study:count"
 TESTS = Path(__file__).parent
@@ -56,81 +55,40 @@ def test_the_key_follows_what_can_change_the_result_and_nothing_else(monkeypatch
     assert stage(n=4).key != base.key
     assert stage(inputs={"x": stage("below")}).key != base.key
     assert stage(inputs={"x": stage("below", 9)}).key != stage(inputs={"x": stage("below")}).key
-    assert replace(base, code=("clipvip_lib.losses",)).key != base.key
-    monkeypatch.setattr("clipvip_lib.study.stages.library_versions", lambda: {"torch": "0"})
+    assert replace(base, imports=("clipvip_lib.losses",)).key == base.key
+    with monkeypatch.context() as changed:
+        changed.setattr(versions, "library_versions", lambda: {"torch": "0"})
+        assert stage().key != base.key
+    monkeypatch.setattr(versions, "version_of", lambda function: 2)
     assert stage().key != base.key
 
 
-@settings(deadline=None)  # the first key reads sources
+@settings(deadline=None)  # the first key reads the function's source
 @given(st.dictionaries(st.text(max_size=5), st.integers() | st.text(max_size=5) | st.floats(-1e9, 1e9)))
 def test_the_key_does_not_depend_on_the_order_of_the_configuration(config):
     turned = dict(reversed(config.items()))
     assert Stage("a", COUNT, config).key == Stage("a", COUNT, turned).key
 
 
-def write_module(folder: Path, name: str, text: str) -> None:
-    (folder / f"{name}.py").write_text(textwrap.dedent(text))
+def test_the_version_is_read_from_the_source_and_is_the_functions():
+    assert version_of(COUNT) == small_study.count.version == 1
+
+    @version(7, "another rule")
+    def work():
+        return "done"
+
+    assert (work.version, work()) == (7, "done")
 
 
-MODULE = '''
-    """Words."""
-    from clipvip_lib.files import read_json
-    RATE = 3
-    def helper():
-        """More words."""
-        return RATE
-    def unused():
-        return 5
-    def work(config, inputs, folder, progress):
-        # a comment
-        return {"x": helper(), "y": read_json}
-'''
-
-
-def fresh_version(folder: Path) -> str:
-    command = "from clipvip_lib.study.code_version import code_version as c; print(c('worked:work'))"
-    environment = dict(os.environ, PYTHONPATH=str(folder))
-    done = subprocess.run(
-        [sys.executable, "-c", command], env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout
-
-
-def test_the_code_version_follows_code_not_words(tmp_path):
-    write_module(tmp_path, "worked", MODULE)
-    before = fresh_version(tmp_path)
-    words = MODULE.replace("More words", "Other words").replace("# a comment", "# another")
-    write_module(tmp_path, "worked", words.replace("return 5", "return 6"))
-    assert fresh_version(tmp_path) == before
-    write_module(tmp_path, "worked", MODULE.replace("RATE = 3", "RATE = 4"))  # named by a helper of it
-    assert fresh_version(tmp_path) != before
-    write_module(
-        tmp_path, "worked", MODULE.replace("files import read_json", "errors import unknown as read_json")
-    )
-    assert fresh_version(tmp_path) != before
-
-
-def test_the_version_of_modules_follows_their_code_and_what_they_import(monkeypatch):
-    modules = ["clipvip_lib.losses", "clipvip_lib.models.proxy_attention"]
-    before = versions.modules_version(modules)
-    assert versions.modules_version(reversed(modules)) == before
-    assert versions.modules_version(modules[:1]) != before
-    own = versions._module
-
-    def edited(name):
-        module = own(name)
-        return replace(module, text=module.text + "\nX = 1") if name == "clipvip_lib.errors" else module
-
-    monkeypatch.setattr(versions, "_module", edited)  # which both import
-    assert versions.modules_version(modules) != before
-    with pytest.raises(ClipVipError, match="no module 'clipvip_lib.nothing'"):
-        versions.modules_version(["clipvip_lib.nothing"])
-
-
-def test_the_closure_follows_imports_inside_functions_and_leaves_the_attic_out():
-    found = versions.module_closure({"clipvip_lib.files", "clipvip_lib.cli"})
-    assert {"clipvip_lib.files", "clipvip_lib.errors"} <= found
-    assert not [name for name in found if name.startswith("clipvip_lib.study")]
+def test_a_version_that_changed_during_a_run_is_refused(tmp_path, monkeypatch):
+    planned = stage()
+    assert planned.key
+    monkeypatch.setattr(small_study.count, "version", 2)
+    with pytest.raises(
+        ClipVipError, match=r"the version of small_study:count changed during the run; start it"
+    ):
+        run_stage(planned, tmp_path)
+    assert not planned.partial_folder(tmp_path).exists()
 
 
 def test_computing_a_key_imports_nothing_heavy():
@@ -152,7 +110,9 @@ def test_computing_a_key_imports_nothing_heavy():
         (lambda: Stage("../up", COUNT), "stage name"),
         (lambda: Stage("/abs", COUNT), "stage name"),
         (lambda: Stage("a", "small_study:nothing").key, "no function 'nothing'"),
+        (lambda: Stage("a", "small_study:profile").key, r"has no version: .* put @version\(1"),
         (lambda: Stage("a", "no_such_module:f").key, "no module 'no_such_module'"),
+        (lambda: Stage("a", "no_such.module:f").key, "no module 'no_such.module'"),
         (lambda: Stage("a", COUNT, {"x": float("nan")}).key, "finite number"),
         (lambda: Stage("a", COUNT, {"x": object()}).key, "JSON value"),
         (lambda: closure([stage("a", 1), stage("a", 2)]), "two different stages are named a"),
@@ -171,8 +131,9 @@ def test_a_failure_keeps_the_partial_folder_and_the_next_run_resumes_there(tmp_p
         run_stage(failing, tmp_path)
     assert not failing.done(tmp_path)
     assert (failing.partial_folder(tmp_path) / "count.json").read_text() == "5\n"
-    mended = small_study.count
-    monkeypatch.setattr(small_study, "count", lambda c, i, f, p: mended({**c, "mood": ""}, i, f, p))
+    count = small_study.count
+    repaired = version(1, "first")(lambda c, i, f, p: count({**c, "mood": ""}, i, f, p))
+    monkeypatch.setattr(small_study, "count", repaired)
     assert run_stage(failing, tmp_path)["resumed_at"] == 5
     assert failing.facts(tmp_path)["attempts"] == 2
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from clipvip_lib import files
-from clipvip_lib.study.code_version import modules_version
 
 FILE = files.CHECKOUT / "reports" / "reference" / "equality.json"
+PACKAGE = Path(__file__).parent.parent
 
 
 def read(path: Path = FILE) -> dict | None:
@@ -44,7 +44,7 @@ def basis(document: dict) -> str:
     """Where and on which code the table was measured, and whether the code has changed since."""
     libraries = ", ".join(f"{name} {document['libraries'][name]}" for name in ("torch", "transformers"))
     measured = f"Measured by the tests (`make equality`) on {document['machine']}; {libraries}."
-    if document["code"] == modules_version(document["modules"]):
+    if document["code"] == files.digest(PACKAGE, [PACKAGE / name for name in document["files"]]):
         return f"{measured} The models' code is the same today."
     return f"{measured} The models' code has changed since: run `make equality` again."
 

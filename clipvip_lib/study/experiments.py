@@ -111,7 +111,7 @@ def _split(total: int, parts: int) -> list[tuple[int, int]]:
     return [(first, last - first) for first, last in itertools.pairwise(edges)]
 
 
-WORLD_CODE = ("clipvip_lib.data.corpora",)
+WORLD = ("clipvip_lib.data.corpora",)
 DECODING = ("clipvip_lib.data.frames", "clipvip_lib.data.shards")
 
 
@@ -126,7 +126,7 @@ def images(profile: Profile, name: str) -> list[Stage]:
             f"world/{name}/{part}",
             STEPS + "write_images",
             {"name": name, "seed": world.seed, "first": first, "count": count},
-            code=WORLD_CODE,
+            imports=WORLD,
             cost=count * 0.002,
         )
         for part, (first, count) in enumerate(parts)
@@ -141,14 +141,14 @@ def corpus(profile: Profile, name: str) -> list[Stage]:
         shards = corpus(profile, LARGEST)
         config = {"share": SHARES[name], "seed": world.seed}
         inputs = {f"shard-{part:02d}": stage for part, stage in enumerate(shards)}
-        return [Stage(f"world/{name}/0", STEPS + "write_subset", config, inputs, WORLD_CODE, cost=1.0)]
+        return [Stage(f"world/{name}/0", STEPS + "write_subset", config, inputs, WORLD, cost=1.0)]
     videos = round(world.corpus_clips * SHARES[name]) // CLIPS_PER_VIDEO
     return [
         Stage(
             f"world/{name}/{part}",
             STEPS + "write_corpus",
             {"corpus": name, "seed": world.seed, "first": first, "videos": count},
-            code=WORLD_CODE,
+            imports=WORLD,
             cost=count * CLIPS_PER_VIDEO * 0.011,
         )
         for part, (first, count) in enumerate(_split(videos, world.shards if name == LARGEST else 1))
@@ -162,7 +162,7 @@ def benchmark(profile: Profile, name: str) -> Stage:
     clips = {"train": world.train, "val": world.val, "test": world.test}
     config = {"name": name, "seed": world.seed, "clips": clips}
     return Stage(
-        f"world/{name}", STEPS + "write_benchmark", config, code=WORLD_CODE, cost=sum(clips.values()) * 0.012
+        f"world/{name}", STEPS + "write_benchmark", config, imports=WORLD, cost=sum(clips.values()) * 0.012
     )
 
 
@@ -188,10 +188,10 @@ def shard_frames(profile: Profile, name: str) -> list[Stage]:
 def benchmark_frames(profile: Profile, name: str) -> Stage:
     """Decoded frames and texts of a downstream set."""
     config = {"name": name, **_decoding(profile, profile.model.cached_frames)}
-    code = ("clipvip_lib.data.frames", "clipvip_lib.data.benchmarks")
+    imports = ("clipvip_lib.data.frames", "clipvip_lib.data.benchmarks")
     inputs = {"benchmark": benchmark(profile, name)}
     clips = profile.world.train + profile.world.val + profile.world.test
-    return Stage(f"frames/{name}", STEPS + "decode_benchmark", config, inputs, code, cost=clips * 0.006)
+    return Stage(f"frames/{name}", STEPS + "decode_benchmark", config, inputs, imports, cost=clips * 0.006)
 
 
 # -------------------------------------------------------------------------------------------------- captions
@@ -208,8 +208,8 @@ def captioner(profile: Profile) -> Stage:
     }
     inputs = {"pairs": images(profile, "caption-pairs")[0]}
     cost = (profile.captioner.stem_steps + profile.captioner.steps) * 0.08
-    code = ("clipvip_lib.captioner_training",)
-    return Stage("captioner", STEPS + "train_captioner", config, inputs, code, cost)
+    imports = ("clipvip_lib.captioner_training",)
+    return Stage("captioner", STEPS + "train_captioner", config, inputs, imports, cost)
 
 
 @stages_of_profile
@@ -222,7 +222,7 @@ def captions(profile: Profile) -> list[Stage]:
             f"captions/{LARGEST}/{part}",
             STEPS + "caption_shard",
             inputs={"captioner": captioner(profile), "shard": shard},
-            code=("clipvip_lib.captioning",),
+            imports=("clipvip_lib.captioning",),
             cost=cost,
         )
         for part, shard in enumerate(shards)
@@ -353,8 +353,8 @@ def order_probes(profile: Profile, seed: int) -> Stage:
             f"frames-{name}": benchmark_frames(profile, name),
             f"truth-{name}": benchmark(profile, name),
         }
-    code = ("clipvip_lib.probes", "clipvip_lib.models.checkpoints")
-    return Stage(f"order-probes/seed{seed}", STEPS + "probe_order", config, inputs, code, cost=20.0)
+    imports = ("clipvip_lib.probes", "clipvip_lib.models.checkpoints")
+    return Stage(f"order-probes/seed{seed}", STEPS + "probe_order", config, inputs, imports, cost=20.0)
 
 
 # -------------------------------------------------------------------------------------------- gap and cost
@@ -383,8 +383,8 @@ def language_gap(profile: Profile, seed: int) -> Stage:
         "text-caption pairs": caption_pair_texts(profile),
     }
     inputs |= {f"text-{name}": benchmark_frames(profile, name) for name in BENCHMARKS}
-    code = ("clipvip_lib.language_gap", "clipvip_lib.training")
-    return Stage(f"language-gap/seed{seed}", STEPS + "language_gap", config, inputs, code, cost=60.0)
+    imports = ("clipvip_lib.language_gap", "clipvip_lib.training")
+    return Stage(f"language-gap/seed{seed}", STEPS + "language_gap", config, inputs, imports, cost=60.0)
 
 
 @functools.cache
@@ -409,8 +409,8 @@ def cost(profile: Profile) -> Stage:
         "repeats": 5,
         "precision": profile.precision,
     }
-    code = ("clipvip_lib.models.clip_vip",)
-    return Stage("cost", STEPS + "measure_cost", config, code=code, cost=20.0)
+    imports = ("clipvip_lib.models.clip_vip",)
+    return Stage("cost", STEPS + "measure_cost", config, imports=imports, cost=20.0)
 
 
 # ------------------------------------------------------------------------------------------------- notebooks

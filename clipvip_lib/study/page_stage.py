@@ -1,7 +1,7 @@
 """A page is a stage like any other: a notebook, its parameters and the stages it reads lead to one HTML file.
 
-What is special: the notebook's text is part of the stage's configuration, so an unchanged page is found
-done, and a notebook edited while a run goes on cannot be mistaken for the one that ran.
+The notebook's text and the source of the whole package are part of the stage's configuration: a page takes seconds,
+so it is made again after any change, and a notebook edited during a run cannot be mistaken for the one that ran.
 """
 
 from __future__ import annotations
@@ -9,18 +9,16 @@ from __future__ import annotations
 import ast
 import contextlib
 import functools
-import hashlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import clipvip_lib
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.study.code_version import imported_modules, library_versions
 from clipvip_lib.study.notebook import RESULTS_MIME
 from clipvip_lib.study.provenance import provenance, versions
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.study.stages import Stage, library_versions, version
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
@@ -49,14 +47,13 @@ def page_stage(name: str, source: str, parameters: dict, profile: object, inputs
             "parameters": parameters,
             "profile": repr(profile),
             "precision": getattr(profile, "precision", ""),
-            "attic": attic_version(),
+            "package": package_digest(),
             "libraries": versions() | library_versions(),
             "source": bare(source),
         },
         inputs={stage.name: stage for stage in inputs},
-        code=tuple(sorted(notebook_imports(source))),
+        imports=(*PAGE_IMPORTS, *sorted(notebook_imports(source))),
         cost=PAGE_COST_SECONDS,
-        imports=(*PAGE_IMPORTS, *sorted(all_imports(source))),
     )
 
 
@@ -77,42 +74,41 @@ def bare(source: str) -> str:
 
 
 @functools.cache
-def attic_version() -> str:
-    """Hash of what makes pages and says which stages they read: every file of this package."""
-    folder = Path(__file__).parent
-    found = [f for f in sorted(folder.rglob("*")) if f.suffix in (".py", ".j2", ".css", ".json")]
-    digest = hashlib.sha256()
-    for file in found:
-        digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + file.read_bytes())
-    return digest.hexdigest()[:16]
+def package_digest() -> str:
+    """Hash of every file of this package."""
+    folder = Path(clipvip_lib.__file__).parent
+    found = [file for file in sorted(folder.rglob("*")) if file.suffix in (".py", ".j2", ".css", ".json")]
+    return files.digest(folder, found)
 
 
 def notebook_imports(source: str) -> set[str]:
-    """The clipvip_lib modules that a notebook's code imports, without the attic."""
-    found = {name for tree in _trees(source) for name in imported_modules(tree)}
-    return {name for name in found if not name.startswith("clipvip_lib.study") and name != "clipvip_lib"}
-
-
-def all_imports(source: str) -> set[str]:
-    """All modules that a notebook's code imports."""
+    """The modules that a notebook's code imports."""
     found: set[str] = set()
-    for tree in _trees(source):
-        found |= imported_modules(tree)
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                found |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found.add(node.module)
-    return found
-
-
-def _trees(source: str) -> Iterator[ast.Module]:
     for cell in json.loads(source)["cells"]:
         if cell["cell_type"] == "code":
             with contextlib.suppress(SyntaxError):  # the run will say so, with the cell
-                yield ast.parse("".join(cell["source"]))
+                found |= imported_modules(ast.parse("".join(cell["source"])))
+    return found
 
 
+def imported_modules(tree: ast.AST) -> set[str]:
+    """The modules that a syntax tree imports, also inside functions; ``from clipvip_lib import losses`` is losses."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if _is_ours(name) else node.module for name in inside.values()}
+    return found
+
+
+def _is_ours(module: str) -> bool:
+    path = files.CHECKOUT.joinpath(*module.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+@version(1, "first")
 def render(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict:
     """Stage function: run the notebook, keep its results, write page.html, results.json, executed.ipynb.
 

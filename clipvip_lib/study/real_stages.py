@@ -34,7 +34,7 @@ def clip(profile: RealProfile, seed: int) -> Stage:
     profile.require("weights")
     path = profile.settings.weights
     config = {"weights": str(path), "files": _print([path], times=True)}
-    return Stage("clip", STEPS + "take_weights", config, code=TRAINING)
+    return Stage("clip", STEPS + "take_weights", config, imports=TRAINING)
 
 
 def corpus(profile: RealProfile, name: str) -> Stage:
@@ -60,8 +60,8 @@ def captions(profile: RealProfile) -> list[Stage]:
     config = {"weights": str(profile.settings.ofa), "files": _print([profile.settings.ofa], times=True)}
     config |= {"gpus": profile.settings.gpus, "skip_share": profile.settings.skip_share}
     inputs = {"corpus": corpus(profile, LARGEST)}
-    code = ("clipvip_lib.captioning", "clipvip_lib.models.ofa")
-    return [Stage(f"captions/{LARGEST}", STEPS + "caption_corpus", config, inputs, code)]
+    imports = ("clipvip_lib.captioning", "clipvip_lib.models.ofa")
+    return [Stage(f"captions/{LARGEST}", STEPS + "caption_corpus", config, inputs, imports)]
 
 
 def benchmark(profile: RealProfile, name: str) -> Stage:
@@ -76,8 +76,8 @@ def benchmark_frames(profile: RealProfile, name: str) -> Stage:
     """Decoded frames and texts of a downstream set, at the size that the weights see."""
     config = {"name": name, "recipe": f"finetune-{name}", "changes": profile.changed("finetune")}
     inputs = {"benchmark": benchmark(profile, name), "clip": clip(profile, 0)}
-    code = ("clipvip_lib.distributed.stores", "clipvip_lib.data.benchmarks")
-    return Stage(f"frames/{name}", STEPS + "decode_benchmark", config, inputs, code)
+    imports = ("clipvip_lib.distributed.stores", "clipvip_lib.data.benchmarks")
+    return Stage(f"frames/{name}", STEPS + "decode_benchmark", config, inputs, imports)
 
 
 def postpretrained(profile: RealProfile, arm: Arm, seed: int) -> Stage:
@@ -131,8 +131,8 @@ def language_gap(profile: RealProfile, seed: int) -> Stage:
         "texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": profile.world.seed,
         "precision": profile.precision,
     }  # fmt: skip
-    code = ("clipvip_lib.language_gap", "clipvip_lib.training")
-    return Stage(f"language-gap/seed{seed}", experiments.STEPS + "language_gap", config, inputs, code)
+    imports = ("clipvip_lib.language_gap", "clipvip_lib.training")
+    return Stage(f"language-gap/seed{seed}", experiments.STEPS + "language_gap", config, inputs, imports)
 
 
 # ------------------------------------------------------------------------------------------------------ parts

@@ -30,6 +30,7 @@ from clipvip_lib.streams.shard_index import scan_shard
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.study.machine import cores
+from clipvip_lib.study.stages import version
 
 Inputs = Mapping[str, Path]
 SPLITS = ("train", "val", "test")
@@ -41,6 +42,7 @@ POLL_SECONDS = 1.0
 # -------------------------------------------------------------------------------------------- what is there
 
 
+@version(1, "first")
 def link_files(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """Links by the files' own names. Raises ClipVipError for two of one name."""
     names = [Path(path).name for path in config["files"]]
@@ -54,6 +56,7 @@ def link_files(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     return {"files": len(names), "shards": sum(name.endswith(".tar") for name in names)}
 
 
+@version(1, "first")
 def take_weights(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """Load CLIP's weights strictly and write them, with their tokenizer, as this project's.
 
@@ -67,6 +70,7 @@ def take_weights(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     return {"image_size": size, "parameters": _count(model)}
 
 
+@version(1, "first")
 def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """All three splits as frame stores, as ``clipvip train`` reads them."""
     recipe = get_recipe(config["recipe"], **config["changes"])
@@ -81,6 +85,7 @@ def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress) -> di
 # ------------------------------------------------------------------------------------------------- training
 
 
+@version(1, "first")
 def postpretrain(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """``clipvip train --stage postpretrain`` on a corpus; a model is kept at every snapshot."""
     options = ["--stage", "postpretrain", "--shards", inputs["corpus"] / "*.tar", "--loss", config["loss"]]
@@ -100,6 +105,7 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     return _outcome(folder, done) | {"steps": done["steps"], "clips": clips, "epochs": seen / clips}
 
 
+@version(1, "first")
 def finetune(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """``clipvip train --stage finetune``: checkpoint by validation, test scored once; ranks.npz keeps ranks."""
     name, start = config["name"], _start(config, inputs)
@@ -123,6 +129,7 @@ def _metrics(scored: dict[str, dict]) -> dict[str, dict]:
     }
 
 
+@version(1, "first")
 def zero_shot(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """Score the test split with the weights as they are."""
     recipe = get_recipe(f"finetune-{config['name']}", **config["recipe"])
@@ -201,6 +208,7 @@ def _command(options: Sequence[object], ranks: int, folder: Path, look=lambda: N
         raise ClipVipError(sentences[-1])
 
 
+@version(1, "first")
 def caption_corpus(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """``clipvip caption`` on a corpus: a sidecar a shard; shards that are done are skipped."""
     shards = sorted(inputs["corpus"].glob("*.tar"))
@@ -241,6 +249,7 @@ def _count(model) -> int:
 # ---------------------------------------------------------------------------------------------------- texts
 
 
+@version(1, "first")
 def shard_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """Texts of a corpus, from a few shards evenly chosen; those that stand beside a shard before its own."""
     shards = _some(sorted(inputs["corpus"].glob("*.tar")), config["shards"])
@@ -262,6 +271,7 @@ def _texts_of(shard: Path) -> Iterator[tuple[str, str]]:
             yield sample.key, sample.text
 
 
+@version(1, "first")
 def caption_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """Captions of a corpus, from a few shards evenly chosen."""
     sidecars = sorted((inputs.get("captions") or inputs["corpus"]).glob("*.captions.jsonl"))
@@ -273,6 +283,7 @@ def caption_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     return {"texts": write_sidecar(folder / "captions.jsonl", "captions", rows)}
 
 
+@version(1, "first")
 def benchmark_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """The training split's texts of a downstream set."""
     items = load_benchmark(config["name"], inputs["benchmark"], "train")

@@ -1,19 +1,24 @@
-"""A stage: a name, a configuration, a code version and inputs, and the result that they lead to.
+"""A stage: a name, a function and its version, a configuration and inputs, and the result that they lead to.
 
-What is special: the key of a stage is a hash of everything that can change its result, so a result that
-lies in the cache under that key is right by construction, and nothing is ever computed twice. A running
-stage works in ``<home>/stages/<name>-<key>.partial/``; the folder loses ``.partial`` by a rename after
-``result.json``, its last file, is in it. A kill therefore leaves at most a partial folder, which the next
-run resumes from.
+The key of a stage is a hash of what its result depends on, so nothing is computed twice. Code is the one part that
+is declared: every stage function carries a version, ``@version(2, "frames are drawn without jitter")``, which is
+raised when its results change. tests/test_smoke_results.py notices a version that was not.
+
+A running stage works in ``<home>/stages/<name>-<key>.partial/``. The folder loses ``.partial`` by a rename after
+``result.json``, its last file, is in it. A kill therefore leaves at most a partial folder, which the next run resumes
+from.
 """
 
 from __future__ import annotations
 
+import ast
 import datetime
 import fcntl
 import functools
 import hashlib
 import importlib
+import importlib.metadata
+import importlib.util
 import json
 import math
 import numbers
@@ -29,11 +34,75 @@ from pathlib import Path
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import quiet
-from clipvip_lib.study.code_version import code_version, library_versions
 from clipvip_lib.study.machine import machine, peak_memory_mib, reset_peak_memory
 
 PART = r"[A-Za-z0-9_+=,-][A-Za-z0-9_.+=,-]*"
 Progress = Callable[..., None]
+
+#: Libraries whose version is part of every key: what steps.py and what it calls import, decoders and tokenizers too.
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "pillow",
+    "av",
+    "decord",
+)
+
+
+def version(number: int, why: str) -> Callable[[Callable], Callable]:
+    """Marks a stage function. Raise the number when the function's results change, and say why."""
+
+    def mark(function: Callable) -> Callable:
+        function.version = number
+        return function
+
+    return mark
+
+
+@functools.cache
+def version_of(function: str) -> int:
+    """The number in a stage function's ``@version``, read from its source: importing it may take seconds.
+
+    Raises ClipVipError if there is no such module or function, or no version.
+    """
+    module, _, name = function.partition(":")
+    try:
+        found = importlib.util.find_spec(module)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.origin:
+        raise ClipVipError(f"no module {module!r}: expected a Python module; correct the stage's function")
+    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            for mark in node.decorator_list:
+                if (
+                    isinstance(mark, ast.Call)
+                    and isinstance(mark.func, ast.Name)
+                    and mark.func.id == "version"
+                ):
+                    return ast.literal_eval(mark.args[0])
+            raise ClipVipError(
+                f'{function} has no version: expected a stage function; put @version(1, "first") above'
+            )
+    raise ClipVipError(
+        f"no function {name!r} in {module}: expected a stage function; correct the stage's function"
+    )
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """Versions of LIBRARIES, read without importing them."""
+    versions = {}
+    for name in LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "none"
+    return versions
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +112,8 @@ class Stage:
     name: path-like and unique in a study, ``finetune/msrvtt/proxy-4/seed0``.
     function: ``module:function``; called as ``function(config, inputs, folder, progress) -> dict``.
     config: JSON values only. inputs: name -> upstream stage; the function gets their folders.
-    code: modules whose source, with all that they import inside clipvip_lib, is the code version, beside
-        the function itself and what it names in its module.
+    imports: modules that the function imports when it is called, worth an import once for all workers.
     cost: estimated seconds on two laptop cores, for the display of the remaining time only.
-    imports: further modules that the function imports, worth an import once for all workers.
 
     Raises ClipVipError for a name that is no relative path.
     """
@@ -55,9 +122,8 @@ class Stage:
     function: str
     config: Mapping[str, object] = field(default_factory=dict)
     inputs: Mapping[str, Stage] = field(default_factory=dict)
-    code: tuple[str, ...] = ()
-    cost: float = 1.0
     imports: tuple[str, ...] = ()
+    cost: float = 1.0
 
     def __post_init__(self) -> None:
         if not re.fullmatch(f"{PART}(/{PART})*", self.name):
@@ -66,17 +132,17 @@ class Stage:
                 "rename it"
             )
 
-    @functools.cached_property
-    def code_version(self) -> str:
-        return code_version(self.function, tuple(self.code))
+    @property
+    def version(self) -> int:
+        return version_of(self.function)
 
     @functools.cached_property
     def key(self) -> str:
-        """Hash (64 hex digits) of function, configuration, code, libraries and inputs; not of the name."""
+        """Hash (64 hex digits) of function, version, configuration, libraries and inputs; not of the name."""
         facts = {
             "function": self.function,
+            "version": self.version,
             "config": plain(self.config, f"the configuration of stage {self.name}"),
-            "code": self.code_version,
             "libraries": library_versions(),
             "inputs": {name: stage.key for name, stage in sorted(self.inputs.items())},
         }
@@ -84,7 +150,7 @@ class Stage:
 
     def modules(self) -> tuple[str, ...]:
         """What a process needs to import for it."""
-        return (self.function.partition(":")[0], *self.code, *self.imports)
+        return (self.function.partition(":")[0], *self.imports)
 
     @property
     def folder_name(self) -> str:
@@ -148,8 +214,7 @@ def run_stage(stage: Stage, home: Path | None = None, progress: Progress | None 
     A second process that wants the same stage waits for the first and takes its result. An exception of the
     function passes through and leaves the partial folder for the next attempt.
 
-    Raises ClipVipError if an input has not run, the sources changed since the key was computed, or the
-    result is not JSON.
+    Raises ClipVipError if an input has not run, the function's version is not the key's, or the result is not JSON.
     """
     home = home or files.home()
     if stage.done(home):
@@ -160,35 +225,31 @@ def run_stage(stage: Stage, home: Path | None = None, progress: Progress | None 
                 f"stage {stage.name} needs {upstream.name} (its input {name!r}), which has not run; "
                 "run it first"
             )
-    if code_version(stage.function, tuple(stage.code)) != stage.code_version:
-        raise ClipVipError(
-            f"the source code behind stage {stage.name} changed while the run was going on; start it again"
-        )
+    function = load_function(stage.function)
+    if function.version != stage.version:
+        raise ClipVipError(f"the version of {stage.function} changed during the run; start it again")
     partial = files.make_folder(stage.partial_folder(home))
     with _locked(partial):
         if stage.done(home):
             return stage.result(home)
-        return _run_locked(stage, home, files.make_folder(partial), progress or quiet)
+        return _run_locked(stage, function, home, files.make_folder(partial), progress or quiet)
 
 
-def _run_locked(stage: Stage, home: Path, partial: Path, progress: Progress) -> dict:
+def _run_locked(stage: Stage, function: Callable, home: Path, partial: Path, progress: Progress) -> dict:
     if (partial / "result.json").is_file():  # killed between its last file and the rename
         partial.rename(stage.folder(home))
         return stage.result(home)
-    for half in partial.rglob(
-        "*.partial"
-    ):  # half-written when an earlier attempt was killed; the lock is ours
+    for half in partial.rglob("*.partial"):  # left by an earlier attempt that was killed; the lock is ours
         half.unlink()
     spent_before, attempts = _note_attempt(partial)
     inputs = {name: upstream.folder(home) for name, upstream in stage.inputs.items()}
-    function = load_function(stage.function)
     reset_peak_memory()
     start = time.monotonic()
     result = function(dict(stage.config), inputs, partial, progress)
     if not isinstance(result, Mapping):
         raise ClipVipError(
             f"stage {stage.name} returned {type(result).__name__}: expected a dict of JSON values; "
-            f"mend {stage.function}"
+            f"correct {stage.function}"
         )
     record = {
         "result": plain(result, f"the result of stage {stage.name}"),
@@ -198,7 +259,7 @@ def _run_locked(stage: Stage, home: Path, partial: Path, progress: Progress) -> 
             "config": plain(stage.config),
             "inputs": {name: upstream.folder_name for name, upstream in stage.inputs.items()},
             "key": stage.key,
-            "code": stage.code_version,
+            "version": stage.version,
             "libraries": library_versions(),
             "seconds": round(time.monotonic() - start + spent_before, 3),
             "last_attempt_seconds": round(time.monotonic() - start, 3),
@@ -271,7 +332,7 @@ def load_function(path: str) -> Callable[..., dict]:
     function = getattr(importlib.import_module(module), name, None)
     if not callable(function):
         raise ClipVipError(
-            f"stage function {path!r}: expected module:function, found no such function; mend its name"
+            f"stage function {path!r}: expected module:function, found no such function; correct its name"
         )
     return function
 

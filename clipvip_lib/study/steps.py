@@ -21,6 +21,7 @@ from clipvip_lib.data.shards import read_shard
 from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
+from clipvip_lib.study.stages import version
 
 SCORINGS = ("simple", "dsl", "qb_norm")
 BANK_CLIPS = (
@@ -33,17 +34,20 @@ Progress = Callable[..., None]
 # ------------------------------------------------------------------------------------- the world, as files
 
 
+@version(1, "first")
 def write_images(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """One shard of still images with texts."""
     count = corpora.write_images(folder / "shard.tar", progress=progress, **config)
     return {"images": count}
 
 
+@version(1, "first")
 def write_corpus(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """One shard of a post-pretraining corpus."""
     return {"clips": corpora.write_corpus(folder / "shard.tar", progress=progress, **config)}
 
 
+@version(1, "first")
 def write_subset(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """A random subset of other shards' long videos."""
     sources = [inputs[name] / "shard.tar" for name in sorted(inputs)]
@@ -51,6 +55,7 @@ def write_subset(config: dict, inputs: Inputs, folder: Path, progress: Progress)
     return {"clips": count}
 
 
+@version(1, "first")
 def write_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """A downstream set: videos and annotations."""
     return {"clips": corpora.write_benchmark(folder, progress=progress, **config)}
@@ -59,6 +64,7 @@ def write_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progre
 # -------------------------------------------------------------------------------------------- decoding, once
 
 
+@version(1, "first")
 def decode_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """frames.npy and texts.json of a shard, in its order."""
     samples = list(read_shard(inputs["shard"] / "shard.tar"))
@@ -68,6 +74,7 @@ def decode_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress)
     return {"clips": len(samples), "frames": decoded}
 
 
+@version(1, "first")
 def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """SPLIT.npy and SPLIT.json (texts by video) of every split of a downstream set."""
     config = dict(config)
@@ -86,6 +93,7 @@ def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progr
 # ------------------------------------------------------------------------------------------------- captioner
 
 
+@version(1, "first")
 def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """OFA trained on the world's caption pairs."""
     from clipvip_lib.captioner_training import train_captioner as train
@@ -106,6 +114,7 @@ def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
     return {"history": history, "parameters": _count(captioner.model)}
 
 
+@version(1, "first")
 def caption_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """An OFA caption for the middle frame of every clip of a shard."""
     from clipvip_lib import captioning
@@ -117,6 +126,7 @@ def caption_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress
     return {"captions": count, "captions_per_second": count / (time.monotonic() - started)}
 
 
+@version(1, "first")
 def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """How often captions name things that are there, on scenes never seen: middle frames of clips, and stills.
 
@@ -166,6 +176,7 @@ def _count(model) -> int:
 # -------------------------------------------------------------------------------------------------- training
 
 
+@version(1, "first")
 def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """The stand-in for OpenAI's CLIP: two towers trained on still images and their texts."""
     import torch
@@ -213,6 +224,7 @@ def _clip_config(size: ModelSize, vocab_size: int, attention: str, proxies: int,
     )
 
 
+@version(1, "first")
 def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """CLIP under another attention, trained on a video corpus; weights are kept at every snapshot."""
     from clipvip_lib import captioning, training
@@ -266,6 +278,7 @@ def _adapted(clip: Path, config: dict, size: ModelSize, seed: int):
     return model, ClipTokenizer.load(clip / "clip" / "clip_tokenizer.json")
 
 
+@version(1, "first")
 def finetune(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """Fine-tune on a benchmark's training split, choose the checkpoint on validation, score test once.
 
@@ -356,6 +369,7 @@ def _score_test(model, splits: dict, size: ModelSize, recipe: Recipe, folder: Pa
     return found
 
 
+@version(1, "first")
 def probe_order(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """Do all frames tell the motion, and does one? Trained on the training splits, asked on the validation ones."""
     import torch
@@ -394,6 +408,7 @@ def probe_order(config: dict, inputs: Inputs, folder: Path, progress: Progress) 
 # ------------------------------------------------------------------------------------------------ text and cost
 
 
+@version(1, "first")
 def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """NMI of every source of texts with every benchmark's captions, in the space of text encoders (inputs ``clip*``,
     averaged) and in TF-IDF. features.npz keeps the first encoder's."""
@@ -477,6 +492,7 @@ def _texts(folder: Path, most: int) -> list[str]:
     return list(kept[::stride][:most])
 
 
+@version(1, "first")
 def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """Seconds of a training step of the video tower by attention and number of frames, forms interleaved."""
     import torch
