@@ -33,14 +33,14 @@ import numpy as np
 
 from clipvip_lib.captioners import ImageCaptioner
 from clipvip_lib.captioning import captions_path, read_captions
+from clipvip_lib.data.shards import NeverFetched, index_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_bytes, write_json
 from clipvip_lib.progress import quiet
 from clipvip_lib.shard_locks import Held, Task, deal, hold, holder, whole_folder
 from clipvip_lib.streams.ahead import ahead
-from clipvip_lib.streams.middle_frames import NeverFetched, middle_frames
+from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions
-from clipvip_lib.streams.shard_index import index_shard
 
 MADE_BY = "captions.json"
 # Decoded and waiting for the model; more would only take memory (44 MB for 64 images of 480 pixels).

@@ -8,18 +8,15 @@ one tar shard whole or not at all.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import string
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
-from clipvip_lib.data.frames import JPEG, still
-from clipvip_lib.data.shards import count_samples, read_shard
-from clipvip_lib.data.video import middle_index, read_frames
+from clipvip_lib.data.shards import index_shard, read_media
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
 from clipvip_lib.models.beam import BeamSettings, beam_search
@@ -27,6 +24,8 @@ from clipvip_lib.models.ofa import OFA, PROMPT, OFAConfig, ofa_preprocess
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.models.ofa_weights import TIED, load_ofa
 from clipvip_lib.precision import autocast, choose
+from clipvip_lib.progress import quiet
+from clipvip_lib.streams.middle_frames import middle_frame
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path
 
 Progress = Callable[[int, int, str], None]
@@ -36,10 +35,6 @@ NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 def postprocess(text: str) -> str:
     """A decoded caption without ASCII punctuation and outer spaces (the authors' utils/eval_utils.py)."""
     return text.translate(NO_PUNCTUATION).strip()
-
-
-def _quiet(done: int, total: int, note: str = "") -> None:
-    """No progress wanted."""
 
 
 class Captioner:
@@ -120,7 +115,7 @@ def caption_shard(
     shard: str | Path,
     out: str | Path | None,
     captioner: Captioner,
-    progress: Progress = _quiet,
+    progress: Progress = quiet,
     batch: int = 64,
 ) -> int:
     """Caption the middle frame of each clip of a tar shard; returns how many captions ``out`` holds.
@@ -134,12 +129,14 @@ def caption_shard(
         count = len(read_captions(out))
         progress(count, count, "captioned before")
         return count
-    total = count_samples(shard)
+    entries = index_shard(shard)
     lines: list[str] = []
-    for keys, frames in _batches(_middle_frames(shard), batch):
-        for key, text in zip(keys, captioner.caption(frames, batch), strict=True):
-            lines.append(json.dumps({"key": key, "caption": text}, ensure_ascii=False) + "\n")
-        progress(len(lines), total, shard.name)
+    for start in range(0, len(entries), batch):
+        group = entries[start : start + batch]
+        frames = [middle_frame(read_media(shard, each), f"{each.key} of {shard}") for each in group]
+        for entry, text in zip(group, captioner.caption(frames, batch), strict=True):
+            lines.append(json.dumps({"key": entry.key, "caption": text}, ensure_ascii=False) + "\n")
+        progress(len(lines), len(entries), shard.name)
     write_bytes(out, "".join(lines).encode())
     return len(lines)
 
@@ -147,23 +144,3 @@ def caption_shard(
 def read_captions(path: str | Path) -> dict[str, str]:
     """Captions by key, as ``caption_shard`` wrote them. Raises ClipVipError naming the bad line."""
     return read_sidecar(path, "captions")
-
-
-def _middle_frames(shard: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Key and middle frame uint8 [H, W, 3] of each sample; a still image (jpg) is its own middle frame."""
-    for sample in read_shard(shard):
-        if sample.media.startswith(JPEG):
-            frame = still(sample.media)
-        else:
-            name = f"{sample.key} of {shard}"
-            frame = read_frames(sample.media, lambda total: [middle_index(total)], name)[0]
-        yield sample.key, frame
-
-
-def _batches(
-    samples: Iterable[tuple[str, np.ndarray]], size: int
-) -> Iterator[tuple[list[str], list[np.ndarray]]]:
-    """Groups of at most ``size`` samples: keys, frames."""
-    samples = iter(samples)
-    while group := list(itertools.islice(samples, size)):
-        yield [key for key, _ in group], [frame for _, frame in group]

@@ -19,8 +19,8 @@ import pytest
 from clipvip_lib import cli
 from clipvip_lib.captioners import load_ofa_captioner
 from clipvip_lib.commands import caption
+from clipvip_lib.data.shards import index_shard
 from clipvip_lib.streams.middle_frames import middle_frames
-from clipvip_lib.streams.shard_index import index_shard
 
 SHARDS, CLIPS = 6, 50
 POLL = 2.0  # seconds between a waiting rank's looks

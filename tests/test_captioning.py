@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from small_captioner import COLOURS, TINY, pairs, weights_equal
 
-from clipvip_lib import captioning
 from clipvip_lib.captioner_training import train_captioner
 from clipvip_lib.captioning import (
     Captioner,
@@ -23,8 +22,9 @@ from clipvip_lib.captioning import (
     postprocess,
     read_captions,
 )
-from clipvip_lib.data.shards import count_samples
+from clipvip_lib.data.shards import index_shard, read_media
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.streams.middle_frames import middle_frame
 
 torch.set_num_threads(1)
 
@@ -108,8 +108,12 @@ def shard(tmp_path) -> Path:
     return write_tar(tmp_path / "00000.tar", files)
 
 
+def middle_of(shard: Path) -> dict[str, np.ndarray]:
+    return {entry.key: middle_frame(read_media(shard, entry), entry.key) for entry in index_shard(shard)}
+
+
 def test_the_middle_frame_is_captioned(shard):
-    frames = dict(captioning._middle_frames(shard))
+    frames = middle_of(shard)
     assert list(frames) == ["v2", "v1"]
     assert np.abs(frames["v2"].mean((0, 1)) - COLOURS["red"]).max() < 12
     assert np.abs(frames["v1"].mean((0, 1)) - COLOURS["blue"]).max() < 12
@@ -122,8 +126,7 @@ def test_captions_of_a_shard_are_written_once_in_its_order(tiny, shard):
     assert out == shard.with_name("00000.captions.jsonl")
     rows = [json.loads(line) for line in out.read_text().splitlines()]
     assert [row["key"] for row in rows] == ["v2", "v1"]
-    frames = [frame for _, frame in captioning._middle_frames(shard)]
-    assert [row["caption"] for row in rows] == tiny.caption(frames)
+    assert [row["caption"] for row in rows] == tiny.caption([*middle_of(shard).values()])
     assert read_captions(out) == {row["key"]: row["caption"] for row in rows}
     assert [row[:2] for row in seen] == [(1, 2), (2, 2)]
     written = out.stat().st_mtime_ns
@@ -146,9 +149,9 @@ def test_a_cut_shard_is_named_and_nothing_is_written(tiny, shard):
 
 def test_other_bad_shards_are_named(tiny, tmp_path):
     with pytest.raises(ClipVipError, match=r"no shard .*none\.tar"):
-        count_samples(tmp_path / "none.tar")
+        caption_shard(tmp_path / "none.tar", None, tiny)
     with pytest.raises(ClipVipError, match="holds no sample"):
-        count_samples(write_tar(tmp_path / "empty.tar", {}))
+        caption_shard(write_tar(tmp_path / "empty.tar", {}), None, tiny)
     bad = write_tar(tmp_path / "bad.tar", {"a.mp4": b"no video", "a.txt": b"text", "a.json": b"{}"})
     with pytest.raises(ClipVipError, match="a of "):
         caption_shard(bad, None, tiny)

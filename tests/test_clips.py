@@ -214,7 +214,7 @@ def test_what_was_given_up_may_end_in_a_decoding_thread(tmp_path, monkeypatch):
 def test_a_member_beyond_a_cut_shard_is_a_bad_clip(tmp_path):
     path = write_shard(tmp_path / "s.tar", {"a": sample(4), "b": sample(30)})
     clips = list_clips([path])
-    path.write_bytes(path.read_bytes()[: clips[1].start + 100])
+    path.write_bytes(path.read_bytes()[: clips[1].entry.files["mp4"][0] + 100])
     a, b = decode_ahead(clips, N, SIZE)
     assert a.error is None and "b of" in str(b.error) and "is cut: expected" in str(b.error)
 

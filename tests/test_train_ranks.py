@@ -15,10 +15,9 @@ from small_runs import finish, settings, torchrun, train
 from clipvip_lib import cli
 from clipvip_lib.data import corpora
 from clipvip_lib.data.corpora import write_shard
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import expand, read_shard
 from clipvip_lib.distributed.run_folder import read_metrics
 from clipvip_lib.progress import quiet
-from clipvip_lib.streams.shard_index import expand
 from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
 
 pytestmark = pytest.mark.slow

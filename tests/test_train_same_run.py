@@ -14,11 +14,10 @@ from small_runs import settings
 from clipvip_lib import cli
 from clipvip_lib.captioning import captions_path
 from clipvip_lib.data import corpora
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import expand, read_shard
 from clipvip_lib.distributed import loop, ranks, run, stores
 from clipvip_lib.distributed.ranks import RankLost, Ranks
 from clipvip_lib.distributed.run_folder import alone, read_metrics
-from clipvip_lib.streams.shard_index import expand
 
 
 @pytest.fixture(autouse=True)

@@ -14,9 +14,8 @@ from stream_cases import FAILED, sample
 
 from clipvip_lib import cli
 from clipvip_lib.data.corpora import write_shard
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import expand, read_shard
 from clipvip_lib.streams.parquet import parquet_path, write_captions
-from clipvip_lib.streams.shard_index import expand
 from clipvip_lib.streams.sidecars import read_sidecar
 
 ID = "{video_id}.{clip}.mp4"

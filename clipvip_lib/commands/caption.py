@@ -83,10 +83,10 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     import sys
 
+    from clipvip_lib.data.shards import expand
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.progress import Progress, quiet
     from clipvip_lib.streams.parquet import need_pyarrow
-    from clipvip_lib.streams.shard_index import expand
 
     if arguments.parquet:
         need_pyarrow()  # said now, not after the first shard

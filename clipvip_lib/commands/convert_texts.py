@@ -110,8 +110,8 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     import sys
 
+    from clipvip_lib.data.shards import expand
     from clipvip_lib.progress import Progress
-    from clipvip_lib.streams.shard_index import expand
     from clipvip_lib.streams.shard_texts import (
         convert,
         ids_by_span,

@@ -1,19 +1,44 @@
-"""Reads WebDataset tar shards as video2dataset writes them: key.mp4 (or key.jpg), key.txt, key.json.
+"""Tar shards as video2dataset writes them (key.mp4 or key.jpg, key.txt, key.json): their samples, found and read.
 
-The order of a shard is kept: clips of one long video stand together, which training relies on.
+A shard's headers are read first, about 20 microseconds a file, and an `Entry` says where a sample's files begin. So a
+shuffle buffer holds addresses where others hold gigabytes, a position in it is a few numbers, and a sample's bytes
+are read when its turn comes, by the process that decodes them. The order of a shard is kept: clips of one long video
+stand together, which training relies on.
 """
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import json
+import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 
 MEDIA = ("mp4", "jpg")
+READ = (*MEDIA, "txt", "json")  # what is read of a sample; audio and the like stay where they are
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)$")  # WebDataset: a key ends at the first dot behind the folder
+_META = re.compile(r"__[^/]*__($|/)")  # WebDataset's own notes inside a shard
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One sample of a shard: its key and, for each extension, where its bytes begin and how many there are.
+
+    ``error`` is not empty if the sample must not be read, and says why.
+    """
+
+    key: str
+    files: dict[str, tuple[int, int]]
+    error: str = ""
+
+    @property
+    def has_media(self) -> bool:
+        return any(extension in self.files for extension in MEDIA)
 
 
 @dataclass(frozen=True)
@@ -26,90 +51,195 @@ class Sample:
     about: dict
 
 
+class NeverFetched(ClipVipError):
+    """A sample without media, of which key.json says that video2dataset could not fetch it."""
+
+
+# ------------------------------------------------------------------------------------------------------- reading
+
+
 def read_shard(path: str | Path) -> Iterator[Sample]:
     """Yield the samples of one tar shard in order.
 
-    Raises ClipVipError naming the shard, and the sample where there is one, if the tar is missing or cut, if a
-    sample has no media, no text or an empty one, or if key.json is not JSON. Nothing is replaced or skipped.
+    Raises ClipVipError as ``index_shard`` and ``read_sample``. Nothing is replaced or skipped.
     """
-    import webdataset  # here: it takes a second to import
-
-    path = Path(path)
-    count_samples(path)
-    try:
-        with path.open("rb") as stream:
-            # The reader takes names, and a colon in a path would look like a protocol: open the file ourselves.
-            opened = [{"url": str(path), "stream": stream}]
-            files = webdataset.tariterators.tar_file_expander(
-                opened, handler=webdataset.handlers.reraise_exception
-            )
-            for raw in webdataset.tariterators.group_by_keys(
-                files, handler=webdataset.handlers.reraise_exception
-            ):
-                yield _sample(path, raw)
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise _damaged(path, error) from error
-    except ValueError as error:
-        if isinstance(error, ClipVipError):
-            raise
-        # webdataset's word for one member's name standing twice in a sample
-        raise ClipVipError(
-            f"shard {path} names a file twice ({error.args[0]}): expected each once; write the shard again"
-        ) from error
+    for entry in index_shard(path):
+        yield read_sample(path, entry)
 
 
-def count_samples(path: str | Path) -> int:
-    """Number of samples of a tar shard, from its headers alone.
+def read_sample(shard: str | Path, entry: Entry, text: str | None = None) -> Sample:
+    """One sample. ``text``: in place of its key.txt.
 
-    Raises ClipVipError if the shard is missing, cut or damaged: Python's tarfile takes a file that was cut between
-    members, or whose headers are damaged further on, for one that ends there, so the end mark is looked for.
+    Raises ClipVipError as ``read_media``, and if there is no text or an empty one, or key.json is not JSON.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ClipVipError(f"no shard {path}: expected a tar file; check the shard list")
-    try:
-        with tarfile.open(path) as tar:
-            names = [member.name for member in tar if member.isfile()]
-            tar.fileobj.seek(tar.offset)
-            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                raise tarfile.ReadError(f"no header and no end mark after {len(names)} whole files")
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise _damaged(path, error) from error
-    parts = (name.rpartition("/") for name in names)
-    keys = {(folder, last.split(".", 1)[0]) for folder, _, last in parts}
-    if not keys:
+    found = _files(shard, entry, READ)
+    media = _media(shard, entry, found)
+    if text is None:
+        try:
+            text = found.get("txt", b"").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ClipVipError(
+                f"{entry.key}.txt of shard {shard} is not UTF-8 ({error.reason}); write the shard again"
+            ) from error
+    if not text.strip():
         raise ClipVipError(
-            f"shard {path} holds no sample: expected key.mp4, key.txt and key.json; fetch it again"
+            f"sample {entry.key} of shard {shard} has no text: expected {entry.key}.txt with a caption in it"
         )
-    return len(keys)
+    return Sample(entry.key, media, text.strip(), _about(shard, entry, found))
 
 
-def _damaged(path: Path, error: Exception) -> ClipVipError:
-    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
-    return ClipVipError(
-        f"shard {path} is damaged ({reason}): expected a whole tar file; fetch or write it again"
+def read_media(shard: str | Path, entry: Entry) -> bytes:
+    """The video or picture of a sample.
+
+    Raises NeverFetched where key.json says why there is none; ClipVipError naming the sample if it must not be read,
+    has no media, or cannot be read.
+    """
+    return _media(shard, entry, _files(shard, entry, MEDIA if entry.has_media else READ))
+
+
+def read_about(shard: str | Path, entry: Entry) -> dict:
+    """What key.json says of a sample, {} without one. Raises ClipVipError if it cannot be read or is not JSON."""
+    return _about(shard, entry, _files(shard, entry, ("json",)))
+
+
+def _files(shard: str | Path, entry: Entry, extensions: Iterable[str]) -> dict[str, bytes]:
+    """Those files of a sample that are there. Raises ClipVipError if they cannot be read or must not be."""
+    if entry.error:
+        raise ClipVipError(f"{entry.key} of {shard}: {entry.error}; write the shard again")
+    found = {}
+    try:
+        with Path(shard).open("rb") as file:  # once a sample: over a network, opening is what takes long
+            for extension in extensions:
+                start, length = entry.files.get(extension, (0, 0))
+                file.seek(start)
+                if length and len(content := file.read(length)) != length:
+                    raise ClipVipError(
+                        f"{entry.key} of {shard} is cut: expected {length} bytes, got {len(content)}; fetch it again"
+                    )
+                if length:
+                    found[extension] = content
+    except OSError as error:
+        raise ClipVipError(
+            f"cannot read {entry.key} of {shard} ({error.strerror}); look at the disk, or fetch it again"
+        ) from error
+    return found
+
+
+def _media(shard: str | Path, entry: Entry, found: dict[str, bytes]) -> bytes:
+    media = next((found[extension] for extension in MEDIA if extension in found), None)
+    if media:
+        return media
+    about = {}
+    with contextlib.suppress(ClipVipError):
+        about = _about(shard, entry, found)
+    if isinstance(about, dict) and str(about.get("status")).startswith("failed_to_"):
+        why = ": ".join(str(about[name]) for name in ("status", "error_message") if about.get(name))
+        raise NeverFetched(f"{entry.key} of {shard} was never fetched ({why})")
+    raise ClipVipError(
+        f"sample {entry.key} of shard {shard} has no {' or '.join(MEDIA)}; write the shard again"
     )
 
 
-def _sample(path: Path, raw: dict) -> Sample:
-    key = raw["__key__"]
-    media = next((raw[extension] for extension in MEDIA if extension in raw), None)
-    if not media:
-        raise ClipVipError(f"sample {key} of shard {path} has no {' or '.join(MEDIA)}; write the shard again")
+def _about(shard: str | Path, entry: Entry, found: dict[str, bytes]) -> dict:
     try:
-        text = raw.get("txt", b"").decode("utf-8").strip()
-    except UnicodeDecodeError as error:
-        raise ClipVipError(
-            f"{key}.txt of shard {path} is not UTF-8 ({error.reason}); write the shard again"
-        ) from error
-    if not text:
-        raise ClipVipError(
-            f"sample {key} of shard {path} has no text: expected {key}.txt with a caption in it"
-        )
-    try:
-        about = json.loads(raw.get("json", b"{}"))
+        return json.loads(found.get("json", b"{}"))
     except (ValueError, RecursionError) as error:  # no JSON, no text at all, or too deep
         raise ClipVipError(
-            f"{key}.json of shard {path} is not JSON that people write ({error}); write the shard again"
+            f"{entry.key}.json of shard {shard} is not JSON that people write ({error}); write the shard again"
         ) from error
-    return Sample(key, media, text, about)
+
+
+# ------------------------------------------------------------------------------------------------------- listing
+
+
+def index_shard(path: str | Path) -> list[Entry]:
+    """The samples of a tar shard, in its order. Files that belong to no sample are left out.
+
+    Raises ClipVipError naming the shard if it is missing, compressed, cut or damaged, or holds no sample.
+    """
+    entries, damage = scan_shard(path)
+    if damage is not None:
+        raise damage
+    return entries
+
+
+def scan_shard(path: str | Path) -> tuple[list[Entry], ClipVipError | None]:
+    """As ``index_shard``, but returns what stands before the damage together with the error, or None."""
+    path = Path(path)
+    entries: list[Entry] = []
+    if not path.is_file():
+        return entries, ClipVipError(f"no shard {path}: expected a tar file; check the shard list")
+    try:
+        with tarfile.open(path, "r:") as tar:  # no decompression: addresses would mean nothing
+            while (member := tar.next()) is not None:
+                if member.isfile():
+                    _add(entries, member)
+                tar.members.clear()  # or the headers of a large shard would all stay in memory
+            # tarfile takes a file that was cut between members for one that ends there: look for the end mark.
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no header and no end mark after {len(entries)} samples")
+    except (tarfile.TarError, EOFError, OSError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+        return entries, ClipVipError(
+            f"shard {path} is damaged ({reason}): expected a whole, uncompressed tar file; fetch or write it again"
+        )
+    if not entries:
+        return entries, ClipVipError(
+            f"shard {path} holds no sample: expected key.mp4, key.txt and key.json; fetch it again"
+        )
+    return entries, None
+
+
+def _add(entries: list[Entry], member: tarfile.TarInfo) -> None:
+    match = _NAME.match(member.name)
+    if match is None or _META.match(member.name):
+        return
+    key, extension = match[1], match[2].lower()
+    # A key is written into sidecars and logs, which are UTF-8: one with other bytes would cost all of its shard.
+    printable = key.encode(errors="backslashreplace").decode()
+    if not entries or entries[-1].key != printable:
+        fault = "" if key == printable else f"the key {printable} expected UTF-8, got other bytes"
+        entries.append(Entry(printable, {}, fault))
+    last = entries[-1]
+    if extension in last.files and not last.error:
+        entries[-1] = Entry(key, last.files, f"{member.name} is there twice: expected each file once")
+    elif extension in READ:
+        last.files[extension] = (member.offset_data, member.size)
+
+
+def expand(pattern: str | Path) -> list[Path]:
+    """The shards that a pattern names: ``/data/{00000..00099}.tar``, ``/data/*.tar``, or a folder with its ``*.tar``.
+
+    Braces give their names in order, a glob its files by name. What a glob finds beside the tars (.parquet,
+    _stats.json, captions) is left out. Raises ClipVipError for unbalanced braces, a glob or folder without a
+    tar, or a named shard that is not there.
+    """
+    import braceexpand
+
+    if Path(pattern).is_file():  # a name may hold brackets
+        return [Path(pattern)]
+    try:
+        names = list(braceexpand.braceexpand(str(pattern)))
+    except braceexpand.UnbalancedBracesError as error:
+        raise ClipVipError(
+            f"shard pattern {str(pattern)!r}: expected a closing brace for each opening one, as in {{00000..00099}}.tar"
+        ) from error
+    found: list[Path] = []
+    missing: list[str] = []
+    for name in names:
+        if Path(name).is_file():
+            found.append(Path(name))
+            continue
+        wanted = f"{glob.escape(name)}/*.tar" if Path(name).is_dir() else name
+        # Not Path.glob, which takes no absolute pattern.
+        tars = sorted(Path(tar) for tar in glob.glob(wanted) if tar.endswith(".tar"))  # noqa: PTH207
+        found += tars
+        if not tars:
+            missing.append(name)
+    if missing:
+        raise ClipVipError(
+            f"{len(missing)} of {len(names)} names of the shard pattern {str(pattern)!r} are no tar file, first "
+            f"{missing[0]}; fetch what is missing or name fewer"
+        )
+    return found

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipvip_lib.data.benchmarks import Items, load_benchmark
+from clipvip_lib.data.shards import scan_shard
 from clipvip_lib.distributed.batches import StoreBatches, StreamBatches, own_rows
 from clipvip_lib.distributed.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.distributed.loop import Source, train
@@ -29,7 +30,6 @@ from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.precision import choose, slower
 from clipvip_lib.progress import Progress, quiet
 from clipvip_lib.streams.parquet import find_sidecar
-from clipvip_lib.streams.shard_index import scan_shard
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.stream import ClipStream, expand
 from clipvip_lib.training import Pairs

@@ -17,7 +17,7 @@ import torch
 
 from clipvip_lib.data.benchmarks import Item
 from clipvip_lib.data.frames import FrameStore, write_store
-from clipvip_lib.data.shards import Sample
+from clipvip_lib.data.shards import NeverFetched, Sample, read_sample, scan_shard
 from clipvip_lib.distributed.ranks import Ranks, share, together
 from clipvip_lib.distributed.recipes import TrainRecipe
 from clipvip_lib.errors import ClipVipError
@@ -25,9 +25,7 @@ from clipvip_lib.files import make_folder, read_json, write_json
 from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.progress import quiet
-from clipvip_lib.streams.decode_pool import Task, load
 from clipvip_lib.streams.parquet import read_found
-from clipvip_lib.streams.shard_index import scan_shard
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar
 from clipvip_lib.training import Pairs, Tokens
@@ -88,12 +86,16 @@ def _expect_store_of(shard: Path, described: Path, found: dict) -> None:
 def _samples(shards: ShardSet, number: int) -> list[Sample]:
     """The clips of a shard. Raises ClipVipError for a bad sample, or if there is no clip."""
     shard = shards.paths[number]
-    loaded = [load(Task(str(shard), entry, text, ())) for entry, text, _ in shards.open(number)]
-    samples = [sample for sample in loaded if not isinstance(sample, str)]
+    samples, absent = [], []
+    for entry, text, _ in shards.open(number):
+        try:
+            samples.append(read_sample(shard, entry, text))
+        except NeverFetched as error:
+            absent.append(error)
     if not samples:
         raise ClipVipError(
-            f"shard {shard} holds no clip: expected one at least, got {len(loaded)} that were never fetched "
-            f"({loaded[0]}); leave the shard out"
+            f"shard {shard} holds no clip: expected one at least, got {len(absent)} that were never fetched "
+            f"({absent[0]}); leave the shard out"
         )
     return samples
 

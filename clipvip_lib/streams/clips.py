@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.data.frame_folders import is_frame_folder, read_frames
-from clipvip_lib.data.shards import MEDIA
-from clipvip_lib.data.video import VideoError, uniform_indices
+from clipvip_lib.data.shards import Entry, expand, index_shard, read_media
+from clipvip_lib.data.video import uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.streams.shard_index import expand, index_shard
 
 SHARD = ".tar"
 IDS = ("name", "path")
@@ -32,24 +31,25 @@ MOST_WORKERS = 16
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One video: its id, its absolute path, and in a shard its key and place (byte offset and length; else -1, 0).
+    """One video: its id, its absolute path, and in a shard its entry.
 
-    stamp: size and time of change, by which a file that was replaced is known. fault: why a shard's sample must not
-    be read, empty if it may.
+    stamp: size and time of change, by which a file that was replaced is known.
     """
 
     id: str
     path: str
-    key: str = ""
-    start: int = -1
-    length: int = 0
+    entry: Entry | None = None
     stamp: str = ""
-    fault: str = ""
+
+    @property
+    def key(self) -> str:
+        """In a shard, its sample's; else empty."""
+        return self.entry.key if self.entry else ""
 
     @property
     def name(self) -> str:
         """How errors and results call it: its path, or ``KEY of SHARD``."""
-        return f"{self.key} of {self.path}" if self.start >= 0 else self.path
+        return f"{self.key} of {self.path}" if self.entry else self.path
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Decoded:
     clip: Clip
     frames: np.ndarray | None = None
     total: int = 0
-    error: VideoError | None = None
+    error: ClipVipError | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- listing
@@ -69,7 +69,7 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
     """The clips of video files, folders (searched through), frame folders, shards and patterns of shards, in order.
 
     A folder's clips are sorted by path; one with pictures and no video in it is a frame folder. Shard patterns
-    (``{00000..00099}.tar``) are streams/shard_index.py's. Samples of a shard without a video or picture
+    (``{00000..00099}.tar``) are data/shards.py's. Samples of a shard without a video or picture
     (video2dataset's failed downloads) are no clips; hidden files neither.
 
     Args:
@@ -92,7 +92,7 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
         for clip in found:
             _check_name(clip)
             if ids == "path":
-                clip = replace(clip, id=f"{clip.path}/{clip.key}" if clip.start >= 0 else clip.path)
+                clip = replace(clip, id=f"{clip.path}/{clip.key}" if clip.entry else clip.path)
             other = clips.setdefault(clip.id, clip)
             if other is not clip:
                 raise _doubled(other, clip)
@@ -154,13 +154,9 @@ def _of_file(path: Path, name: str) -> Clip:
 
 def _of_shard(path: Path) -> list[Clip]:
     """A shard's samples by their place in the tar; those that are there twice keep why they must not be read."""
-    stamp, clips = _stamp(path), []
-    for entry in index_shard(path):
-        extension = next((each for each in MEDIA if each in entry.files), None)
-        if extension is not None or entry.error:
-            start, length = entry.files.get(extension, (0, 0))
-            clips.append(Clip(entry.key, str(path.absolute()), entry.key, start, length, stamp, entry.error))
-    return clips
+    stamp, name = _stamp(path), str(path.absolute())
+    entries = (entry for entry in index_shard(path) if entry.has_media or entry.error)
+    return [Clip(entry.key, name, entry, stamp) for entry in entries]
 
 
 def _stamp(path: Path) -> str:
@@ -179,7 +175,7 @@ def _stamp(path: Path) -> str:
 def read_clip(clip: Clip, frames: int, size: int, antialias: bool = False) -> tuple[np.ndarray, int]:
     """N uniform frames of a clip, uint8 [N, size, size, 3], and the number of frames that it shows.
 
-    A still image of a shard is a video of one frame. Raises VideoError naming a clip that cannot be read rightly.
+    A still image of a shard is a video of one frame. Raises ClipVipError naming a clip that cannot be read rightly.
     """
     # Here and not above: they bring torch, and listing clips should not wait for it.
     from clipvip_lib.data.frames import JPEG, still
@@ -192,28 +188,12 @@ def read_clip(clip: Clip, frames: int, size: int, antialias: bool = False) -> tu
         total = shown
         return uniform_indices(shown, frames)
 
-    if clip.fault:
-        raise VideoError(f"{clip.name}: {clip.fault}; write the shard again")
-    source = Path(clip.path) if clip.start < 0 else _member(clip)
+    source = Path(clip.path) if clip.entry is None else read_media(clip.path, clip.entry)
     if isinstance(source, bytes) and source.startswith(JPEG):
         pictures, total = still(source, clip.name)[None].repeat(frames, 0), 1
     else:
         pictures = read_frames(source, wanted, name=clip.name)
     return resize(pictures, size, antialias), total
-
-
-def _member(clip: Clip) -> bytes:
-    try:
-        with Path(clip.path).open("rb") as file:
-            file.seek(clip.start)
-            content = file.read(clip.length)
-    except OSError as error:
-        raise VideoError(f"cannot read {clip.name}: {error.strerror}; check the shard") from error
-    if len(content) != clip.length:
-        raise VideoError(
-            f"{clip.name} is cut: expected {clip.length} bytes, got {len(content)}; fetch it again"
-        )
-    return content
 
 
 def decode_ahead(
@@ -238,7 +218,7 @@ def decode_ahead(
     def decode(clip: Clip) -> Decoded:
         try:
             return Decoded(clip, *read_clip(clip, frames, size, antialias))
-        except VideoError as error:
+        except ClipVipError as error:
             return Decoded(clip, error=error)
 
     if workers == 0:

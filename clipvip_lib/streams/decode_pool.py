@@ -11,7 +11,6 @@ noticed by the end of the pipe. A worker whose parent is gone ends itself for th
 from __future__ import annotations
 
 import contextlib
-import json
 import mmap
 import os
 import signal
@@ -22,16 +21,12 @@ import tempfile
 import traceback
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from pathlib import Path
 
 import numpy as np
 
-# _sample is not public, and not made public: shards.py is part of the code version of stages that took hours to train.
-from clipvip_lib.data.shards import Sample
-from clipvip_lib.data.shards import _sample as sample_of
+from clipvip_lib.data.shards import Entry, NeverFetched, read_sample
 from clipvip_lib.data.video import middle_index, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.streams.shard_index import Entry
 
 STUCK_SECONDS = 300.0  # a decoder that takes longer for one clip hangs (dmlc/decord issues 194, 269)
 # Not -m: what the worker sends would be of classes of __main__, which its parent does not know.
@@ -82,55 +77,13 @@ class Result:
 def decode(task: Task, view: View, out: np.ndarray) -> Result:
     """Read one sample and put its frames into ``out``: uint8 [frames + 1, size, size, 3], the middle one last."""
     try:
-        sample = load(task)
-        if isinstance(sample, str):
-            return Result("absent", reason=sample)
+        sample = read_sample(task.shard, task.entry, task.text)
         out[:] = _frames(sample.media, task, view)
+    except NeverFetched as error:
+        return Result("absent", reason=str(error))
     except (ClipVipError, OSError) as error:
         return Result("bad", reason=" ".join(str(error).split()))
     return Result("clip", sample.text)
-
-
-def load(task: Task) -> Sample | str:
-    """One sample, with the text beside the shard where the task has one; or, of a sample without media that
-    video2dataset could not fetch, why not.
-
-    Raises ClipVipError for a sample that is bad or cannot be read.
-    """
-    if task.entry.error:
-        raise ClipVipError(task.entry.error)
-    raw = _read(task)
-    status = None if task.entry.has_media else _announced(raw)
-    if status:
-        return status
-    if task.text is not None:
-        raw["txt"] = task.text.encode()
-    return sample_of(Path(task.shard), raw)
-
-
-def _read(task: Task) -> dict:
-    raw: dict = {"__key__": task.entry.key}
-    try:
-        with Path(task.shard).open("rb") as shard:
-            for extension, (offset, size) in task.entry.files.items():
-                shard.seek(offset)
-                raw[extension] = shard.read(size)
-                if len(raw[extension]) != size:
-                    raise ClipVipError(f"shard {task.shard} became shorter while it was read; fetch it again")
-    except OSError as error:
-        raise ClipVipError(
-            f"cannot read {task.name} ({error.strerror}); look at the disk, or fetch it again"
-        ) from error
-    return raw
-
-
-def _announced(raw: dict) -> str:
-    """Why video2dataset wrote a sample without media, "" if it does not say."""
-    with contextlib.suppress(ValueError, RecursionError):  # no JSON, or too deep: sample_of says so
-        about = json.loads(raw.get("json", b"{}"))
-        if isinstance(about, dict) and str(about.get("status")).startswith("failed_to_"):
-            return f"{about['status']}: {about.get('error_message')}"
-    return ""
 
 
 def _frames(media: bytes, task: Task, view: View) -> np.ndarray:

@@ -1,12 +1,11 @@
 """The middle frame of every clip of a shard (index total // 2), read and decoded ahead in threads: what is captioned.
 
-Threads are enough: decord and PyAV decode, and PIL resizes, without Python's lock. Unlike ``shards.read_shard`` a
-sample that cannot be read does not end the shard: it comes back as the reason, for its reader to judge.
+Threads are enough: decord and PyAV decode, and PIL resizes, without Python's lock. A sample that cannot be
+read does not end the shard: it comes back as the reason, for its reader to judge.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, Future
@@ -15,15 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.data.frames import JPEG, still
-from clipvip_lib.data.shards import MEDIA
+from clipvip_lib.data.shards import Entry, read_media
 from clipvip_lib.data.video import middle_index, read_frames
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.ofa import ofa_resize
-from clipvip_lib.streams.shard_index import Entry
-
-
-class NeverFetched(ClipVipError):
-    """A sample without media, of which key.json says that it could not be downloaded."""
 
 
 def middle_frame(media: bytes, name: str, size: int | None = None) -> np.ndarray:
@@ -62,39 +56,7 @@ def middle_frames(
 
 
 def _try(shard: Path, entry: Entry, size: int | None) -> np.ndarray | ClipVipError:
-    name = f"{entry.key} of {shard}"
-    if entry.error:
-        return ClipVipError(f"{name}: {entry.error}; write the shard again")
-    kind = next((kind for kind in MEDIA if entry.files.get(kind, (0, 0))[1]), None)
-    if kind is None:
-        return _without_media(shard, entry, name)
     try:
-        return middle_frame(_read(shard, entry, kind), name, size)
+        return middle_frame(read_media(shard, entry), f"{entry.key} of {shard}", size)
     except ClipVipError as error:
         return error
-
-
-def _read(shard: Path, entry: Entry, kind: str) -> bytes:
-    start, length = entry.files[kind]
-    try:
-        with shard.open("rb") as file:
-            file.seek(start)
-            content = file.read(length)
-    except OSError as error:
-        raise ClipVipError(f"cannot read {entry.key} of {shard}: {error.strerror}; fetch it again") from error
-    if len(content) != length:
-        raise ClipVipError(
-            f"{entry.key} of {shard} is cut: expected {length} bytes, got {len(content)}; fetch it again"
-        )
-    return content
-
-
-def _without_media(shard: Path, entry: Entry, name: str) -> ClipVipError:
-    """video2dataset leaves key.json with the status of what it could not download."""
-    try:
-        status = json.loads(_read(shard, entry, "json")).get("status") if "json" in entry.files else None
-    except (ValueError, AttributeError, RecursionError):
-        status = None
-    if isinstance(status, str) and status != "success":
-        return NeverFetched(f"{name} was never fetched ({status})")
-    return ClipVipError(f"{name} has no {' or '.join(MEDIA)}; write the shard again")

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from clipvip_lib.data.shards import Entry, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.parquet import find_sidecar, read_found
-from clipvip_lib.streams.shard_index import Entry, scan_shard
 
 WRITERS = {
     "captions": "`clipvip caption` writes them (.parquet in place of .jsonl would do); --loss V-S needs none",

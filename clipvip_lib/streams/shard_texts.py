@@ -6,14 +6,13 @@ key.json says of a sample: a field with the id, fields that make it up, or the v
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from clipvip_lib.data.shards import Entry, index_shard, read_about
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.hdvila import ClipIds, LmdbTexts, read_captions_json, read_texts_jsonl
-from clipvip_lib.streams.shard_index import Entry, index_shard
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.streams.webvid import read_texts
 
@@ -83,28 +82,14 @@ def _texts(shard: Path, clips: list[Entry], text_of: TextOf) -> tuple[dict[str, 
     """(texts by key, keys without)."""
     found: dict[str, str] = {}
     lacking: list[str] = []
-    with shard.open("rb") as file:
-        for entry in clips:
-            text = text_of(entry.key, _about(file, shard, entry))
-            if text is not None and (text := " ".join(text.split())):
-                found[entry.key] = text
-            else:
-                lacking.append(entry.key)
+    for entry in clips:
+        about = {} if entry.error else read_about(shard, entry)
+        text = text_of(entry.key, about if isinstance(about, dict) else {})
+        if text is not None and (text := " ".join(text.split())):
+            found[entry.key] = text
+        else:
+            lacking.append(entry.key)
     return found, lacking
-
-
-def _about(file, shard: Path, entry: Entry) -> dict:
-    if "json" not in entry.files:
-        return {}
-    offset, size = entry.files["json"]
-    file.seek(offset)
-    try:
-        about = json.loads(file.read(size))
-    except (ValueError, RecursionError) as error:  # no JSON, too deep, or no text at all
-        raise ClipVipError(
-            f"{entry.key}.json of shard {shard} is not JSON ({error}); write the shard again"
-        ) from error
-    return about if isinstance(about, dict) else {}
 
 
 # ------------------------------------------------------------------------------------------ sources and ids

@@ -5,7 +5,7 @@ on the number of workers; a position that is a few kilobytes of JSON and is foun
 the shuffle buffer too. A sample that cannot be read is counted, named in a log and left out, up to a stated
 share; then the run stops. Nothing is replaced by another sample, as the authors' code does.
 
-shard_order.py is the order, shard_index.py the addresses inside a tar, decode_pool.py the decoding, skips.py the
+shard_order.py is the order, data/shards.py the addresses inside a tar, decode_pool.py the decoding, skips.py the
 books.
 """
 
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
+from clipvip_lib.data.shards import expand
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.decode_pool import DecodePool, Result, Task, View
-from clipvip_lib.streams.shard_index import expand
 from clipvip_lib.streams.shard_order import Drawn, Order
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.skips import Books

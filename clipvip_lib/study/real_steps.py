@@ -6,6 +6,7 @@ A training's result has the fields that steps.py gives those of the embedded wor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from clipvip_lib.captioning import captions_path, read_captions
 from clipvip_lib.data.benchmarks import load_benchmark
+from clipvip_lib.data.shards import NeverFetched, read_sample, scan_shard
 from clipvip_lib.distributed.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.distributed.recipes import TrainRecipe, get_recipe
@@ -25,8 +27,6 @@ from clipvip_lib.distributed.run_folder import TOKENIZER, read_metrics
 from clipvip_lib.distributed.stores import split_pairs, store_split
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_json
-from clipvip_lib.streams.decode_pool import Task, load
-from clipvip_lib.streams.shard_index import scan_shard
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.study.machine import cores
@@ -266,8 +266,8 @@ def _texts_of(shard: Path) -> Iterator[tuple[str, str]]:
     """Key and text of each clip that could be fetched."""
     beside = sidecar_path(shard, "texts").is_file()
     for entry, text, _ in ShardSet([shard], {"texts": None} if beside else {}).open(0):
-        sample = load(Task(str(shard), entry, text, ()))
-        if not isinstance(sample, str):
+        with contextlib.suppress(NeverFetched):
+            sample = read_sample(shard, entry, text)
             yield sample.key, sample.text
 
 
