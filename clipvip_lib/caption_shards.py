@@ -36,8 +36,9 @@ from clipvip_lib.captioning import captions_path, read_captions
 from clipvip_lib.data.shards import NeverFetched, index_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_bytes, write_json
+from clipvip_lib.locks import Lock
 from clipvip_lib.progress import quiet
-from clipvip_lib.shard_locks import Held, Task, deal, hold, holder, whole_folder
+from clipvip_lib.shard_locks import Held, Task, deal, hold, holder
 from clipvip_lib.streams.ahead import ahead
 from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions
@@ -179,7 +180,7 @@ def _tasks(shards: Sequence[str | Path], out: Path) -> list[Task]:
 def _same_maker(out: Path, tasks: list[Task], made_by: dict) -> None:
     """Captions of two captioners in one folder would be taken for one corpus: refuse that."""
     made_by = json.loads(json.dumps(made_by))
-    with whole_folder(out):
+    with Lock(out / ".locks" / "folder.lock", wait=True):
         if not (out / MADE_BY).exists():
             files = (path for task in tasks for path in (task.out, parquet_path(task.out)))
             if there := [path.name for path in files if path.exists()]:

@@ -1,26 +1,17 @@
 """Deals shards out to any number of processes through files: each is held by one living process at a time.
 
-What is special: a shard is held by a lock of the operating system (``flock``) on a file in the common folder, not by
-a file's mere presence or age. The kernel lets go of it the moment its process dies, by whatever signal, so a
-restart, or a rank that still lives, takes a dead rank's shard up at once, and no clock is compared; while a
-process lives, even one that is stopped or slow, nobody else can take what it holds. No process group is needed.
-
-The lock must hold between the machines that share the folder: local disks, NFS (version 4, or 3 with its lock
-service), GPFS and CephFS do so; Lustre where it is mounted with ``flock``.
+A shard is held by a lock (locks.py) on a file in the common folder. So a restart, or a rank that still lives, takes a
+dead rank's shard up at once, and no process group is needed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import os
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import make_folder
+from clipvip_lib.locks import Lock, Taken
 
 
 @dataclass(frozen=True)
@@ -40,17 +31,17 @@ class Held:
     """A task that this process holds until ``release``; ``left_by`` names the dead process that had begun it."""
 
     task: Task
-    left_by: str
-    _file: int = field(repr=False)
+    lock: Lock
+
+    @property
+    def left_by(self) -> str:
+        return self.lock.left_by
 
     def release(self) -> None:
         """Let go. The lock's file goes with a task that is done: who opens it later finds the task done."""
-        if self._file < 0:
-            return
         if self.task.out.exists():
             self.task.lock.unlink(missing_ok=True)
-        os.close(self._file)
-        self._file = -1
+        self.lock.release()
 
 
 def hold(task: Task) -> Held | None:
@@ -58,26 +49,13 @@ def hold(task: Task) -> Held | None:
 
     What a dead holder left half written is removed. Raises ClipVipError if the folder's file system has no locks.
     """
-    file = _open(task.lock)
     try:
-        if not _lock(file, task.lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
-            os.close(file)
-            return None
-        # Only now, under the lock: its holder may have finished between our look and our turn.
-        held = Held(task, os.pread(file, 200, 0).decode(errors="replace"), file)
-        if task.out.exists():
-            held.release()
-            return None
-        os.ftruncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} of {socket.gethostname()}".encode(), 0)
-    except OSError as error:
-        os.close(file)
-        raise ClipVipError(
-            f"cannot write {task.lock}: {error.strerror}; free some space or choose another folder"
-        ) from error
-    except ClipVipError:
-        os.close(file)
-        raise
+        held = Held(task, Lock(task.lock))
+    except Taken:
+        return None
+    if task.out.exists():  # its holder may have finished between our look and our turn
+        held.release()
+        return None
     if held.left_by:
         for half in task.out.parent.glob(f"{task.out.name}.*.partial"):
             half.unlink(missing_ok=True)
@@ -135,37 +113,3 @@ def deal(
         if known[lock].out.exists():
             with contextlib.suppress(OSError):
                 lock.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def whole_folder(path: Path) -> Iterator[None]:
-    """Hold a folder against other processes for a moment; waits for its turn. Raises ClipVipError as ``hold``."""
-    lock = path / ".locks" / "folder.lock"
-    file = _open(lock)
-    try:
-        _lock(file, lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
-
-
-def _open(lock: Path) -> int:
-    make_folder(lock.parent)
-    try:
-        return os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise ClipVipError(f"cannot write {lock}: {error.strerror}; choose another folder") from error
-
-
-def _lock(file: int, lock: Path, how: int) -> bool:
-    """Whether the lock was to be had."""
-    try:
-        fcntl.flock(file, how)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        raise ClipVipError(
-            f"cannot lock {lock}: expected a file system with locks, got {error.strerror}; choose an output folder on "
-            "another one (a local disk, or NFS with its lock service)"
-        ) from error
-    return True

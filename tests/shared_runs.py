@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import patience
 import pytest
 
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock, which ends with the process too; who waits for it waits as long as the other one works."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+from clipvip_lib.locks import Lock
 
 
 def once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder that is filled once; what a process left that died or failed at it is thrown away."""
     done = folder / ".done"
-    with locked(folder.with_suffix(".lock")):
+    with Lock(folder.with_suffix(".lock"), wait=True):
         if not done.exists():
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()

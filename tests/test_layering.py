@@ -16,6 +16,7 @@ LAYERS = (
     (
         "clipvip_lib.errors",
         "clipvip_lib.files",
+        "clipvip_lib.locks",
         "clipvip_lib.precision",
         "clipvip_lib.progress",
         "clipvip_lib.profiles",

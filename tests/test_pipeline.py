@@ -186,12 +186,6 @@ def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypat
     monkeypatch.setattr(os, "pwrite", full)
     with only_run(tmp_path), pytest.raises(ClipVipError, match=r"another .* \(unknown\)"), only_run(tmp_path):
         pass
-    (tmp_path / "below" / "lock").mkdir(parents=True)
-    with (
-        pytest.raises(ClipVipError, match="cannot open .*lock: expected a file"),
-        only_run(tmp_path / "below"),
-    ):
-        pass
 
 
 def test_an_unknown_stage_is_told_in_a_short_sentence():
@@ -225,7 +219,7 @@ def test_notebooks_that_papermill_would_run_wrongly_are_refused(tmp_path, house)
 def test_a_second_run_on_the_same_cache_is_told_who_has_it(house):
     with (
         only_run(house.home),
-        pytest.raises(ClipVipError, match=f"process {os.getpid()} since 20.* is working"),
+        pytest.raises(ClipVipError, match=f"process {os.getpid()} of .* is working"),
     ):
         house.run()
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import os
 from pathlib import Path
 
-import pytest
-
-from clipvip_lib.errors import ClipVipError
-from clipvip_lib.shard_locks import Task, deal, hold, whole_folder
+from clipvip_lib.shard_locks import Task, deal, hold
 
 
 def tasks(folder: Path, count: int) -> list[Task]:
@@ -70,22 +65,3 @@ def test_a_process_that_dies_between_its_task_and_its_lock_leaves_nothing(tmp_pa
         held.task.out.write_text("")
         held.release()
     assert list((tmp_path / ".locks").iterdir()) == []
-
-
-def test_nobody_else_holds_a_folder_that_is_held(tmp_path):
-    def lock() -> None:
-        with (tmp_path / ".locks/folder.lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-    with whole_folder(tmp_path), pytest.raises(BlockingIOError):
-        lock()
-    lock()
-
-
-def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch):
-    def flock(file, how):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(ClipVipError, match="expected a file system with locks, got No locks available"):
-        hold(tasks(tmp_path, 1)[0])

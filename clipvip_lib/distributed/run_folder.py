@@ -18,9 +18,7 @@ as ``streams/stream.py`` says.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -31,6 +29,7 @@ import torch
 from clipvip_lib.distributed.ranks import Ranks, together
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes
+from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.training import UNREADABLE
@@ -220,17 +219,15 @@ def alone(path: Path, ranks: Ranks) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         with together(ranks):
             if ranks.main:
-                lock = os.open(path, os.O_RDONLY)
-                stack.callback(os.close, lock)
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                    stack.enter_context(Lock(path))
+                except Taken:
                     raise ClipVipError(
                         f"another process is writing to {path}: expected one run at a time; wait for it, or give "
                         "another --out"
                     ) from None
-                except OSError:
-                    pass  # a file system without locks is no reason not to train
+                except ClipVipError:
+                    pass  # training does not need a file system with locks
         yield
 
 

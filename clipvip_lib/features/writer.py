@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +15,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.features.folder import is_that_of, lines, read_part, write_part
 from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
+from clipvip_lib.locks import Lock, Taken
 
 #: Settings that say where the weights lay; they may move, as long as the checksum stays.
 MAY_DIFFER = ("weights", "pretrained_tag")
@@ -70,22 +69,21 @@ class FeatureWriter:
         self._changed = False
 
     def __enter__(self) -> FeatureWriter:
-        self._lock = os.open(self.folder, os.O_RDONLY)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock = Lock(self.folder)
+        except Taken:
+            raise ClipVipError(
+                f"another process is writing features to {self.folder}: expected one at a time; wait for it, or "
+                "choose another folder"
+            ) from None
+        try:
             self._agree()
             for path in self._parts():
                 _, rows, skipped = read_part(path)
                 self._note(rows, skipped, int(path.stem))
                 self._next = int(path.stem) + 1
-        except BlockingIOError:
-            os.close(self._lock)
-            raise ClipVipError(
-                f"another process is writing features to {self.folder}: expected one at a time; wait for it, or "
-                "choose another folder"
-            ) from None
         except BaseException:
-            os.close(self._lock)
+            self._lock.release()
             raise
         return self
 
@@ -94,7 +92,7 @@ class FeatureWriter:
             if not isinstance(error, OSError):  # what was computed before an error or Ctrl-C is kept
                 self.flush()
         finally:
-            os.close(self._lock)
+            self._lock.release()
 
     def _agree(self) -> None:
         path = self.folder / "settings.json"

@@ -10,18 +10,18 @@ from __future__ import annotations
 import contextlib
 import datetime
 import difflib
-import fcntl
 import fnmatch
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.precision import slower
 from clipvip_lib.progress import duration
 from clipvip_lib.study import reference
@@ -183,32 +183,15 @@ def declared_parameters(path: Path) -> set[str]:
         raise ClipVipError(f"no notebook {path} ({why}): expected Jupyter's format; restore it") from error
 
 
-@contextlib.contextmanager
-def only_run(home: Path) -> Iterator[None]:
+def only_run(home: Path) -> Lock:
     """Hold the cache for one run. Raises ClipVipError naming the run that has it."""
-    path = home / "lock"
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
+        return Lock(home / "lock")
+    except Taken as taken:
         raise ClipVipError(
-            f"cannot open {path}: expected a file of this cache, got {error.strerror}; mend it or set CLIPVIP_HOME "
-            "to another folder"
-        ) from error
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = os.read(handle, 200).decode(errors="replace").strip() or "unknown"
-            raise ClipVipError(
-                f"another `clipvip reproduce` ({who}) is working in {home}: expected one run a cache; wait "
-                "for it or stop it, or set CLIPVIP_HOME to another folder"
-            ) from None
-        with contextlib.suppress(OSError):  # a full disk: the lock itself needs no room
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} since {_now()}".encode(), 0)
-        yield
-    finally:
-        os.close(handle)
+            f"another run ({taken.holder or 'unknown'}) is working in {home}: expected one run per cache; wait for it "
+            "or stop it, or set CLIPVIP_HOME to another folder"
+        ) from None
 
 
 def forget(pages: list[Stage], patterns: Iterable[str], home: Path, record) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import ast
 import datetime
-import fcntl
 import functools
 import hashlib
 import importlib
@@ -26,13 +25,14 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.locks import Lock
 from clipvip_lib.progress import quiet
 from clipvip_lib.study.machine import machine, peak_memory_mib, reset_peak_memory
 
@@ -229,7 +229,7 @@ def run_stage(stage: Stage, home: Path | None = None, progress: Progress | None 
     if function.version != stage.version:
         raise ClipVipError(f"the version of {stage.function} changed during the run; start it again")
     partial = files.make_folder(stage.partial_folder(home))
-    with _locked(partial):
+    with Lock(partial, wait=True):
         if stage.done(home):
             return stage.result(home)
         return _run_locked(stage, function, home, files.make_folder(partial), progress or quiet)
@@ -313,17 +313,6 @@ def _attempts(text: str) -> list[dict]:
         with suppress(json.JSONDecodeError):
             found.append(json.loads(line))
     return found
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold flock on a folder. It needs no lock file, and the kernel drops it when the process dies."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def load_function(path: str) -> Callable[..., dict]:
