@@ -8,9 +8,9 @@ import pytest
 
 from clipvip_lib.data.corpora import write_shard
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.streams.parquet import find_sidecar, read_found, write_captions
+from clipvip_lib.streams.parquet import write_captions
 from clipvip_lib.streams.shard_set import ShardSet
-from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
+from clipvip_lib.streams.sidecars import find_sidecar, read_sidecar, sidecar_path, write_sidecar
 
 CAPTIONS = {"k2": "a dog", "k1": "", "é": "ünï\u2028lines"}
 
@@ -21,8 +21,8 @@ def path(tmp_path):
 
 
 def test_what_is_written_is_read(path):
-    assert list(read_found(write_captions(path, CAPTIONS), "captions").items()) == list(CAPTIONS.items())
-    assert read_found(write_captions(path, {}), "captions") == {}
+    assert list(read_sidecar(write_captions(path, CAPTIONS), "captions").items()) == list(CAPTIONS.items())
+    assert read_sidecar(write_captions(path, {}), "captions") == {}
 
 
 def test_parquet_is_taken_only_where_no_json_lines_are(path, tmp_path):
@@ -31,7 +31,7 @@ def test_parquet_is_taken_only_where_no_json_lines_are(path, tmp_path):
     write_captions(path, CAPTIONS)
     assert find_sidecar(shard, "captions") == find_sidecar("x/00000.tar", "captions", tmp_path) == path
     write_sidecar(sidecar_path(shard, "captions"), "captions", [("k", "lines")])
-    assert read_found(find_sidecar(shard, "captions"), "captions") == {"k": "lines"}
+    assert read_sidecar(find_sidecar(shard, "captions"), "captions") == {"k": "lines"}
 
 
 def test_a_folder_of_either_name_is_no_file_of_captions(path, tmp_path):
@@ -52,12 +52,12 @@ def test_texts_are_json_lines_alone(tmp_path):
 def test_other_tools_types_of_text_and_further_columns_are_taken(path):
     keys, words = pa.array(["a", "b"], pa.large_string()), pa.array(["x", "y"]).dictionary_encode()
     pq.write_table(pa.table({"score": [0.5, 0.25], "caption": words, "key": keys}), path)
-    assert read_found(path, "captions") == {"a": "x", "b": "y"}
+    assert read_sidecar(path, "captions") == {"a": "x", "b": "y"}
 
 
 def test_a_folders_name_gives_no_column(tmp_path):
     path = write_captions(tmp_path / "caption=none" / "00000.captions.parquet", CAPTIONS)
-    assert read_found(path, "captions") == CAPTIONS
+    assert read_sidecar(path, "captions") == CAPTIONS
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_folders_name_gives_no_column(tmp_path):
 def test_what_is_no_captions_is_one_sentence(path, columns, words):
     pq.write_table(pa.table(columns), path)
     with pytest.raises(ClipVipError, match=words) as raised:
-        read_found(path, "captions")
+        read_sidecar(path, "captions")
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
@@ -84,7 +84,7 @@ def test_a_cut_file_is_one_sentence(path, keep):
     with pytest.raises(
         ClipVipError, match="cannot read captions .*00000.captions.parquet .*expected Parquet with"
     ):
-        read_found(path, "captions")
+        read_sidecar(path, "captions")
 
 
 def test_damage_is_a_sentence_or_captions_but_no_other_error(path):
@@ -93,7 +93,7 @@ def test_damage_is_a_sentence_or_captions_but_no_other_error(path):
     for place in range(len(whole)):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
         try:
-            read_found(path, "captions")
+            read_sidecar(path, "captions")
         except ClipVipError as error:
             refused += 1
             assert "\n" not in str(error)

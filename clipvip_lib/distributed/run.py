@@ -29,8 +29,8 @@ from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.precision import choose, slower
 from clipvip_lib.progress import Progress, quiet
-from clipvip_lib.streams.parquet import find_sidecar
 from clipvip_lib.streams.shard_set import ShardSet
+from clipvip_lib.streams.sidecars import find_sidecar
 from clipvip_lib.streams.stream import ClipStream, expand
 from clipvip_lib.training import Pairs
 

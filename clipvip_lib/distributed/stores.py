@@ -25,7 +25,6 @@ from clipvip_lib.files import make_folder, read_json, write_json
 from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.progress import quiet
-from clipvip_lib.streams.parquet import read_found
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar
 from clipvip_lib.training import Pairs, Tokens
@@ -198,7 +197,7 @@ def read_stores(
         rows += part
         written += _texts(store, part, texts(store.stem) if texts else None)
         if "C" in needs(loss):
-            found = read_found(captions(store.stem), "captions")
+            found = read_sidecar(captions(store.stem), "captions")
             said += [found.get(row["key"], "") for row in part]
     return Pairs(
         FrameStore(stores),

@@ -1,8 +1,8 @@
 """Captions as Parquet, for tools that work by columns: ``00000.captions.parquet`` with the texts key and caption.
 
-``clipvip caption --parquet`` writes it beside the JSON lines, which stay the form that is read first; where only
-Parquet is there, captions of other tools, it is read in their place. pyarrow is an extra: it is imported only where
-Parquet is asked for or found. Not in sidecars.py: that file is part of the study's stages, which read none of this.
+``clipvip caption --parquet`` writes it beside the JSON lines, which are read first; captions of other tools, of which
+only Parquet is there, are read in their place (sidecars.py). pyarrow is an extra: it is imported only where Parquet is
+asked for or found.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
-from clipvip_lib.streams.sidecars import FIELDS, read_sidecar, sidecar_path
+
+COLUMNS = ("key", "caption")
 
 
 def need_pyarrow(what: str | Path = "Parquet") -> None:
@@ -36,53 +37,33 @@ def write_captions(path: str | Path, captions: Mapping[str, str]) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = {"key": list(captions), FIELDS["captions"]: list(captions.values())}
+    columns = dict(zip(COLUMNS, (list(captions), list(captions.values())), strict=True))
     try:  # The type is named: of a shard without a caption it could not be told.
         table = pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
     except (ValueError, pa.ArrowException) as error:  # JSON can hold half a character, UTF-8 cannot
         raise ClipVipError(
-            f"cannot write {path} ({error}): expected whole characters; mend or remove the JSON lines beside it"
+            f"cannot write {path} ({error}): expected whole characters; correct or remove the JSON lines beside it"
         ) from error
     with atomic_path(path) as partial:
         pq.write_table(table, partial)
     return Path(path)
 
 
-def find_sidecar(shard: str | Path, kind: str, folder: str | Path | None = None) -> Path:
-    """``sidecar_path``, or captions as Parquet where only these are there.
-
-    Raises ClipVipError if that is so and pyarrow is not installed.
-    """
-    path = sidecar_path(shard, kind, folder)
-    if kind != "captions" or path.is_file() or not parquet_path(path).is_file():
-        return path
-    need_pyarrow(parquet_path(path))  # said when files are looked for, not when training comes to read them
-    return parquet_path(path)
-
-
-def read_found(path: str | Path, kind: str) -> dict[str, str]:
-    """Texts by key of what ``find_sidecar`` found.
-
-    Raises ClipVipError as ``read_sidecar``, and for Parquet naming the row where there is one, if it cannot be read,
-    lacks a column, has anything but text in one, or a key twice.
-    """
-    return _read_parquet(Path(path)) if Path(path).suffix == ".parquet" else read_sidecar(path, kind)
-
-
-def _read_parquet(path: Path) -> dict[str, str]:
+def read_captions(path: Path) -> dict[str, str]:
+    """Captions by key. Raises ClipVipError naming the row, where there is one, if the file cannot be read, lacks a
+    column, has anything but text in one, or a key twice; and if pyarrow is not installed."""
     need_pyarrow(path)
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    columns = ["key", FIELDS["captions"]]
-    expected = "expected Parquet with the columns " + " and ".join(columns)
+    expected = f"expected Parquet with the columns {' and '.join(COLUMNS)}"
     try:
         # Opened here: of a path pyarrow would take columns (a=b/) or another file system (s3:) out of its name.
         with path.open("rb") as file, pq.ParquetFile(file) as found:
             names = found.schema_arrow.names
-            whole = all(names.count(name) == 1 for name in columns)
-            table = found.read(columns, use_threads=False) if whole else None
-            keys, texts = (table.column(name).to_pylist() if whole else [] for name in columns)
+            whole = all(names.count(name) == 1 for name in COLUMNS)
+            table = found.read(list(COLUMNS), use_threads=False) if whole else None
+            keys, texts = (table.column(name).to_pylist() if whole else [] for name in COLUMNS)
     except (OSError, ValueError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise ClipVipError(f"cannot read captions {path} ({reason}): {expected}; write it again") from error
@@ -92,7 +73,7 @@ def _read_parquet(path: Path) -> dict[str, str]:
     for number, (key, text) in enumerate(zip(keys, texts, strict=True), 1):
         if not isinstance(key, str) or not isinstance(text, str):
             raise ClipVipError(
-                f"row {number} of {path}: expected text as {' and '.join(columns)}, got {key!r:.40} and {text!r:.40}; "
+                f"row {number} of {path}: expected text as {' and '.join(COLUMNS)}, got {key!r:.40} and {text!r:.40}; "
                 "write it again"
             )
         if key in captions:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from clipvip_lib.data.shards import Entry, scan_shard
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.streams.parquet import find_sidecar, read_found
+from clipvip_lib.streams.sidecars import find_sidecar, read_sidecar
 
 WRITERS = {
     "captions": "`clipvip caption` writes them (.parquet in place of .jsonl would do); --loss V-S needs none",
@@ -58,7 +58,7 @@ class ShardSet:
         beside: dict[str, dict[str, str]] = {}
         for kind, folder in self.sidecars.items():
             source = find_sidecar(path, kind, folder)
-            beside[kind] = read_found(source, kind)
+            beside[kind] = read_sidecar(source, kind)
             for place, entry in enumerate(entries):
                 if not entry.error and entry.has_media and entry.key not in beside[kind]:
                     problem = (

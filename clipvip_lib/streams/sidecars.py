@@ -12,6 +12,7 @@ from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_bytes
+from clipvip_lib.streams import parquet
 
 FIELDS = {"captions": "caption", "texts": "text"}  # kind of sidecar -> its field
 
@@ -22,12 +23,26 @@ def sidecar_path(shard: str | Path, kind: str, folder: str | Path | None = None)
     return path if folder is None else Path(folder) / path.name
 
 
-def read_sidecar(path: str | Path, kind: str) -> dict[str, str]:
-    """Texts by key. ``kind``: "captions" or "texts".
+def find_sidecar(shard: str | Path, kind: str, folder: str | Path | None = None) -> Path:
+    """``sidecar_path``, or captions as Parquet where only these are there.
 
-    Raises ClipVipError naming the file, and the line where there is one, if it cannot be read, a line is no JSON
+    Raises ClipVipError if that is so and pyarrow is not installed.
+    """
+    path = sidecar_path(shard, kind, folder)
+    if kind != "captions" or path.is_file() or not parquet.parquet_path(path).is_file():
+        return path
+    parquet.need_pyarrow(parquet.parquet_path(path))  # said when files are looked for, not when they are read
+    return parquet.parquet_path(path)
+
+
+def read_sidecar(path: str | Path, kind: str) -> dict[str, str]:
+    """Texts by key. ``kind``: "captions" or "texts". Captions may also be Parquet, by the name's end.
+
+    Raises ClipVipError naming the file, and the line where there is one, if it cannot be read, a line is not a JSON
     object with text under key and caption (text), or a key is there twice.
     """
+    if Path(path).suffix == ".parquet":
+        return parquet.read_captions(Path(path))
     field = FIELDS[kind]
     texts: dict[str, str] = {}
     try:
@@ -66,5 +81,5 @@ def _line(path: str | Path, key: str, field: str, text: str) -> bytes:
     except UnicodeEncodeError as error:  # JSON's "\ud800" without its other half
         raise ClipVipError(
             f"cannot write {path}: the {field} of {key!a} holds half a character "
-            f"({error.object[error.start]!a}), expected text that UTF-8 can hold; mend it where it comes from"
+            f"({error.object[error.start]!a}), expected text that UTF-8 can hold; correct it where it comes from"
         ) from error
