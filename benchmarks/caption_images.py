@@ -24,9 +24,10 @@ import time
 import numpy as np
 import torch
 
-from clipvip_lib.captioners import SIZE, OFACaptioner, cast_once
+from clipvip_lib.captioners import SIZE, cast_once
+from clipvip_lib.captioning import Captioner
 from clipvip_lib.models.beam import BeamSettings, beam_search
-from clipvip_lib.models.ofa import OFA, OFA_SIZES, PROMPT
+from clipvip_lib.models.ofa import OFA, OFA_SIZES, PROMPT, ofa_preprocess
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.precision import PRECISIONS, autocast
 from clipvip_lib.study.machine import machine
@@ -74,7 +75,7 @@ def main() -> None:
     if arguments.precision == "bfloat16":
         cast_once(model)
     beam = BeamSettings(beam_size=arguments.beam)
-    captioner = OFACaptioner(model, tokenizer, arguments.pixels, beam, arguments.precision)
+    captioner = Captioner(model, tokenizer, arguments.pixels, beam, arguments.precision)
     side = (arguments.pixels, arguments.pixels, 3)
     images = np.random.default_rng(0).integers(0, 256, (arguments.images, *side), dtype=np.uint8)
 
@@ -91,7 +92,7 @@ def main() -> None:
     peak = peak_mib(device)
     with autocast(arguments.precision, device):
         prompt = tokenizer([PROMPT]).to(device)
-        pixels = captioner._pixels(images[:1], device)
+        pixels = ofa_preprocess(images[:1], arguments.pixels, device)
         start = time.perf_counter()
         with torch.inference_mode():
             encoded = model.encode(prompt, pixels)

@@ -20,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from clipvip_lib.captioning import Captioner, postprocess
+from clipvip_lib.data.transform import resize
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models.beam import BeamSettings
-from clipvip_lib.models.ofa import OFA, PAD, PROMPT, OFAConfig, ofa_resize
+from clipvip_lib.models.ofa import OFA, PAD, PROMPT, OFAConfig, ofa_scale
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.precision import autocast
 from clipvip_lib.profiles import CaptionerSize
@@ -103,7 +104,7 @@ def train_captioner(
         raise ClipVipError(f"caption {texts.index(' ')} is empty: expected words; remove that pair")
     # As many prompts as captions, so that its words become tokens too: 8 instead of 23.
     tokenizer = OFATokenizer.train([*[PROMPT] * len(texts), *texts], size.vocab_size)
-    pixels = torch.from_numpy(np.stack([ofa_resize(image, size.image_size) for image in images]))
+    pixels = torch.from_numpy(np.stack([resize(image, size.image_size, antialias=True) for image in images]))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = OFA(small_config(size, tokenizer.vocab_size)).to(device)
@@ -123,8 +124,7 @@ class _Pairs(NamedTuple):
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Normalised pixels [B, 3, h, w] and caption ids cut after the longest."""
         tokens = self.tokens[rows]
-        pixels = (self.pixels[rows].permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.5
-        return pixels, tokens[:, : int((tokens != PAD).sum(1).max())]
+        return ofa_scale(self.pixels[rows]), tokens[:, : int((tokens != PAD).sum(1).max())]
 
 
 class _WordHead(nn.Module):

@@ -15,13 +15,13 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clipvip_lib.captioning import Captioner, postprocess
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
-from clipvip_lib.models.beam import BeamSettings, beam_search
-from clipvip_lib.models.ofa import OFA, PROMPT, ofa_resize
+from clipvip_lib.models.beam import BeamSettings
+from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.models.ofa_weights import load_ofa
 from clipvip_lib.precision import autocast, choose
@@ -33,8 +33,8 @@ BPE_FILES = ("vocab.json", "merges.txt")
 class ImageCaptioner(Protocol):
     """What captions a corpus.
 
-    image_size: side of the square to which images may be brought beforehand by ``ofa_resize`` without another caption
-    coming out; None if they are to be given as they were decoded.
+    image_size: side of the square to which images may be brought beforehand (transform.resize, antialiased)
+    without another caption coming out; None if they are to be given as they were decoded.
     """
 
     image_size: int | None
@@ -42,31 +42,6 @@ class ImageCaptioner(Protocol):
     def caption(self, images: Sequence[np.ndarray], batch: int = 64) -> list[str]:
         """One caption for each uint8 RGB image [H, W, 3]; sizes may differ."""
         ...
-
-
-class OFACaptioner(Captioner):
-    """``captioning.Captioner`` for corpora: pixels travel to the device as bytes and become numbers there.
-
-    Scaling 64 images of 480 pixels takes one core 0.2 s, as long as a GPU may take to caption them.
-    """
-
-    def caption(self, images: Sequence[np.ndarray], batch: int = 64) -> list[str]:
-        device = next(self.model.parameters()).device
-        texts: list[str] = []
-        for start in range(0, len(images), batch):
-            pixels = self._pixels(images[start : start + batch], device)
-            prompt = self.tokenizer([PROMPT]).expand(len(pixels), -1).to(device)
-            with autocast(self.precision, device):
-                found = beam_search(self.model, prompt, pixels, self.beam)
-            texts += [postprocess(self.tokenizer.decode(hypotheses[0].tokens)) for hypotheses in found]
-        return texts
-
-    def _pixels(self, images: Sequence[np.ndarray], device: torch.device) -> Tensor:
-        """float32 [B, 3, R, R] in -1..1, as ``ofa_preprocess``."""
-        size = self.image_size
-        fitting = [image if image.shape[:2] == (size, size) else ofa_resize(image, size) for image in images]
-        bytes_ = torch.from_numpy(np.stack(fitting)).to(device)
-        return (bytes_.permute(0, 3, 1, 2).float().div(255) - 0.5) / 0.5
 
 
 def load_ofa_captioner(
@@ -78,7 +53,7 @@ def load_ofa_captioner(
     max_tokens: int | None = None,
     precision: str = "float32",
     device: str | torch.device = "cpu",
-) -> OFACaptioner:
+) -> Captioner:
     """OFA's released caption weights, or a folder of ``Captioner.save``, ready to caption on ``device``.
 
     Args:
@@ -112,7 +87,7 @@ def load_ofa_captioner(
     precision = choose(precision, device)
     if precision == "bfloat16":
         cast_once(model)
-    return OFACaptioner(model.to(device), tokenizer, size, settings, precision)
+    return Captioner(model.to(device), tokenizer, size, settings, precision)
 
 
 def cast_once(model: OFA) -> None:
@@ -230,9 +205,9 @@ def _first(error: Exception) -> str:
 # ------------------------------------------------------------------------------------------ whose captions
 
 
-def describe(captioner: OFACaptioner | HuggingFaceCaptioner) -> dict:
+def describe(captioner: Captioner | HuggingFaceCaptioner) -> dict:
     """What decides the captions, JSON-ready: two captioners that say the same here caption alike, up to rounding."""
-    about = {"weights": fingerprint(captioner.model), "precision": captioner.precision}
+    about = {"weights": checksum(captioner.model), "precision": captioner.precision}
     if isinstance(captioner, Captioner):
         return {
             "captioner": "OFA",
@@ -244,7 +219,7 @@ def describe(captioner: OFACaptioner | HuggingFaceCaptioner) -> dict:
     return {"captioner": kind, "beam": captioner.beam, "max_tokens": captioner.max_tokens, **about}
 
 
-def fingerprint(model: nn.Module) -> str:
+def checksum(model: nn.Module) -> str:
     """A checksum of a model's weights, by names, shapes and at most 1024 values of each: the file may have moved."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):

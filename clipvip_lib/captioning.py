@@ -66,7 +66,7 @@ class Captioner:
         device = next(self.model.parameters()).device
         texts: list[str] = []
         for start in range(0, len(images), batch):
-            pixels = ofa_preprocess(images[start : start + batch], self.image_size).to(device)
+            pixels = ofa_preprocess(images[start : start + batch], self.image_size, device)
             prompt = self.tokenizer([PROMPT]).expand(len(pixels), -1).to(device)
             with autocast(self.precision, device):
                 found = beam_search(self.model, prompt, pixels, self.beam)

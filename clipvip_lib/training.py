@@ -384,7 +384,7 @@ def _reason(error: Exception) -> str:
     return lines[-1].strip() if lines else type(error).__name__
 
 
-def encode_clips(
+def encode_store(
     model: ClipViP, store: FrameStore, frames: int, batch: int = 64, precision: str = "auto"
 ) -> np.ndarray:
     """Features of all clips of a store: float32 [clips, E], L2-normalised."""
@@ -397,7 +397,7 @@ def encode_clips(
     return np.concatenate(out)
 
 
-def encode_texts(model: ClipViP, tokens: Tokens, batch: int = 256, precision: str = "auto") -> np.ndarray:
+def encode_tokens(model: ClipViP, tokens: Tokens, batch: int = 256, precision: str = "auto") -> np.ndarray:
     """Features of all texts: float32 [texts, E], L2-normalised."""
     out = []
     with torch.no_grad():

@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from clipvip_lib.captioner_training import label_smoothed_loss
+from clipvip_lib.data.transform import resize
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import (
     OFA,
@@ -30,7 +31,6 @@ from clipvip_lib.models.ofa import (
     OFAConfig,
     image_buckets,
     image_position_ids,
-    ofa_resize,
     ofa_state_dict,
     token_offset_buckets,
 )
@@ -85,7 +85,7 @@ def compare_preprocessing(case: Case) -> Iterator[Row]:
     raw = numbered(case, "in.raw_image.")
     assert len(raw) == len(case["in.resized_u8"]), "expected one resized image for each raw one"
     for number, key in enumerate(raw):
-        ours = torch.tensor(ofa_resize(case[key].numpy(), case.info["resolution"]))
+        ours = torch.tensor(resize(case[key].numpy(), case.info["resolution"], antialias=True))
         yield Row(f"resized bytes, image {number}", largest(ours, case["in.resized_u8"][number]), 0.0)
     for key in sorted({"in.patch_corner", "in.patch_images"} & case.keys):
         ours = case_images(case)[:, :, : case[key].shape[2], : case[key].shape[3]]

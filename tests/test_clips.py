@@ -16,10 +16,10 @@ from patience import STILL
 from PIL import Image
 from small_clip import write_videos
 
+from clipvip_lib.data.clips import decode_ahead, list_clips, read_clip
 from clipvip_lib.data.transform import resize
 from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.streams.clips import decode_ahead, list_clips, read_clip
 
 N, SIZE = 4, 32
 
@@ -174,7 +174,7 @@ def test_decoding_ahead_keeps_the_order_and_names_what_is_bad(tmp_path, workers)
 
 
 def test_few_clips_wait_and_no_thread_stays(tmp_path, monkeypatch):
-    from clipvip_lib.streams import clips as module
+    from clipvip_lib.data import clips as module
 
     asked = []
     read = module.read_clip
@@ -189,7 +189,7 @@ def test_few_clips_wait_and_no_thread_stays(tmp_path, monkeypatch):
 
 def test_what_was_given_up_may_end_in_a_decoding_thread(tmp_path, monkeypatch):
     """The collector runs in any thread; one that waited for itself would raise."""
-    from clipvip_lib.streams import clips as module
+    from clipvip_lib.data import clips as module
 
     read, given_up, ended = module.read_clip, threading.Event(), []
 

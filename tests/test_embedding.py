@@ -14,6 +14,7 @@ import videos
 from small_clip import FRAMES, SIZE, WORDS, save_small, small_model, write_videos
 from transformers import CLIPConfig, CLIPModel
 
+from clipvip_lib.data.clips import list_clips
 from clipvip_lib.data.transform import preprocess, resize
 from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
@@ -22,7 +23,6 @@ from clipvip_lib.features.folder import Features, read_part
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.encoding import TOKENIZER, fingerprint
-from clipvip_lib.streams.clips import list_clips
 
 ROUNDING = 1e-6  # float32 sums in another order
 

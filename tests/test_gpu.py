@@ -14,6 +14,7 @@ from small_runs import finish, settings, train, write_model, write_shards
 
 from clipvip_lib import training
 from clipvip_lib.captioner_training import train_captioner
+from clipvip_lib.data.clips import list_clips
 from clipvip_lib.distributed import grad_cache
 from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.features.embedding import embed_videos, load_encoder
@@ -21,7 +22,6 @@ from clipvip_lib.features.folder import Features
 from clipvip_lib.models.checkpoints import adapt
 from clipvip_lib.models.clip_vip import ATTENTIONS
 from clipvip_lib.profiles import Recipe
-from clipvip_lib.streams.clips import list_clips
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here that PyTorch can use")
 GPU, LOSS = "cuda", "V-S,C + F-C"

@@ -10,7 +10,6 @@ import torch
 from equality import largest, where_large
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.ofa import (
@@ -21,7 +20,6 @@ from clipvip_lib.models.ofa import (
     image_buckets,
     image_position_ids,
     ofa_preprocess,
-    ofa_resize,
     ofa_state_dict,
     token_buckets,
     token_offset_buckets,
@@ -252,15 +250,6 @@ def test_image_buckets_depend_on_the_difference_alone(side, data):
 # ------------------------------------------------------------------------------------------- images
 
 
-@given(st.integers(1, 60), st.integers(1, 60))
-@settings(max_examples=15, deadline=None)
-def test_resize_goes_width_first(height, width):
-    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    bicubic = Image.Resampling.BICUBIC
-    expected = Image.fromarray(image).resize((32, height), bicubic).resize((32, 32), bicubic)
-    assert np.array_equal(ofa_resize(image, 32), np.asarray(expected))
-
-
 def test_preprocessing_maps_black_and_white_to_the_ends():
     pixels = ofa_preprocess([np.zeros((5, 9, 3), np.uint8), np.full((7, 4, 3), 255, np.uint8)], 16)
     assert pixels.shape == (2, 3, 16, 16)
@@ -313,7 +302,7 @@ def test_shapes_that_do_not_fit_are_one_sentence():
     with pytest.raises(ClipVipError, match="caption ids"):
         model.decode(torch.zeros(2, 3, dtype=torch.long), model.encode(ids, None))
     with pytest.raises(ClipVipError, match="uint8"):
-        ofa_resize(np.zeros((4, 4, 3), np.float32), 8)
+        ofa_preprocess([np.zeros((4, 4, 3), np.float32)], 8)
 
 
 def test_every_layer_norm_has_the_authors_epsilon():

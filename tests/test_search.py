@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_clip import WORDS, save_small, write_videos
 
+from clipvip_lib.data.clips import list_clips
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features import search as module
@@ -21,7 +22,6 @@ from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encod
 from clipvip_lib.features.folder import Features
 from clipvip_lib.features.search import INDEX, answer, faiss_search, search
 from clipvip_lib.features.writer import FeatureWriter
-from clipvip_lib.streams.clips import list_clips
 
 HOW = {"kind": "videos", "weights": "w", "pretrained_tag": None, "checksum": "c", "stored": "float32"}
 

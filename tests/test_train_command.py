@@ -207,7 +207,7 @@ def test_finetuning_chooses_on_validation_and_scores_test_once(made, tmp_path, c
     model, _ = load_checkpoint(tmp_path / "a/model")
     store = FrameStore(sorted((tmp_path / "a/frames").glob("test-*.npy")))
     assert len(store) == 8
-    video = training.encode_clips(model, store, 3, precision="float32")
+    video = training.encode_store(model, store, 3, precision="float32")
     assert np.allclose(np.linalg.norm(video, axis=1), 1, atol=1e-5)
     assert cli.main([*given, "--loss", "V-S,C"]) == 2
     assert "expected the loss V-S" in capsys.readouterr().err

@@ -250,15 +250,15 @@ def test_parameter_groups_decay_matrices_and_speed_up_new_parameters():
 
 def test_features_of_a_set_equal_those_of_single_clips(pairs):
     net = model().eval()
-    together = training.encode_clips(net, pairs.store, 3, batch=5, precision="float32")
+    together = training.encode_store(net, pairs.store, 3, batch=5, precision="float32")
     for index in (0, 7, 15):
         from clipvip_lib.data.transform import normalize
 
         with torch.no_grad():
             alone = net.encode_video(normalize(torch.from_numpy(pairs.store.take([index], 3))))
         np.testing.assert_allclose(together[index], alone[0].numpy(), atol=1e-5)
-    texts = training.encode_texts(net, pairs.texts, batch=7, precision="float32")
-    one = training.encode_texts(net, pairs.texts.take([4]), precision="float32")
+    texts = training.encode_tokens(net, pairs.texts, batch=7, precision="float32")
+    one = training.encode_tokens(net, pairs.texts.take([4]), precision="float32")
     np.testing.assert_allclose(texts[4], one[0], atol=1e-5)
 
 

@@ -75,10 +75,10 @@ def add(commands) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from clipvip_lib.data.clips import list_clips
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.progress import Progress
-    from clipvip_lib.streams.clips import list_clips
     from clipvip_lib.streams.parquet import need_pyarrow
 
     if not arguments.sources and arguments.texts is None:

@@ -12,7 +12,7 @@ from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.distributed.ranks import Ranks, gather_dealt, share
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models.clip_vip import ClipViP
-from clipvip_lib.training import Pairs, encode_clips, encode_texts
+from clipvip_lib.training import Pairs, encode_store, encode_tokens
 
 
 def encode_pairs(
@@ -26,8 +26,8 @@ def encode_pairs(
     owner = np.repeat(np.arange(len(pairs.text_rows)), [len(rows) for rows in pairs.text_rows])
     clips, texts = share(range(len(pairs.store)), ranks), share(order, ranks)
     width = model.config.projection_dim
-    video = encode_clips(model, SomeClips(pairs.store, clips), frames, batch, precision) if clips else None
-    text = encode_texts(model, pairs.texts.take(texts), 4 * batch, precision) if texts else None
+    video = encode_store(model, SomeClips(pairs.store, clips), frames, batch, precision) if clips else None
+    text = encode_tokens(model, pairs.texts.take(texts), 4 * batch, precision) if texts else None
     together = [
         gather_dealt(
             torch.zeros(0, width, device=ranks.device)

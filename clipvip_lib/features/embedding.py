@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from clipvip_lib import __version__
+from clipvip_lib.data.clips import Clip, workers_of
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.text_files import is_unicode
@@ -35,7 +36,6 @@ from clipvip_lib.models.encoding import (
 )
 from clipvip_lib.models.load_report import LoadReport
 from clipvip_lib.precision import choose
-from clipvip_lib.streams.clips import Clip, workers_of
 
 Progress = Callable[[int, int, str], None]
 DEVICES = ("cpu", "cuda")
@@ -134,7 +134,7 @@ def embed_videos(
     skip_bad: int = 0,
     progress: Progress = lambda done, total, note: None,
 ) -> dict:
-    """Write the features of clips (streams/clips.py) to the folder ``out`` (features/folder.py); returns its meta.json.
+    """Write the features of clips (data/clips.py) to the folder ``out`` (features/folder.py); returns its meta.json.
 
     What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, and "key"
     in a shard; frames: how many the video shows.

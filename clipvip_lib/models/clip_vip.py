@@ -22,7 +22,6 @@ Source: CLIP-ViP (arXiv 2209.06430) section 3.4; CLIP4Clip (arXiv 2104.08860) se
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +38,7 @@ from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbedd
 from clipvip_lib.data.transform import CLIP_MEAN, CLIP_STD
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import atomic_path
-from clipvip_lib.models import proxy_attention
+from clipvip_lib.models import encoding, proxy_attention
 from clipvip_lib.models.load_report import not_finite, one_sentence
 from clipvip_lib.models.model_card import model_card
 from clipvip_lib.models.proxy_attention import attend, attention_interface
@@ -419,7 +418,7 @@ class ClipViP(CLIPModel):
                     "right, and give ones and zeros"
                 )
 
-    # ---- files and strings (encoding.py; imported when asked for, so that no training run rests on it) ----
+    # ---- files and strings (encoding.py) ----
 
     def encode_videos(self, paths: Sequence[str | Path], **options) -> np.ndarray:
         """Video files or folders of pictures -> features float32 [n, E], L2-normalised, in the order of ``paths``.
@@ -427,7 +426,7 @@ class ClipViP(CLIPModel):
         options: frames (by default as many as have temporal embeddings), antialias, precision, batch, workers, as in
         ``encoding.encode_videos``. Raises VideoError naming a video that cannot be read, ClipVipError for no path.
         """
-        return import_module("clipvip_lib.models.encoding").encode_videos(self, paths, **options)
+        return encoding.encode_videos(self, paths, **options)
 
     def encode_texts(self, texts: Sequence[str], **options) -> np.ndarray:
         """Strings -> features float32 [n, E], L2-normalised; longer ones than the model's context are cut.
@@ -435,7 +434,7 @@ class ClipViP(CLIPModel):
         The tokenizer is the one saved beside the weights that ``from_pretrained`` read (clip_tokenizer.json), else
         CLIP's own. options: tokenizer, precision, batch. Raises ClipVipError if the tokenizer is not the model's.
         """
-        return import_module("clipvip_lib.models.encoding").encode_texts(self, texts, **options)
+        return encoding.encode_texts(self, texts, **options)
 
     # ---- what transformers' users call ----
 

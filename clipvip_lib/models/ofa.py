@@ -29,10 +29,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from clipvip_lib.data.transform import resize
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.models.load_report import put
 
@@ -154,28 +154,20 @@ OFA_SIZES = {  # the authors' models/ofa/ofa.py; CLIP-ViP captioned with "large"
 # ---------------------------------------------------------------------------------------------- images
 
 
-def ofa_resize(image: np.ndarray, size: int) -> np.ndarray:
-    """Resize uint8 RGB [H, W, 3] to [size, size, 3], aspect not kept, by PIL's antialiased bicubic.
+def ofa_preprocess(images: Iterable[np.ndarray], size: int, device: str | torch.device = "cpu") -> Tensor:
+    """uint8 RGB images [H, W, 3] of any sizes -> float32 [B, 3, size, size] in -1..1, aspect not kept.
 
-    Width first, then height, in two calls: one call does the same up to Pillow 12, but Pillow 13 goes height
-    first for some portraits and gives other bytes. Raises ClipVipError unless the image is uint8 [H, W, 3].
-    """
-    image = np.asarray(image)
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
-        raise ClipVipError(f"expected an image uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
-    wide = Image.fromarray(np.ascontiguousarray(image)).resize(
-        (size, image.shape[0]), Image.Resampling.BICUBIC
-    )
-    return np.asarray(wide.resize((size, size), Image.Resampling.BICUBIC))
-
-
-def ofa_preprocess(images: Iterable[np.ndarray], size: int) -> Tensor:
-    """uint8 RGB images [H, W, 3] of any sizes -> float32 [B, 3, size, size] in -1..1.
-
+    They travel to the device as bytes: scaling 64 images of 480 pixels takes one core 0.2 s, as long as a GPU may take
+    to caption them. Raises ClipVipError for other images.
     Source: the authors' ``data/mm_data/caption_dataset.py`` (resize, / 255, mean and deviation 0.5).
     """
-    pixels = np.stack([ofa_resize(image, size) for image in images])
-    return (torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(255) - 0.5) / 0.5
+    pixels = np.stack([resize(np.asarray(image), size, antialias=True) for image in images])
+    return ofa_scale(torch.from_numpy(pixels).to(device))
+
+
+def ofa_scale(pixels: Tensor) -> Tensor:
+    """uint8 [B, h, w, 3] -> float32 [B, 3, h, w] in -1..1."""
+    return (pixels.permute(0, 3, 1, 2).float().div(255) - 0.5) / 0.5
 
 
 class Bottleneck(nn.Module):

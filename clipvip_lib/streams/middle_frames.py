@@ -15,22 +15,22 @@ import numpy as np
 
 from clipvip_lib.data.frames import JPEG, still
 from clipvip_lib.data.shards import Entry, read_media
+from clipvip_lib.data.transform import resize
 from clipvip_lib.data.video import middle_index, read_frames
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.models.ofa import ofa_resize
 
 
 def middle_frame(media: bytes, name: str, size: int | None = None) -> np.ndarray:
     """The middle frame of a video, or a JPEG itself: uint8 [H, W, 3].
 
-    ``size``: bring it to [size, size, 3] by OFA's bicubic resize. Raises VideoError with its name if it cannot be
+    ``size``: bring it to [size, size, 3], as OFA does. Raises VideoError with its name if it cannot be
     read.
     """
     if media.startswith(JPEG):
         frame = still(media, name)
     else:
         frame = read_frames(media, lambda total: [middle_index(total)], name)[0]
-    return frame if size is None else ofa_resize(frame, size)
+    return frame if size is None else resize(frame, size, antialias=True)
 
 
 def middle_frames(

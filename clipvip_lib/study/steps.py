@@ -334,9 +334,9 @@ def _features(model, pairs, size: ModelSize, recipe: Recipe):
     from clipvip_lib import training
 
     rows = pairs.text_rows
-    video = training.encode_clips(model, pairs.store, size.frames, precision=recipe.precision)
+    video = training.encode_store(model, pairs.store, size.frames, precision=recipe.precision)
     tokens = pairs.texts.take([row for clip in rows for row in clip])
-    text = training.encode_texts(model, tokens, precision=recipe.precision)
+    text = training.encode_tokens(model, tokens, precision=recipe.precision)
     return text, video, np.repeat(np.arange(len(rows)), [len(clip) for clip in rows])
 
 
@@ -432,7 +432,7 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress)
         )
         encoders.append(
             {
-                which: training.encode_texts(
+                which: training.encode_tokens(
                     model, training.Tokens.of(listed, tokenizer), precision=config["precision"]
                 )
                 for which, listed in texts.items()
