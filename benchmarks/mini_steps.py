@@ -25,14 +25,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import matrix_rate
 
-from clipvip_lib import captioner_training, training
-from clipvip_lib.flat_weights import FlatWeights
+from clipvip_lib import captioner_training
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.ofa import OFA
 from clipvip_lib.precision import PRECISIONS
 from clipvip_lib.profiles import Profile, get_profile
 from clipvip_lib.study.machine import machine, peak_memory_mib
 from clipvip_lib.study.steps import _clip_config
+from clipvip_lib.training.batches import Batch, Tokens
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.recipes import TrainRecipe
+from clipvip_lib.training.step import Step
 
 VOCABULARY, TOKENS = 350, 16
 
@@ -45,23 +48,18 @@ def clip_step(
     size = profile.model
     rng = np.random.default_rng(0)
 
-    def texts() -> training.Tokens:
+    def texts() -> Tokens:
         ids = torch.from_numpy(rng.integers(1, VOCABULARY - 2, (recipe.batch, TOKENS)))
         ids[:, -1] = VOCABULARY - 1
-        return training.Tokens(ids, torch.ones_like(ids))
+        return Tokens(ids, torch.ones_like(ids))
 
     pixels = (recipe.batch, frames, size.image_size, size.image_size, 3)
     video = torch.from_numpy(rng.integers(0, 256, pixels, dtype=np.uint8))
     whole = "C" in loss
-    batch = training.Batch(
-        video, video[:, :1].clone() if whole else None, texts(), texts() if whole else None, None
-    )
+    batch = Batch(video, video[:, :1].clone() if whole else None, texts(), texts() if whole else None, None)
     model = ClipViP(_clip_config(size, VOCABULARY, attention, size.proxies, size.frames))
-    weights = FlatWeights(model, training.parameter_groups(model, recipe), precision)
-    optimizer = torch.optim.AdamW(weights.groups, lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
-    weights.copy_to_twin()
-    weights.twin.train()
-    return lambda: training._step(weights, optimizer, batch, loss, recipe, 0)
+    step = Step(model, loss, TrainRecipe(**dataclasses.asdict(recipe), flat=True), Ranks())
+    return lambda: step(batch, 0)
 
 
 def captioner_step(profile: Profile, phase: str, precision: str) -> Callable[[], object]:

@@ -26,13 +26,13 @@ import time
 
 import torch
 
-from clipvip_lib.distributed.loop import one_step, prepare, wrap
-from clipvip_lib.distributed.ranks import Ranks
-from clipvip_lib.distributed.recipes import get_recipe
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.precision import PRECISIONS
 from clipvip_lib.study.machine import machine
-from clipvip_lib.training import Batch, Tokens, parameter_groups
+from clipvip_lib.training.batches import Batch, Tokens
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.recipes import get_recipe
+from clipvip_lib.training.step import Step
 
 LOSS = "V-S,C + F-C"
 
@@ -124,18 +124,14 @@ def main() -> None:
         compile=arguments.compile,
     )  # fmt: skip
     ranks, model = Ranks(device=device), ClipViP(config)
-    prepare(model, recipe, ranks)
-    encoder = wrap(model, recipe, ranks)
-    optimizer = torch.optim.AdamW(
-        parameter_groups(model, recipe), lr=recipe.lr, betas=(0.9, 0.98), eps=1e-6, fused=True
-    )
+    one_step = Step(model, LOSS, recipe, ranks)
     vision, text = model.config.vision_config, model.config.text_config
     tokens = min(recipe.text_tokens, text.max_position_embeddings)
     batch = random_batch(arguments.batch, arguments.frames, tokens, text.vocab_size, vision.image_size)
     rate = matrix_rate(device, getattr(torch, arguments.precision))
 
     def step(number: int) -> dict:
-        row = one_step(encoder, model, optimizer, batch, LOSS, recipe, ranks, number)
+        row = one_step(batch, number)
         wait(device)
         return row
 

@@ -14,14 +14,16 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from clipvip_lib import training
-from clipvip_lib.distributed import grad_cache, loop
-from clipvip_lib.distributed import ranks as distributed
-from clipvip_lib.distributed.ranks import Ranks
-from clipvip_lib.distributed.recipes import get_recipe
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.losses import LOSSES, needs
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+from clipvip_lib.training import grad_cache
+from clipvip_lib.training import ranks as distributed
+from clipvip_lib.training.batches import Batch, Tokens
+from clipvip_lib.training.encoder import Encoder
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.recipes import get_recipe
+from clipvip_lib.training.step import Step, wrap
 
 GLOBAL = 8  # clips of the global batch
 RECIPE = get_recipe(
@@ -46,23 +48,23 @@ def small_model(seed: int = 0) -> ClipViP:
     )  # fmt: skip
 
 
-def global_batch(step: int, count: int = GLOBAL) -> training.Batch:
+def global_batch(step: int, count: int = GLOBAL) -> Batch:
     """A batch of random clips and texts of several lengths; the third clip has no caption."""
     draw = torch.Generator().manual_seed(step)
 
-    def tokens() -> training.Tokens:
+    def tokens() -> Tokens:
         lengths = torch.randint(4, 13, (count, 1), generator=draw)
         mask = (torch.arange(12) < lengths).long()
         ids = torch.randint(1, 62, (count, 12), generator=draw) * mask
-        return training.Tokens(ids.scatter(1, lengths - 1, 63), mask)
+        return Tokens(ids.scatter(1, lengths - 1, 63), mask)
 
     def pixels(frames: int) -> torch.Tensor:
         return torch.randint(0, 256, (count, frames, 24, 24, 3), generator=draw, dtype=torch.uint8)
 
-    return training.Batch(pixels(3), pixels(1), tokens(), tokens(), torch.arange(count) != 2)
+    return Batch(pixels(3), pixels(1), tokens(), tokens(), torch.arange(count) != 2)
 
 
-def own_part(batch: training.Batch, ranks: Ranks) -> training.Batch:
+def own_part(batch: Batch, ranks: Ranks) -> Batch:
     return grad_cache.chunks(batch, len(batch.video) // ranks.size)[ranks.rank]
 
 
@@ -86,9 +88,9 @@ def gradients_of_a_loss(ranks: Ranks) -> list[dict]:
             whole = global_batch(0)
             if "C" not in needs(loss):
                 whole = dataclasses.replace(whole, frame=None, captions=None, caption_mask=None)
-            alone = grad_cache.Encoder(model)
+            alone = Encoder(model)
             expected_loss, expected = gradient(alone, model, whole, loss, Ranks())
-            encoder = loop.wrap(model, RECIPE, ranks)
+            encoder = wrap(model, RECIPE, ranks)
             for chunk in (0, 1, 3):
                 value, found = gradient(encoder, model, own_part(whole, ranks), loss, ranks, chunk)
                 rows.append(
@@ -141,12 +143,9 @@ def twenty_steps(ranks: Ranks) -> dict:
     losses, models = {}, {}
     for name, with_ranks in (("ranks", ranks), ("alone", Ranks())):
         model = models[name] = small_model()
-        encoder = loop.wrap(model, RECIPE, with_ranks)
-        groups = training.parameter_groups(model, RECIPE)
-        optimizer = torch.optim.AdamW(groups, lr=RECIPE.lr, betas=(0.9, 0.98), eps=1e-6, fused=True)
-        for step in range(20):
-            batch = own_part(global_batch(step), with_ranks)
-            row = loop.one_step(encoder, model, optimizer, batch, "V-S,C + F-C", RECIPE, with_ranks, step)
+        one_step = Step(model, "V-S,C + F-C", RECIPE, with_ranks)
+        for number in range(20):
+            row = one_step(own_part(global_batch(number), with_ranks), number)
             losses.setdefault(name, []).append(row["loss"])
     flat = {name: torch.nn.utils.parameters_to_vector(model.parameters()) for name, model in models.items()}
     return {

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from clipvip_lib import cli
 from clipvip_lib.commands.train import check
-from clipvip_lib.distributed import ranks as distributed
-from clipvip_lib.distributed.run import train_as_told
+from clipvip_lib.training import ranks as distributed
+from clipvip_lib.training.run import train_as_told
 
 
 def main(folder: Path, runs: dict[str, list[str]]) -> None:

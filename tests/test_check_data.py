@@ -16,10 +16,10 @@ from clipvip_lib.commands import check_data
 from clipvip_lib.data import benchmarks, corpora, formats, frame_folders
 from clipvip_lib.data.check import CODES, ERRORS, check_set
 from clipvip_lib.data.check_videos import agree
-from clipvip_lib.distributed.ranks import Ranks
-from clipvip_lib.distributed.recipes import RECIPES, recipe_of
-from clipvip_lib.distributed.stores import store_split
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.recipes import RECIPES, recipe_of
+from clipvip_lib.training.stores import store_split
 
 CLIPS = {"train": 8, "val": 4, "test": 8}
 

@@ -9,9 +9,9 @@ import pytest
 import small_runs
 import torch
 
-from clipvip_lib.distributed import ranks as distributed
-from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.training import ranks as distributed
+from clipvip_lib.training.ranks import Ranks
 
 
 def checks(ranks, folder):
@@ -136,7 +136,7 @@ def test_an_incomplete_environment_is_one_sentence(no_torchrun, monkeypatch, val
 
 
 def test_ranks_that_do_not_come_are_missed_within_the_time_limit():
-    code = "from clipvip_lib.distributed.ranks import start; start(3)"
+    code = "from clipvip_lib.training.ranks import start; start(3)"
     given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
     given |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(small_runs.free_port())}
     done = patience.run([sys.executable, "-c", code], env=os.environ | given)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clipvip_lib.flat_weights import FlatWeights
+from clipvip_lib.training.flat_weights import FlatWeights
 
 
 def make():

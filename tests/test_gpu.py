@@ -12,16 +12,17 @@ from small_captioner import TINY, pairs
 from small_clip import save_small, write_videos
 from small_runs import finish, settings, train, write_model, write_shards
 
-from clipvip_lib import training
 from clipvip_lib.captioner_training import train_captioner
 from clipvip_lib.data.clips import list_clips
-from clipvip_lib.distributed import grad_cache
-from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.features.embedding import embed_videos, load_encoder
 from clipvip_lib.features.folder import Features
 from clipvip_lib.models.checkpoints import adapt
 from clipvip_lib.models.clip_vip import ATTENTIONS
 from clipvip_lib.profiles import Recipe
+from clipvip_lib.study import steps
+from clipvip_lib.training.encoder import Encoder, features
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.weights import load_state
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here that PyTorch can use")
 GPU, LOSS = "cuda", "V-S,C + F-C"
@@ -38,32 +39,45 @@ def full_float32(monkeypatch):
 def test_features_are_those_of_the_cpu(attention):
     model, batch = adapt(small_model(), attention=attention).eval(), global_batch(0)
     with torch.no_grad():
-        expected = training.features(model, batch)
-        found = training.features(model.to(GPU), batch)
-        rough = training.features(model.bfloat16(), batch)
-    for source, features in expected.items():
+        expected = features(model, batch)
+        found = features(model.to(GPU), batch)
+        rough = features(model.bfloat16(), batch)
+    for source, rows in expected.items():
         assert found[source].is_cuda
-        torch.testing.assert_close(found[source].cpu(), features, rtol=0, atol=1e-5)
-        assert (rough[source].float().cpu() - features).abs().max() < 0.05
+        torch.testing.assert_close(found[source].cpu(), rows, rtol=0, atol=1e-5)
+        assert (rough[source].float().cpu() - rows).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("chunk", (0, 3))
 def test_gradients_are_those_of_the_cpu_plain_and_cached(chunk):
     model, batch = small_model(), global_batch(1)
-    value, expected = gradient(grad_cache.Encoder(model), model, batch, LOSS, Ranks())
+    value, expected = gradient(Encoder(model), model, batch, LOSS, Ranks())
     model.to(GPU)
     ranks = Ranks(device=torch.device(GPU))
-    other, found = gradient(grad_cache.Encoder(model), model, batch, LOSS, ranks, chunk)
+    other, found = gradient(Encoder(model), model, batch, LOSS, ranks, chunk)
     assert other == pytest.approx(value, rel=1e-5)
     assert relative(found.cpu(), expected) < 1e-5
-    _, rough = gradient(grad_cache.Encoder(model, precision="bfloat16"), model, batch, LOSS, ranks, chunk)
+    _, rough = gradient(Encoder(model, precision="bfloat16"), model, batch, LOSS, ranks, chunk)
     assert relative(rough.cpu(), expected) < 0.05
+
+
+class Anywhere:
+    """Batch number ``step``, at any time."""
+
+    def __call__(self, step: int):
+        return global_batch(step)
+
+    def position(self) -> None:
+        """The step says all."""
+
+    def place(self, positions: list, step: int) -> None:
+        """Nothing to do."""
 
 
 def small_training(device: str, folder, recipe: Recipe = RECIPE, progress=lambda *_: None):
     model = small_model().to(device)
-    return model, training.train(
-        model, global_batch, LOSS, recipe, seed=0, folder=folder, progress=progress,
+    return model, steps._train(
+        model, Anywhere(), LOSS, recipe, folder, progress,
         evaluate=lambda m: -float(m.logit_scale), snapshots=(3,),
     )  # fmt: skip
 
@@ -78,14 +92,14 @@ def test_the_small_studys_loop_learns_the_same_and_resumes(tmp_path, monkeypatch
         losses = [[row[key] for row in outcome.history] for outcome in (on_cpu, on_gpu)]
         assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     on_a_cpu = small_model()
-    training.load_state(on_a_cpu, folders["gpu"] / "step-000003.pt")  # what a GPU wrote, read without one
+    load_state(on_a_cpu, folders["gpu"] / "step-000003.pt")  # what a GPU wrote, read without one
     assert not next(on_a_cpu.parameters()).is_cuda
 
     def stop(done, total, note):
         if done == 4:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(steps, "CHECKPOINT_SECONDS", 0.0)
     with pytest.raises(KeyboardInterrupt):
         small_training(GPU, folders["again"], progress=stop)
     resumed, outcome = small_training(GPU, folders["again"])

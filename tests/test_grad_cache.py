@@ -10,20 +10,21 @@ from hypothesis import strategies as st
 from rank_checks import RECIPE, global_batch, gradient, relative, small_model
 from torch import nn
 
-from clipvip_lib import training
-from clipvip_lib.distributed import grad_cache
-from clipvip_lib.distributed.loop import prepare
-from clipvip_lib.distributed.ranks import Ranks
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.losses import LOSSES
 from clipvip_lib.models.checkpoints import adapt
 from clipvip_lib.models.clip_vip import ATTENTIONS
+from clipvip_lib.training import grad_cache
+from clipvip_lib.training.batches import Tokens
+from clipvip_lib.training.encoder import Encoder
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.step import prepare
 
 ONE = Ranks()
 
 
 def of_a_step(model, batch, loss, chunk, precision="float32"):
-    return gradient(grad_cache.Encoder(model, precision), model, batch, loss, ONE, chunk)
+    return gradient(Encoder(model, precision), model, batch, loss, ONE, chunk)
 
 
 @given(st.sampled_from(sorted(LOSSES)), st.integers(1, 8), st.integers(1, 8), st.integers(0, 99))
@@ -156,8 +157,6 @@ def test_a_loss_whose_source_is_missing_is_refused():
 
 
 def test_tokens_of_a_chunk_are_cut_after_its_longest():
-    tokens = training.Tokens(
-        torch.tensor([[1, 2, 3, 9], [1, 9, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
-    )
+    tokens = Tokens(torch.tensor([[1, 2, 3, 9], [1, 9, 0, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]))
     batch = dataclasses.replace(global_batch(0, 2), texts=tokens)
     assert [part.texts.ids.shape[1] for part in grad_cache.chunks(batch, 1)] == [4, 2]

@@ -1,6 +1,5 @@
 """The precision follows what the device multiplies fast, and a user who asks for the slow one is told."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -11,14 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from clipvip_lib import precision, training
+from clipvip_lib import precision
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.flat_weights import FlatWeights
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.profiles import ModelSize, get_profile, in_precision
 from clipvip_lib.study import experiments, machine
 from clipvip_lib.study.stages import closure
 from clipvip_lib.study.steps import _clip_config
+from clipvip_lib.training.batches import Batch, Tokens
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.recipes import TrainRecipe
+from clipvip_lib.training.step import Step
 
 TWICE = {"float32": 50.0, "bfloat16": 100.0}
 IMITATED = {"float32": 50.0, "bfloat16": 1.0}
@@ -91,19 +93,16 @@ def step_seconds() -> dict[str, float]:
     ids = torch.randint(1, 300, (32, 16), generator=generator)
     ids[:, -1] = 349
     video = torch.randint(0, 256, (32, 4, 48, 48, 3), generator=generator, dtype=torch.uint8)
-    batch = training.Batch(video, None, training.Tokens(ids, torch.ones_like(ids)), None, None)
+    batch = Batch(video, None, Tokens(ids, torch.ones_like(ids)), None, None)
     for name in ("float32", "bfloat16"):
         torch.manual_seed(0)
         model = ClipViP(_clip_config(size, 350, "proxy", 4, 4))
-        recipe = dataclasses.replace(get_profile("mini").postpretrain, precision=name)
-        weights = FlatWeights(model, training.parameter_groups(model, recipe), name)
-        optimizer = torch.optim.AdamW(weights.groups, lr=recipe.lr, fused=True)
-        steps[name] = (weights, optimizer, batch, "V-S", recipe, 0)
+        steps[name] = Step(model, "V-S", TrainRecipe(steps=500, batch=32, precision=name, flat=True), Ranks())
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(3):
-        for name, arguments in steps.items():
+        for name, step in steps.items():
             started = time.process_time()
-            training._step(*arguments)
+            step(batch, 0)
             seconds[name].append(time.process_time() - started)
     return {name: min(taken) for name, taken in seconds.items()}
 

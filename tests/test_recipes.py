@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 
 from clipvip_lib.data.benchmarks import SETS
-from clipvip_lib.distributed.recipes import FREE, RECIPES, SOURCES, TrainRecipe, get_recipe, recipe_of, source
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
+from clipvip_lib.training.recipes import FREE, RECIPES, SOURCES, TrainRecipe, get_recipe, recipe_of, source
 
 
 def test_the_authors_values():

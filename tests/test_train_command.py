@@ -1,4 +1,4 @@
-"""``clipvip train`` in one process: the same as training.py, resumed bit for bit, and sentences for what is wrong."""
+"""``clipvip train`` in one process: with flat weights the same, resumed bit for bit; sentences for what is wrong."""
 
 import json
 import os
@@ -12,19 +12,20 @@ import small_runs
 import torch
 from small_runs import SMALL, settings
 
-from clipvip_lib import cli, training
+from clipvip_lib import cli
 from clipvip_lib.data import corpora
 from clipvip_lib.data.frames import FrameStore
-from clipvip_lib.distributed import run as training_run
-from clipvip_lib.distributed.batches import StoreBatches
-from clipvip_lib.distributed.evaluation import encode_pairs
-from clipvip_lib.distributed.ranks import Ranks
-from clipvip_lib.distributed.recipes import get_recipe
-from clipvip_lib.distributed.run_folder import RunFolder, read_metrics
-from clipvip_lib.distributed.stores import read_stores
 from clipvip_lib.models.checkpoints import load_checkpoint
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.training import run as training_run
+from clipvip_lib.training.batches import Pairs, StoreBatches, Tokens
+from clipvip_lib.training.evaluation import encode_pairs, encode_store
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.recipes import get_recipe
+from clipvip_lib.training.run_folder import RunFolder, read_metrics
+from clipvip_lib.training.step import MAX_LOGIT_SCALE
+from clipvip_lib.training.stores import read_stores
 
 
 @pytest.fixture(scope="module")
@@ -109,22 +110,17 @@ def test_a_run_leaves_a_model_that_every_loader_reads(made, tmp_path, capsys):
     assert "holds the result of another run" in capsys.readouterr().err
 
 
-def test_one_rank_in_float32_is_training_py(made, tmp_path):
-    """Another optimiser's layout (hundreds of tensors for two flat ones), the same steps."""
-    folder, _ = made
-    assert cli.main(options(made, tmp_path / "a", reduction="mean", clip_norm=1.0)) == 0
-    recipe = get_recipe("postpretrain", **(SMALL | {"reduction": "mean", "clip_norm": 1.0}))
-    model, _ = load_checkpoint(folder / "model")
-    tokenizer = ClipTokenizer.load(folder / "model/clip_tokenizer.json")
-    pairs = stored_pairs(folder, recipe, tokenizer)
-    batches = training.Batches(pairs, "V-S,C + F-C", 3, 8, 0)
-    outcome = training.train(
-        model, batches, "V-S,C + F-C", recipe, seed=0, folder=tmp_path / "b", progress=lambda *_: None
-    )
-    ours, _ = load_checkpoint(tmp_path / "a/model")
-    for (name, a), b in zip(ours.state_dict().items(), model.state_dict().values(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-5, msg=name)
-    for a, b in zip(rows(tmp_path / "a"), outcome.history, strict=True):
+@pytest.mark.parametrize("changes", ({}, {"chunk": 3}))
+def test_flat_weights_are_the_same_steps(made, tmp_path, changes):
+    """Another optimiser's layout: a few flat tensors for hundreds."""
+    models = []
+    for name, flat in (("a", False), ("b", True)):
+        line = options(made, tmp_path / name, reduction="mean", clip_norm=1.0, flat=flat, **changes)
+        assert cli.main(line) == 0
+        models.append(load_checkpoint(tmp_path / name / "model")[0].state_dict())
+    for name, expected in models[0].items():
+        torch.testing.assert_close(models[1][name], expected, rtol=1e-4, atol=2e-5, msg=name)
+    for a, b in zip(rows(tmp_path / "a"), rows(tmp_path / "b"), strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
         assert a["lr"] == b["lr"]
 
@@ -207,7 +203,7 @@ def test_finetuning_chooses_on_validation_and_scores_test_once(made, tmp_path, c
     model, _ = load_checkpoint(tmp_path / "a/model")
     store = FrameStore(sorted((tmp_path / "a/frames").glob("test-*.npy")))
     assert len(store) == 8
-    video = training.encode_store(model, store, 3, precision="float32")
+    video = encode_store(model, store, 3, precision="float32")
     assert np.allclose(np.linalg.norm(video, axis=1), 1, atol=1e-5)
     assert cli.main([*given, "--loss", "V-S,C"]) == 2
     assert "expected the loss V-S" in capsys.readouterr().err
@@ -242,12 +238,12 @@ def test_every_text_belongs_to_its_clip(made, tmp_path):
     folder, _ = made
     model, _ = load_checkpoint(folder / "model")
     tokenizer = ClipTokenizer.load(folder / "model/clip_tokenizer.json")
-    texts = training.Tokens.of(["a ball falls", "it is red", "two blue boxes"], tokenizer)
+    texts = Tokens.of(["a ball falls", "it is red", "two blue boxes"], tokenizer)
     frames = np.random.default_rng(0).integers(0, 256, (2, 6, 24, 24, 3), np.uint8)
     np.save(tmp_path / "frames.npy", frames)
 
     def encoded(rows):
-        pairs = training.Pairs(FrameStore([tmp_path / "frames.npy"]), texts, rows)
+        pairs = Pairs(FrameStore([tmp_path / "frames.npy"]), texts, rows)
         return encode_pairs(model, pairs, 3, Ranks(), precision="float32")
 
     text, video, owner = encoded([[0, 1], [2]])
@@ -283,9 +279,9 @@ def test_shares_of_ranks_are_the_rows_of_the_whole_batch(made, tmp_path):
         assert cli.main(options(made, tmp_path, steps=1)) == 0
     pairs = stored_pairs(folder, recipe, tokenizer)
     for step in (0, 5):
-        whole = training.Batches(pairs, loss, 3, 8, 7)(step)
+        whole = StoreBatches(pairs, loss, 3, 8, 7)(step)
         for size in (1, 2, 4):
-            parts = [StoreBatches(pairs, loss, recipe, 7, Ranks(rank, size))(step) for rank in range(size)]
+            parts = [StoreBatches(pairs, loss, 3, 8, 7, Ranks(rank, size))(step) for rank in range(size)]
             assert torch.equal(torch.cat([part.video for part in parts]), whole.video)
             assert torch.equal(torch.cat([part.frame for part in parts]), whole.frame)
             assert torch.equal(torch.cat([part.caption_mask for part in parts]), whole.caption_mask)
@@ -440,4 +436,4 @@ def test_show_prints_what_no_recipe_changes_and_a_training_uses_it(made, tmp_pat
     assert groups
     for group in groups:
         assert [*group["betas"], group["eps"]] == [*fixed["betas"]["value"], fixed["eps"]["value"]]
-    assert fixed["largest logit_scale"]["value"] == training.MAX_LOGIT_SCALE
+    assert fixed["largest logit_scale"]["value"] == MAX_LOGIT_SCALE

@@ -16,9 +16,9 @@ from clipvip_lib import cli
 from clipvip_lib.data import corpora
 from clipvip_lib.data.corpora import write_shard
 from clipvip_lib.data.shards import expand, read_shard
-from clipvip_lib.distributed.run_folder import read_metrics
 from clipvip_lib.progress import quiet
 from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
+from clipvip_lib.training.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow
 STEPS = 150  # of runs that are interrupted: seconds

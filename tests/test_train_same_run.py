@@ -15,9 +15,9 @@ from clipvip_lib import cli
 from clipvip_lib.captioning import captions_path
 from clipvip_lib.data import corpora
 from clipvip_lib.data.shards import expand, read_shard
-from clipvip_lib.distributed import loop, ranks, run, stores
-from clipvip_lib.distributed.ranks import RankLost, Ranks
-from clipvip_lib.distributed.run_folder import alone, read_metrics
+from clipvip_lib.training import loop, ranks, run, stores
+from clipvip_lib.training.ranks import RankLost, Ranks
+from clipvip_lib.training.run_folder import alone, read_metrics
 
 
 @pytest.fixture(autouse=True)
@@ -246,15 +246,15 @@ def test_two_runs_at_once_do_not_share_a_folder(made, tmp_path, capsys):
 
 
 def test_seconds_are_those_of_all_starts(made, tmp_path, monkeypatch):
-    one_step = loop.one_step
+    own = loop.Step.__call__
 
-    def stopping(*given):
-        if given[-1] == 0:
+    def stopping(step, batch, number):
+        if number == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return one_step(*given)
+        return own(step, batch, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "one_step", stopping)
+        patch.setattr(loop.Step, "__call__", stopping)
         assert cli.main(post(made, "a", tmp_path)) == 143
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert len(rows) == 1

@@ -9,15 +9,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipvip_lib import training
 from clipvip_lib.data import corpora, world
 from clipvip_lib.data.frames import FrameStore, write_store
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
-from clipvip_lib.profiles import Recipe
+from clipvip_lib.training.batches import Pairs, Sampler, StoreBatches, Tokens
+from clipvip_lib.training.evaluation import encode_store, encode_tokens
+from clipvip_lib.training.loop import train
+from clipvip_lib.training.ranks import Ranks
+from clipvip_lib.training.recipes import TrainRecipe
+from clipvip_lib.training.run_folder import RunFolder, read_metrics
+from clipvip_lib.training.step import parameter_groups, schedule
+from clipvip_lib.training.weights import load_state, save_state
 
-RECIPE = Recipe(steps=6, batch=8, lr=1e-3, lr_added=5e-3, precision="float32")
+RECIPE = TrainRecipe(
+    steps=6, batch=8, lr=1e-3, lr_added=5e-3, weight_decay=0.05, clip_norm=1.0, warmup=0.05, evaluations=3,
+    reduction="mean", precision="float32", flat=True,
+)  # fmt: skip
+OFTEN = dataclasses.replace(RECIPE, save_minutes=0.0)  # a checkpoint after each step
 
 
 def quiet(done, total, note=""):
@@ -37,12 +47,10 @@ def pairs(tmp_path_factory):
         for text in (f"{c.things[0].colour} {c.events[0].motion}", f"a {c.things[0].shape}")
     ]
     tokenizer = ClipTokenizer.for_texts(said, 16)
-    captions = training.Tokens.of([f"a {c.things[0].colour} {c.things[0].shape}" for c in clips], tokenizer)
+    captions = Tokens.of([f"a {c.things[0].colour} {c.things[0].shape}" for c in clips], tokenizer)
     rows = [[2 * i, 2 * i + 1] for i in range(len(clips))]
     mask = torch.arange(len(clips)) != 5
-    return training.Pairs(
-        FrameStore([path]), training.Tokens.of(said, tokenizer), rows, captions, mask, group=4
-    )
+    return Pairs(FrameStore([path]), Tokens.of(said, tokenizer), rows, captions, mask, group=4)
 
 
 def model(attention="proxy", seed=0):
@@ -57,11 +65,23 @@ def model(attention="proxy", seed=0):
 
 def run(pairs, folder, recipe=RECIPE, loss="V-S,C + F-C", seed=0, progress=quiet, net=None, **options):
     net = net or model()
-    batches = training.Batches(pairs, loss, 3, recipe.batch, seed)
-    outcome = training.train(
-        net, batches, loss, recipe, seed=seed, folder=folder, progress=progress, **options
-    )
-    return net, outcome
+    kept = RunFolder(folder, {}, Ranks())
+    batches = StoreBatches(pairs, loss, 3, recipe.batch, seed)
+    train(net, batches, loss, recipe, run=kept, progress=progress, **options)
+    return net, kept
+
+
+def made(folder):
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def history(kept):
+    """Rows of the steps, without times."""
+    return [
+        {name: row[name] for name in ("step", "loss", "grad_norm", "lr", "logit_scale")}
+        for row in read_metrics(kept.metrics)
+    ]
 
 
 def same(a, b):
@@ -77,37 +97,37 @@ def same(a, b):
 @settings(max_examples=60, deadline=None)
 def test_an_epoch_visits_every_group_once_and_whole(groups_a_batch, batches, group, seed):
     count = groups_a_batch * batches * group
-    sampler = training.Sampler(count, groups_a_batch * group, group, seed)
+    sampler = Sampler(count, groups_a_batch * group, group, seed)
     for epoch in range(2):
         seen = np.concatenate([sampler.indices(epoch * batches + step) for step in range(batches)])
         assert sorted(seen) == list(range(count))
         assert (seen.reshape(-1, group) % group == np.arange(group)).all()
-    fresh = training.Sampler(count, groups_a_batch * group, group, seed)
+    fresh = Sampler(count, groups_a_batch * group, group, seed)
     np.testing.assert_array_equal(fresh.indices(batches), sampler.indices(batches))
 
 
 def test_batches_that_do_not_fit_are_refused():
     with pytest.raises(ClipVipError, match="multiple of 4"):
-        training.Sampler(16, 6, 4, 0)
+        Sampler(16, 6, 4, 0)
     with pytest.raises(ClipVipError, match="at most 16"):
-        training.Sampler(16, 32, 4, 0)
+        Sampler(16, 32, 4, 0)
 
 
 def test_a_batch_holds_what_the_loss_needs(pairs):
-    batch = training.Batches(pairs, "V-S,C + F-C", 3, 8, 0)(0)
+    batch = StoreBatches(pairs, "V-S,C + F-C", 3, 8, 0)(0)
     assert batch.video.shape == (8, 3, 24, 24, 3)
     assert batch.frame.shape == (8, 1, 24, 24, 3)
     assert len(batch.captions.ids) == len(batch.texts.ids) == 8
-    plain = training.Batches(pairs, "V-S", 3, 8, 0)(0)
+    plain = StoreBatches(pairs, "V-S", 3, 8, 0)(0)
     assert plain.frame is None
     assert plain.captions is None
     without = dataclasses.replace(pairs, captions=None)
     with pytest.raises(ClipVipError, match="caption the shards first"):
-        training.Batches(without, "V-S + V-C", 3, 8, 0)
+        StoreBatches(without, "V-S + V-C", 3, 8, 0)
 
 
 def test_one_of_several_texts_is_drawn_anew_at_every_visit(pairs):
-    batches = training.Batches(pairs, "V-S", 3, 16, 0)
+    batches = StoreBatches(pairs, "V-S", 3, 16, 0)
     drawn = {tuple(map(tuple, batches(step).texts.ids.tolist())) for step in range(4)}
     assert len(drawn) == 4
 
@@ -116,10 +136,10 @@ def test_one_of_several_texts_is_drawn_anew_at_every_visit(pairs):
 
 
 def test_it_learns(pairs, tmp_path):
-    _, outcome = run(pairs, tmp_path, dataclasses.replace(RECIPE, steps=150), loss="V-S")
-    losses = [row["loss"] for row in outcome.history]
+    _, kept = run(pairs, tmp_path, dataclasses.replace(RECIPE, steps=150), loss="V-S")
+    losses = [row["loss"] for row in history(kept)]
     assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
-    assert [row["step"] for row in outcome.history] == list(range(1, 151))
+    assert [row["step"] for row in history(kept)] == list(range(1, 151))
 
 
 @pytest.mark.parametrize("attention", ("proxy", "full", "mean_pool", "sequential"))
@@ -131,34 +151,35 @@ def test_every_attention_trains_all_its_parameters(pairs, tmp_path, attention):
     assert not [name for name in still if "k_proj.bias" not in name], still
 
 
-def test_killed_and_resumed_is_the_same_bit_for_bit(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+@pytest.mark.parametrize("flat", (True, False))
+def test_killed_and_resumed_is_the_same_bit_for_bit(pairs, tmp_path, flat):
+    recipe = dataclasses.replace(OFTEN, flat=flat)
     scores = {2: 10.0, 4: 30.0, 6: 20.0}
 
     def evaluate(counter):
         return lambda net: scores[counter.append(1) or 2 * len(counter)]
 
-    whole, expected = run(pairs, tmp_path / "a", evaluate=evaluate([]))
+    whole, expected = run(pairs, made(tmp_path / "a"), recipe, evaluate=evaluate([]))
 
     def stop(done, total, note=""):
         if done == 5:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(pairs, tmp_path / "b", progress=stop, evaluate=evaluate([]))
+        run(pairs, made(tmp_path / "b"), recipe, progress=stop, evaluate=evaluate([]))
     assert (tmp_path / "b/checkpoint.pt").exists()
     seen = []
-    resumed, outcome = run(
+    resumed, kept = run(
         pairs,
         tmp_path / "b",
+        recipe,
         net=model(seed=9),
         progress=lambda done, *_: seen.append(done),
         evaluate=evaluate([1, 1]),
     )
-    assert seen == [6], "steps that were done are not done again"
+    assert seen == [5, 6], "the checkpoint is of the fourth step"
     assert same(whole, resumed)
-    assert outcome == expected
-    assert not (tmp_path / "b/checkpoint.pt").exists()
+    assert (history(kept), kept.evaluations) == (history(expected), expected.evaluations)
 
 
 def test_the_checkpoint_with_the_best_validation_score_is_kept(pairs, tmp_path):
@@ -169,20 +190,22 @@ def test_the_checkpoint_with_the_best_validation_score_is_kept(pairs, tmp_path):
         states.append({name: value.clone() for name, value in net.state_dict().items()})
         return next(scores)
 
-    net, outcome = run(pairs, tmp_path, evaluate=evaluate)
-    assert outcome.best_step == 4
-    assert [row["step"] for row in outcome.evaluations] == [2, 4, 6]
+    net, kept = run(pairs, tmp_path, evaluate=evaluate)
+    assert kept.best_step() == 4
+    assert [row["step"] for row in kept.evaluations] == [2, 4, 6]
     assert all(torch.equal(value, states[1][name]) for name, value in net.state_dict().items())
 
 
 def test_snapshots_are_kept_and_loaded_strictly(pairs, tmp_path):
-    net, _ = run(pairs, tmp_path, snapshots=(3, 6))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003.pt", "step-000006.pt"]
+    net = model()
+    kept = {"snapshots": (3, 6), "snapshot": lambda step: save_state(net, tmp_path / f"step-{step:06d}.pt")}
+    run(pairs, tmp_path, net=net, **kept)
+    assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-000003.pt", "step-000006.pt"]
     other = model(seed=4)
-    training.load_state(other, tmp_path / "step-000006.pt")
+    load_state(other, tmp_path / "step-000006.pt")
     assert same(net, other)
     with pytest.raises(ClipVipError, match="do not fit this model"):
-        training.load_state(model("mean_pool"), tmp_path / "step-000006.pt")
+        load_state(model("mean_pool"), tmp_path / "step-000006.pt")
 
 
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(pairs, tmp_path):
@@ -193,17 +216,19 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(pairs, tmp_path):
         run(pairs, tmp_path, net=net)
 
 
-def test_a_checkpoint_of_another_shape_is_refused(pairs, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+@pytest.mark.parametrize("flat", (True, False))
+def test_a_checkpoint_of_another_shape_is_refused(pairs, tmp_path, flat):
+    recipe = dataclasses.replace(OFTEN, flat=flat)
 
     def stop(done, total, note=""):
-        raise KeyboardInterrupt
+        if done == 2:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run(pairs, tmp_path, progress=stop)
+        run(pairs, tmp_path, recipe, progress=stop)
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with pytest.raises(ClipVipError, match="does not fit this model"):
-        run(pairs, tmp_path, net=model("mean_pool"))
+        run(pairs, tmp_path, recipe, net=model("mean_pool"))
     (tmp_path / "checkpoint.pt").write_bytes(before[: len(before) // 2])
     with pytest.raises(ClipVipError, match="cannot resume from .*remove it to start anew"):
         run(pairs, tmp_path)
@@ -218,15 +243,15 @@ def test_logit_scale_stays_within_the_authors_bounds(pairs, tmp_path):
 
 
 def test_bfloat16_trains_near_float32(pairs, tmp_path):
-    _, exact = run(pairs, tmp_path / "a")
-    _, half = run(pairs, tmp_path / "b", dataclasses.replace(RECIPE, precision="bfloat16"))
-    for a, b in zip(exact.history, half.history, strict=True):
+    _, exact = run(pairs, made(tmp_path / "a"))
+    _, half = run(pairs, made(tmp_path / "b"), dataclasses.replace(RECIPE, precision="bfloat16"))
+    for a, b in zip(history(exact), history(half), strict=True):
         assert abs(a["loss"] - b["loss"]) < 0.15
 
 
 def test_schedule_warms_up_and_ends_near_zero():
     recipe = dataclasses.replace(RECIPE, steps=100, warmup=0.1)
-    shares = [training.schedule(step, recipe) for step in range(100)]
+    shares = [schedule(step, recipe) for step in range(100)]
     assert shares[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert shares[10] == 1.0
     assert shares[55] == pytest.approx(0.5)
@@ -238,7 +263,7 @@ def test_parameter_groups_decay_matrices_and_speed_up_new_parameters():
     net, names = model(), {}
     for name, parameter in net.named_parameters():
         names[id(parameter)] = name
-    groups = training.parameter_groups(net, RECIPE)
+    groups = parameter_groups(net, RECIPE)
     assert sum(len(g["params"]) for g in groups) == len(list(net.parameters()))
     for group in groups:
         for parameter in group["params"]:
@@ -250,15 +275,15 @@ def test_parameter_groups_decay_matrices_and_speed_up_new_parameters():
 
 def test_features_of_a_set_equal_those_of_single_clips(pairs):
     net = model().eval()
-    together = training.encode_store(net, pairs.store, 3, batch=5, precision="float32")
+    together = encode_store(net, pairs.store, 3, batch=5, precision="float32")
     for index in (0, 7, 15):
         from clipvip_lib.data.transform import normalize
 
         with torch.no_grad():
             alone = net.encode_video(normalize(torch.from_numpy(pairs.store.take([index], 3))))
         np.testing.assert_allclose(together[index], alone[0].numpy(), atol=1e-5)
-    texts = training.encode_tokens(net, pairs.texts, batch=7, precision="float32")
-    one = training.encode_tokens(net, pairs.texts.take([4]), precision="float32")
+    texts = encode_tokens(net, pairs.texts, batch=7, precision="float32")
+    one = encode_tokens(net, pairs.texts.take([4]), precision="float32")
     np.testing.assert_allclose(texts[4], one[0], atol=1e-5)
 
 
@@ -269,7 +294,7 @@ def test_what_is_no_file_of_weights_is_one_sentence(pairs, tmp_path, content):
         run(pairs, tmp_path)
     (tmp_path / "step-000001.pt").write_bytes(content)
     with pytest.raises(ClipVipError, match="do not fit this model") as loaded:
-        training.load_state(model(), tmp_path / "step-000001.pt")
+        load_state(model(), tmp_path / "step-000001.pt")
     for error in (resumed, loaded):
         assert "weights_only" not in str(error.value)
         assert "\n" not in str(error.value)
@@ -278,7 +303,7 @@ def test_what_is_no_file_of_weights_is_one_sentence(pairs, tmp_path, content):
 def test_weights_that_are_a_list_are_one_sentence(tmp_path):
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(ClipVipError, match="do not fit this model"):
-        training.load_state(model(), tmp_path / "list.pt")
+        load_state(model(), tmp_path / "list.pt")
 
 
 class SpoilsGradient(torch.autograd.Function):

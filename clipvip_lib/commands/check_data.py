@@ -74,9 +74,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     from clipvip_lib.data.check import check_set
     from clipvip_lib.data.held_out import hold_out
-    from clipvip_lib.distributed.recipes import RECIPES, recipe_of
     from clipvip_lib.files import write_json
     from clipvip_lib.progress import Progress
+    from clipvip_lib.training.recipes import RECIPES, recipe_of
 
     if arguments.hold_out is not None:
         print(f"wrote {hold_out(arguments.name, arguments.root, arguments.hold_out)}")
@@ -100,8 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
 def lines(report, recipe: str) -> list[str]:
     """The report for people, with the frame store of a fine-tuning by this recipe."""
     from clipvip_lib.data.check import CODES
-    from clipvip_lib.distributed.recipes import RECIPES
     from clipvip_lib.progress import duration
+    from clipvip_lib.training.recipes import RECIPES
 
     found = [f"{report.title} ({report.name}), scored by {report.protocol}s"]
     for split, about in report.splits.items():

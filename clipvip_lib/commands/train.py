@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from clipvip_lib.commands.arguments import assignment, folder, numbers
-from clipvip_lib.distributed.stop_signals import StoppedBetweenSteps, StopSignals
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.training.stop_signals import StoppedBetweenSteps, StopSignals
 
 STAGES = ("postpretrain", "finetune")
 OMNISOURCE = "V-S,C + F-C"  # the authors' default
@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
         return show(arguments, recipe_name)
     ranks = None
     try:
-        from clipvip_lib.distributed import ranks as distributed
+        from clipvip_lib.training import ranks as distributed
 
         ranks = distributed.start(arguments.timeout)
         return _train(arguments, recipe_name, ranks)
@@ -136,8 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace, recipe_name: str, ranks) -> int:
     """The run and its exit code."""
-    from clipvip_lib.distributed import ranks as distributed
-    from clipvip_lib.distributed.run import train_as_told
+    from clipvip_lib.training import ranks as distributed
+    from clipvip_lib.training.run import train_as_told
 
     try:
         train_as_told(arguments, recipe_name, ranks)
@@ -163,7 +163,7 @@ def _train(arguments: argparse.Namespace, recipe_name: str, ranks) -> int:
 
 def _say_lost(error: BaseException, out: str, ranks) -> int:
     """Tell that another rank is gone; returns the exit code. torchrun's signal must not take the sentence away."""
-    from clipvip_lib.distributed.ranks import say_once
+    from clipvip_lib.training.ranks import say_once
 
     with StopSignals(patient=True):
         say_once(ranks, f"clipvip: {error}; {_kept(out)}")
@@ -184,7 +184,7 @@ def _say_stopped(name: str, out: str, ranks) -> None:
     if ranks is None:
         print(text, file=sys.stderr, flush=True)
         return
-    from clipvip_lib.distributed.ranks import say_once
+    from clipvip_lib.training.ranks import say_once
 
     say_once(ranks, text)
 
@@ -195,7 +195,7 @@ def _kept(out: str, told: bool = True) -> str:
     if checkpoint.exists():
         step = None
         if told:
-            from clipvip_lib.distributed.run_folder import checkpoint_step
+            from clipvip_lib.training.run_folder import checkpoint_step
 
             step = checkpoint_step(checkpoint)
         return f"{checkpoint} is kept" if step is None else f"{checkpoint} of step {step} is kept"
@@ -204,7 +204,7 @@ def _kept(out: str, told: bool = True) -> str:
 
 def check(arguments: argparse.Namespace) -> str:
     """Whether the options go together; returns the recipe's name. Raises ClipVipError."""
-    from clipvip_lib.distributed.recipes import RECIPES
+    from clipvip_lib.training.recipes import RECIPES
 
     post = arguments.stage == "postpretrain"
     if post and not (arguments.shards or arguments.frames_store):
@@ -257,7 +257,7 @@ def show(arguments: argparse.Namespace, name: str) -> int:
     import dataclasses
     import json
 
-    from clipvip_lib.distributed.recipes import FIXED, get_recipe, source
+    from clipvip_lib.training.recipes import FIXED, get_recipe, source
 
     recipe = get_recipe(name, **dict(arguments.set))
     changed = dict(arguments.set)

@@ -43,7 +43,7 @@ SHARES = {name: size / corpora.CORPORA[LARGEST] for name, size in corpora.CORPOR
 BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
 FURTHER_ENCODER = 1000  # the seed of a seed's second text encoder is this much higher
 STEPS = "clipvip_lib.study.steps:"
-TRAINING = ("clipvip_lib.training", "clipvip_lib.models.checkpoints", "clipvip_lib.captioning")
+TRAINING = ("clipvip_lib.training.loop", "clipvip_lib.models.checkpoints", "clipvip_lib.captioning")
 
 
 @dataclass(frozen=True)
@@ -383,7 +383,7 @@ def language_gap(profile: Profile, seed: int) -> Stage:
         "text-caption pairs": caption_pair_texts(profile),
     }
     inputs |= {f"text-{name}": benchmark_frames(profile, name) for name in BENCHMARKS}
-    imports = ("clipvip_lib.language_gap", "clipvip_lib.training")
+    imports = ("clipvip_lib.language_gap", "clipvip_lib.training.evaluation")
     return Stage(f"language-gap/seed{seed}", STEPS + "language_gap", config, inputs, imports, cost=60.0)
 
 

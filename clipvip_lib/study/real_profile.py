@@ -11,13 +11,13 @@ import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from clipvip_lib.distributed.recipes import TrainRecipe, expect_value
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.study import data_at_hand
 from clipvip_lib.study.data_at_hand import Need
 from clipvip_lib.study.machine import gpus
 from clipvip_lib.study.paper_plan import Settings
+from clipvip_lib.training.recipes import TrainRecipe, expect_value
 
 NAME = "paper"
 TRAININGS = ("postpretrain", "finetune")

@@ -25,7 +25,7 @@ from clipvip_lib.study.real_profile import NotAtHand, RealProfile
 from clipvip_lib.study.stages import Stage
 
 STEPS = "clipvip_lib.study.real_steps:"
-TRAINING = ("clipvip_lib.distributed.run", "clipvip_lib.models.checkpoints")
+TRAINING = ("clipvip_lib.training.run", "clipvip_lib.models.checkpoints")
 TEXT_SHARDS = 8  # texts of the language gap are read from so many shards, evenly chosen
 
 
@@ -76,7 +76,7 @@ def benchmark_frames(profile: RealProfile, name: str) -> Stage:
     """Decoded frames and texts of a downstream set, at the size that the weights see."""
     config = {"name": name, "recipe": f"finetune-{name}", "changes": profile.changed("finetune")}
     inputs = {"benchmark": benchmark(profile, name), "clip": clip(profile, 0)}
-    imports = ("clipvip_lib.distributed.stores", "clipvip_lib.data.benchmarks")
+    imports = ("clipvip_lib.training.stores", "clipvip_lib.data.benchmarks")
     return Stage(f"frames/{name}", STEPS + "decode_benchmark", config, inputs, imports)
 
 
@@ -131,7 +131,7 @@ def language_gap(profile: RealProfile, seed: int) -> Stage:
         "texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": profile.world.seed,
         "precision": profile.precision,
     }  # fmt: skip
-    imports = ("clipvip_lib.language_gap", "clipvip_lib.training")
+    imports = ("clipvip_lib.language_gap", "clipvip_lib.training.evaluation")
     return Stage(f"language-gap/seed{seed}", experiments.STEPS + "language_gap", config, inputs, imports)
 
 

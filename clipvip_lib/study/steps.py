@@ -9,9 +9,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from clipvip_lib.data import benchmarks, corpora, language
 from clipvip_lib.data.frames import FrameStore, still, write_store
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.data.some_clips import SomeClips
-from clipvip_lib.files import atomic_path, read_json, write_json
+from clipvip_lib.files import atomic_path, make_folder, read_json, write_json
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
 from clipvip_lib.study.stages import version
 
@@ -27,6 +29,8 @@ SCORINGS = ("simple", "dsl", "qb_norm")
 BANK_CLIPS = (
     1_000  # QB-Norm's bank: the first training clips with a text each; all of them cost a tenth of a run more
 )
+CHECKPOINT_SECONDS = 20.0  # a kill loses at most about this much of a training
+HISTORY = ("step", "loss", "grad_norm", "lr", "logit_scale")  # kept of each step
 Inputs = dict[str, Path]
 Progress = Callable[..., None]
 
@@ -181,9 +185,9 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
     """The stand-in for OpenAI's CLIP: two towers trained on still images and their texts."""
     import torch
 
-    from clipvip_lib import training
     from clipvip_lib.models.clip_tokenizer import ClipTokenizer
     from clipvip_lib.models.clip_vip import ClipViP
+    from clipvip_lib.training.batches import Pairs, StoreBatches, Tokens
 
     size, recipe = ModelSize(**config["model"]), Recipe(**config["recipe"])
     tokenizer = ClipTokenizer.for_texts(language.vocabulary(), size.context_length)
@@ -191,18 +195,58 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
     model = ClipViP(_clip_config(size, tokenizer.vocab_size, "mean_pool", size.proxies, size.frames))
     model.to(config["device"])
     texts = [row["text"] for name in sorted(inputs) for row in read_json(inputs[name] / "texts.json")]
-    pairs = training.Pairs(
+    pairs = Pairs(
         FrameStore([inputs[name] / "frames.npy" for name in sorted(inputs)]),
-        training.Tokens.of(texts, tokenizer),
+        Tokens.of(texts, tokenizer),
         [[row] for row in range(len(texts))],
     )
-    batches = training.Batches(pairs, "V-S", 1, recipe.batch, config["seed"])
-    outcome = training.train(
-        model, batches, "V-S", recipe, seed=config["seed"], folder=folder, progress=progress
-    )
+    batches = StoreBatches(pairs, "V-S", 1, recipe.batch, config["seed"])
+    outcome = _train(model, batches, "V-S", recipe, folder, progress)
     model.eval().save_pretrained(folder / "clip")
     tokenizer.save(folder / "clip" / "clip_tokenizer.json")
     return {"history": outcome.history, "parameters": _count(model), "steps": recipe.steps}
+
+
+class Trained(NamedTuple):
+    """What a training leaves: one row a step, one row an evaluation, and the step whose weights the model has."""
+
+    history: list[dict]
+    evaluations: list[dict]
+    best_step: int
+
+
+def _train(
+    model,
+    batches,
+    loss: str,
+    recipe: Recipe,
+    folder: Path,
+    progress: Progress,
+    *,
+    evaluate: Callable | None = None,
+    snapshots: Sequence[int] = (),
+) -> Trained:
+    """Train on one device. For each of ``snapshots`` (numbers of steps done) folder/step-NNNNNN.pt is kept.
+
+    Terms of a loss are averaged, so that variants share one scale. Raises as ``training.loop.train``.
+    """
+    from clipvip_lib.precision import choose
+    from clipvip_lib.training.loop import train
+    from clipvip_lib.training.ranks import Ranks
+    from clipvip_lib.training.recipes import TrainRecipe
+    from clipvip_lib.training.run_folder import RunFolder, read_metrics
+    from clipvip_lib.training.weights import save_state
+
+    fields = dataclasses.asdict(recipe) | {"precision": choose(recipe.precision, model.device)}
+    recipe = TrainRecipe(**fields, reduction="mean", flat=True, save_minutes=CHECKPOINT_SECONDS / 60)
+    run = RunFolder(make_folder(folder / "run"), {}, Ranks(device=model.device))
+    train(
+        model, batches, loss, recipe, run=run, progress=progress, evaluate=evaluate, snapshots=snapshots,
+        snapshot=lambda step: save_state(model, folder / f"step-{step:06d}.pt"),
+    )  # fmt: skip
+    rows = [{name: row[name] for name in HISTORY} for row in read_metrics(run.metrics)]
+    shutil.rmtree(run.path)
+    return Trained(rows, run.evaluations, run.best_step() or recipe.steps)
 
 
 def _clip_config(size: ModelSize, vocab_size: int, attention: str, proxies: int, frames: int):
@@ -227,8 +271,11 @@ def _clip_config(size: ModelSize, vocab_size: int, attention: str, proxies: int,
 @version(1, "first")
 def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """CLIP under another attention, trained on a video corpus; weights are kept at every snapshot."""
-    from clipvip_lib import captioning, training
+    import torch
+
+    from clipvip_lib import captioning
     from clipvip_lib.losses import needs
+    from clipvip_lib.training.batches import Pairs, StoreBatches, Tokens
 
     size, recipe, seed = ModelSize(**config["model"]), Recipe(**config["recipe"]), config["seed"]
     model, tokenizer = _adapted(inputs["clip"], config, size, seed)
@@ -241,21 +288,16 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: Progress)
         for name in shards:
             found |= captioning.read_captions(inputs[f"captions-{name}"] / "captions.jsonl")
         captions = [found[row["key"]] for row in rows]
-    import torch
-
-    pairs = training.Pairs(
+    pairs = Pairs(
         FrameStore([inputs[f"frames-{name}"] / "frames.npy" for name in shards]),
-        training.Tokens.of([row["text"] for row in rows], tokenizer),
+        Tokens.of([row["text"] for row in rows], tokenizer),
         [[row] for row in range(len(rows))],
-        captions=None if captions is None else training.Tokens.of(captions, tokenizer),
+        captions=None if captions is None else Tokens.of(captions, tokenizer),
         caption_mask=None if captions is None else torch.tensor([bool(text) for text in captions]),
         group=config["group"],
     )
-    batches = training.Batches(pairs, config["loss"], size.frames, recipe.batch, seed)
-    outcome = training.train(
-        model, batches, config["loss"], recipe, seed=seed, folder=folder, progress=progress,
-        snapshots=config["snapshots"],
-    )  # fmt: skip
+    batches = StoreBatches(pairs, config["loss"], size.frames, recipe.batch, seed)
+    outcome = _train(model, batches, config["loss"], recipe, folder, progress, snapshots=config["snapshots"])
     return {
         "history": outcome.history,
         "parameters": _count(model),
@@ -284,24 +326,23 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> 
 
     ``recipe.steps`` = 0 scores the given weights as they are (zero-shot).
     """
-    from clipvip_lib import training
+    from clipvip_lib.training.batches import StoreBatches
+    from clipvip_lib.training.weights import load_state
 
     size, recipe, seed = ModelSize(**config["model"]), Recipe(**config["recipe"]), config["seed"]
     model, tokenizer = _adapted(inputs["clip"], config, size, seed)
     if config["snapshot"] is not None:
-        training.load_state(model, inputs["start"] / f"step-{config['snapshot']:06d}.pt")
+        load_state(model, inputs["start"] / f"step-{config['snapshot']:06d}.pt")
     model.to(config["device"])
     splits = {name: _split(inputs["frames"], name, tokenizer, config["group"]) for name in benchmarks.SPLITS}
-    outcome, started = training.Outcome([], [], 0), time.monotonic()
+    outcome, started = Trained([], [], 0), time.monotonic()
     if recipe.steps:
-        batches = training.Batches(splits["train"], "V-S", size.frames, recipe.batch, seed)
+        batches = StoreBatches(splits["train"], "V-S", size.frames, recipe.batch, seed)
 
         def validate(model) -> float:
             return _hits(model, splits["val"], size, recipe)["text_to_video"].hits(1).mean() * 100.0
 
-        outcome = training.train(
-            model, batches, "V-S", recipe, seed=seed, folder=folder, progress=progress, evaluate=validate
-        )
+        outcome = _train(model, batches, "V-S", recipe, folder, progress, evaluate=validate)
     seconds = time.monotonic() - started
     model.eval()
     if config["keep_weights"]:
@@ -319,24 +360,24 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> 
 
 def _split(frames: Path, name: str, tokenizer, group: int):
     """A split of a benchmark as training pairs."""
-    from clipvip_lib import training
+    from clipvip_lib.training.batches import Pairs, Tokens
 
     rows = read_json(frames / f"{name}.json")
     texts = [text for row in rows for text in row["texts"]]
     ends = np.cumsum([len(row["texts"]) for row in rows])
     text_rows = [list(range(end - len(row["texts"]), end)) for row, end in zip(rows, ends, strict=True)]
     store = FrameStore([frames / f"{name}.npy"])
-    return training.Pairs(store, training.Tokens.of(texts, tokenizer), text_rows, group=group)
+    return Pairs(store, Tokens.of(texts, tokenizer), text_rows, group=group)
 
 
 def _features(model, pairs, size: ModelSize, recipe: Recipe):
     """Text features [Q, E], video features [C, E] and the video of each text [Q]."""
-    from clipvip_lib import training
+    from clipvip_lib.training.evaluation import encode_store, encode_tokens
 
     rows = pairs.text_rows
-    video = training.encode_store(model, pairs.store, size.frames, precision=recipe.precision)
+    video = encode_store(model, pairs.store, size.frames, precision=recipe.precision)
     tokens = pairs.texts.take([row for clip in rows for row in clip])
-    text = training.encode_tokens(model, tokens, precision=recipe.precision)
+    text = encode_tokens(model, tokens, precision=recipe.precision)
     return text, video, np.repeat(np.arange(len(rows)), [len(clip) for clip in rows])
 
 
@@ -414,9 +455,11 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress)
     averaged) and in TF-IDF. features.npz keeps the first encoder's."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from clipvip_lib import language_gap, training
+    from clipvip_lib import language_gap
     from clipvip_lib.models.clip_tokenizer import ClipTokenizer
     from clipvip_lib.models.clip_vip import ClipViP
+    from clipvip_lib.training.batches import Tokens
+    from clipvip_lib.training.evaluation import encode_tokens
 
     texts = {
         name.removeprefix("text-"): _texts(inputs[name], config["texts"])
@@ -432,9 +475,7 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress)
         )
         encoders.append(
             {
-                which: training.encode_tokens(
-                    model, training.Tokens.of(listed, tokenizer), precision=config["precision"]
-                )
+                which: encode_tokens(model, Tokens.of(listed, tokenizer), precision=config["precision"])
                 for which, listed in texts.items()
             }
         )

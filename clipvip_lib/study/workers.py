@@ -24,13 +24,13 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from clipvip_lib import files
-from clipvip_lib.distributed.stop_signals import signals_raise
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import duration
 from clipvip_lib.study import warm
 from clipvip_lib.study.board import Board, Running
 from clipvip_lib.study.machine import cores, default_workers, gpus
 from clipvip_lib.study.stages import Stage, closure, run_stage
+from clipvip_lib.training.stop_signals import signals_raise
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 

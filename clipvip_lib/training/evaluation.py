@@ -1,18 +1,54 @@
-"""Retrieval scores of a split that the ranks encode together: every rank its share, all rows in their order."""
+"""Features and retrieval scores of whole sets; ranks encode their share each, and all get all rows in their order."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from clipvip_lib import retrieval
+from clipvip_lib.data.frames import FrameStore
 from clipvip_lib.data.some_clips import SomeClips
-from clipvip_lib.distributed.ranks import Ranks, gather_dealt, share
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models.clip_vip import ClipViP
-from clipvip_lib.training import Pairs, encode_store, encode_tokens
+from clipvip_lib.precision import autocast
+from clipvip_lib.training.batches import Pairs, Tokens
+from clipvip_lib.training.ranks import Ranks, gather_dealt, share
+
+
+def encode_store(
+    model: ClipViP, store: FrameStore, frames: int, batch: int = 64, precision: str = "auto"
+) -> np.ndarray:
+    """Features of all clips of a store: float32 [clips, E], L2-normalised."""
+    out = []
+    with torch.no_grad():
+        for rows in _spans(len(store), batch):
+            video = torch.from_numpy(store.take(rows, frames)).to(model.device)
+            with autocast(precision, model.device):
+                out.append(model.encode_video(video).float().cpu().numpy())
+    return np.concatenate(out)
+
+
+def encode_tokens(model: ClipViP, tokens: Tokens, batch: int = 256, precision: str = "auto") -> np.ndarray:
+    """Features of all texts: float32 [texts, E], L2-normalised."""
+    out = []
+    with torch.no_grad():
+        for rows in _spans(len(tokens.ids), batch):
+            part = tokens.take(list(rows))
+            with autocast(precision, model.device):
+                out.append(
+                    model.encode_text(part.ids.to(model.device), part.mask.to(model.device))
+                    .float()
+                    .cpu()
+                    .numpy()
+                )
+    return np.concatenate(out)
+
+
+def _spans(count: int, size: int) -> Iterator[range]:
+    return (range(start, min(start + size, count)) for start in range(0, count, size))
 
 
 def encode_pairs(

@@ -27,6 +27,8 @@ class TrainRecipe(Recipe):
     go into a batch together (frame stores only).
     evaluations: how often the validation split is scored (fine-tuning).
     chunk: clips that a rank encodes at a time, by gradient caching; 0: all at once.
+    flat: weights and gradients in a few large tensors, in bfloat16 weights of that type instead of autocast: the faster
+    step of a small model, on one rank.
     checkpointing: recompute layers in the backward pass. compile: torch.compile, layer by layer.
     save_minutes: between two checkpoints.
     """
@@ -48,6 +50,7 @@ class TrainRecipe(Recipe):
     group: int = 1
     evaluations: int = 5
     chunk: int = 0
+    flat: bool = False
     checkpointing: bool = False
     compile: bool = False
     save_minutes: float = 10.0

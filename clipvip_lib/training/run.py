@@ -14,13 +14,6 @@ from typing import NamedTuple
 
 from clipvip_lib.data.benchmarks import Items, load_benchmark
 from clipvip_lib.data.shards import scan_shard
-from clipvip_lib.distributed.batches import StoreBatches, StreamBatches, own_rows
-from clipvip_lib.distributed.evaluation import encode_pairs, ranked, scores, write_ranks
-from clipvip_lib.distributed.loop import Source, train
-from clipvip_lib.distributed.ranks import Ranks, together
-from clipvip_lib.distributed.recipes import FREE, TrainRecipe, get_recipe
-from clipvip_lib.distributed.run_folder import TOKENIZER, RunFolder, alone, read_metrics
-from clipvip_lib.distributed.stores import read_stores, split_pairs, store_shards, store_split
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_json
 from clipvip_lib.losses import needs
@@ -32,7 +25,13 @@ from clipvip_lib.progress import Progress, quiet
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import find_sidecar
 from clipvip_lib.streams.stream import ClipStream, expand
-from clipvip_lib.training import Pairs
+from clipvip_lib.training.batches import Pairs, Source, StoreBatches, StreamBatches, own_rows
+from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, write_ranks
+from clipvip_lib.training.loop import train
+from clipvip_lib.training.ranks import Ranks, together
+from clipvip_lib.training.recipes import FREE, TrainRecipe, get_recipe
+from clipvip_lib.training.run_folder import TOKENIZER, RunFolder, alone, read_metrics
+from clipvip_lib.training.stores import read_stores, split_pairs, store_shards, store_split
 
 
 def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks) -> None:
@@ -176,7 +175,7 @@ def _postpretraining(
     if arguments.frames_store:
         pairs, sources = _stored(arguments, shards, recipe, size, tokenizer, ranks, progress)
         recipe = recipe.for_data(len(pairs.store))
-        source = StoreBatches(pairs, arguments.loss, recipe, arguments.seed, ranks)
+        source = StoreBatches(pairs, arguments.loss, recipe.frames, recipe.batch, arguments.seed, ranks)
         return Job(recipe, source, _captions_content(arguments, sources), None, lambda _: {})
     stream = ClipStream(
         shards,
@@ -199,7 +198,7 @@ def _postpretraining(
         return {"samples_by_rank": ranks.collect(dict(stream.counts))}
 
     recipe = recipe.for_data(None)
-    source = StreamBatches(stream, tokenizer, arguments.loss, recipe, ranks)
+    source = StreamBatches(stream, tokenizer, arguments.loss, recipe.batch, ranks)
     return Job(recipe, source, _captions_content(arguments, shards), None, counted)
 
 
@@ -304,7 +303,7 @@ def _finetuning(
                 write_ranks(Path(arguments.out), found, *features)
         return {"test": scores(found), **({"missing": notes} if notes else {})}
 
-    source = StoreBatches(splits["train"], "V-S", recipe, arguments.seed, ranks)
+    source = StoreBatches(splits["train"], "V-S", recipe.frames, recipe.batch, arguments.seed, ranks)
     return Job(recipe, source, _items_content(listed), evaluate, score)
 
 

@@ -20,28 +20,9 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from clipvip_lib.distributed.ranks import Ranks, gather, gather_plain
 from clipvip_lib.losses import needs, ocl_loss
-from clipvip_lib.models.clip_vip import ClipViP
-from clipvip_lib.precision import autocast
-from clipvip_lib.training import Batch, Tokens, features
-
-
-class Encoder(nn.Module):
-    """The model as one module from a batch to (features {source: [B, E]}, logit_scale []).
-
-    What DistributedDataParallel wraps: logit_scale is handed out, so that its gradient is waited for too.
-    precision: bfloat16 runs under autocast, which begins and ends here: it keeps the weights that it has cast, and
-    those cast in the pass without activations would have no way back in the other one.
-    """
-
-    def __init__(self, model: ClipViP, precision: str = "float32"):
-        super().__init__()
-        self.model, self.precision = model, precision
-
-    def forward(self, batch: Batch) -> tuple[dict[str, Tensor], Tensor]:
-        with autocast(self.precision, self.model.device):
-            return features(self.model, batch), self.model.logit_scale
+from clipvip_lib.training.batches import Batch, Tokens
+from clipvip_lib.training.ranks import Ranks, gather, gather_plain
 
 
 def backward(
@@ -49,7 +30,7 @@ def backward(
 ) -> Tensor:
     """Add the gradient of the loss of the GLOBAL batch to the parameters; returns the loss, a detached scalar.
 
-    encoder: an ``Encoder``, or DistributedDataParallel around one.
+    encoder: an ``encoder.Encoder``, or DistributedDataParallel around one.
     batch: this rank's clips; the global batch is all ranks' in the order of ranks, as many clips from each.
     chunk: clips encoded at a time; 0: the plain step, all at once. It need not divide the batch.
     loss, reduction: as for ``losses.ocl_loss``.

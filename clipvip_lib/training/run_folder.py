@@ -26,13 +26,13 @@ from pathlib import Path
 
 import torch
 
-from clipvip_lib.distributed.ranks import Ranks, together
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
-from clipvip_lib.training import UNREADABLE
+from clipvip_lib.training.ranks import Ranks, together
+from clipvip_lib.training.weights import UNREADABLE
 
 TOKENIZER = "clip_tokenizer.json"  # beside the weights
 #: Parts of ``about`` that runs did not note at first: one that lacks them is the same run.

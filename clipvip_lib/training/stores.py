@@ -18,8 +18,6 @@ import torch
 from clipvip_lib.data.benchmarks import Item
 from clipvip_lib.data.frames import FrameStore, write_store
 from clipvip_lib.data.shards import NeverFetched, Sample, read_sample, scan_shard
-from clipvip_lib.distributed.ranks import Ranks, share, together
-from clipvip_lib.distributed.recipes import TrainRecipe
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_json
 from clipvip_lib.losses import needs
@@ -27,7 +25,9 @@ from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.progress import quiet
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar
-from clipvip_lib.training import Pairs, Tokens
+from clipvip_lib.training.batches import Pairs, Tokens
+from clipvip_lib.training.ranks import Ranks, share, together
+from clipvip_lib.training.recipes import TrainRecipe
 
 SidecarOf = Callable[[str], Path]  # from a store's name to its shard's sidecar
 PART = 64  # clips of a benchmark that are decoded into one file, by one rank; a kill loses at most so many

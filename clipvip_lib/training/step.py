@@ -1,0 +1,156 @@
+"""One step of the optimiser on the global batch, the same on one device and on many.
+
+Its switches are the recipe's: gradient caching (``chunk``), activation checkpointing, torch.compile, flat weights; and
+the ranks': DistributedDataParallel where there is more than one.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+
+import torch
+from torch import Tensor, nn
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.profiles import Recipe
+from clipvip_lib.training import grad_cache
+from clipvip_lib.training.batches import Batch
+from clipvip_lib.training.encoder import Encoder
+from clipvip_lib.training.flat_weights import FlatWeights
+from clipvip_lib.training.ranks import Ranks, noticing_loss
+from clipvip_lib.training.recipes import BETAS, EPS, TrainRecipe
+
+MAX_LOGIT_SCALE = math.log(200.0)  # the authors' clamp: logit_scale stays in [0, ln 200]
+
+
+class Step:
+    """``step(batch, number)`` trains ``model`` in place; returns loss, gradient norm, rate and logit_scale.
+
+    Attributes: optimizer, whose state a checkpoint keeps; call ``loaded`` after model and optimizer were loaded, and
+    ``release`` after the last step. Raises ClipVipError for flat weights on more than one rank.
+    """
+
+    def __init__(self, model: ClipViP, loss: str, recipe: TrainRecipe, ranks: Ranks) -> None:
+        self.model, self.loss, self.recipe, self.ranks, self.flat = model, loss, recipe, ranks, None
+        prepare(model, recipe, ranks)
+        groups = parameter_groups(model, recipe)
+        if recipe.flat:
+            if ranks.store is not None:
+                raise ClipVipError("flat weights expected one rank, got several; leave flat=true out")
+            self.flat = FlatWeights(model, groups, recipe.precision)
+            groups, self.encoder = self.flat.groups, Encoder(self.flat.twin)
+        else:
+            self.encoder = wrap(model, recipe, ranks)
+        self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, eps=EPS, fused=True)
+
+    def __call__(self, batch: Batch, step: int) -> dict:
+        recipe, optimizer, scale = self.recipe, self.optimizer, self.model.logit_scale
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * schedule(step, recipe)
+        if self.flat:
+            self.flat.zero_gradients()
+        else:
+            optimizer.zero_grad(set_to_none=True)
+        try:
+            with noticing_loss(self.ranks):
+                value = grad_cache.backward(
+                    self.encoder, batch, self.loss, self.ranks, chunk=recipe.chunk, reduction=recipe.reduction
+                )
+        except torch.OutOfMemoryError as error:
+            raise ClipVipError(
+                f"the memory of {self.ranks.device} is too small for {recipe.chunk or len(batch.video)} clips at a "
+                "time; add --set chunk=N with a smaller N, or --set checkpointing=true"
+            ) from error
+        _require_finite("loss", value, step, recipe)
+        if self.flat:
+            norm = self.flat.gradients(recipe.clip_norm)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        _require_finite("gradient", norm, step, recipe)
+        optimizer.step()
+        with torch.no_grad():
+            scale.clamp_(0.0, MAX_LOGIT_SCALE)
+        self.loaded()
+        return {
+            "loss": round(value.item(), 6),
+            "grad_norm": round(norm.item(), 6),
+            "lr": optimizer.param_groups[0]["lr"],
+            "logit_scale": round(scale.item(), 6),
+        }
+
+    def loaded(self) -> None:
+        """The model's weights have changed."""
+        if self.flat:
+            self.flat.copy_to_twin()
+
+    def release(self) -> None:
+        """Leave the model as it was made: parameters with memory of their own."""
+        if self.flat:
+            self.flat.release()
+
+
+def parameter_groups(model: ClipViP, recipe: Recipe) -> list[dict]:
+    """AdamW groups: biases, LayerNorms, logit_scale and the class embedding without weight decay (the authors
+    decayed LayerNorm weights by a name mismatch); parameters that CLIP does not have at ``lr_added``."""
+    added = {id(p) for p in model.added_parameters()}
+    groups: dict[tuple[bool, bool], list] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            groups.setdefault((id(parameter) in added, parameter.ndim >= 2), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": recipe.weight_decay if matrix and not new else 0.0,
+            "peak_lr": recipe.lr_added if new else recipe.lr,
+        }
+        for (new, matrix), parameters in sorted(groups.items())
+    ]
+
+
+def schedule(step: int, recipe: Recipe) -> float:
+    """Share of the peak learning rate at ``step`` (0-based): linear warm-up, then cosine to zero."""
+    warm = max(1, round(recipe.warmup * recipe.steps))
+    if step < warm:
+        return (step + 1) / warm
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+
+
+def prepare(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> None:
+    """Move the model to its device, in training mode, with the switches that the recipe has on."""
+    model.to(ranks.device).train()
+    if recipe.checkpointing:
+        # Not the reentrant kind: it runs the first pass without gradients, where attention may take another kernel.
+        name = "activation_checkpointing_enable"  # transformers' newer name
+        enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
+    if recipe.compile:
+        # Layer by layer: compiled once for all layers of a tower, and the names of the weights stay. Videos, frames and
+        # texts, with and without gradients, are versions of one function: more than torch makes before it gives up.
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
+        for tower in (model.vision_model, model.text_model):
+            for layer in tower.encoder.layers:
+                layer.compile()
+
+
+def wrap(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> nn.Module:
+    """The encoder of a model, under DistributedDataParallel if there are other ranks."""
+    encoder = Encoder(model, recipe.precision)
+    if ranks.store is None:
+        return encoder
+    ddp = nn.parallel.DistributedDataParallel
+    # CLIP's buffers are constants; newer torch has another name for leaving them alone.
+    known = inspect.signature(ddp.__init__).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    with noticing_loss(ranks):
+        return ddp(encoder, gradient_as_bucket_view=True, **{buffers: False})
+
+
+def _require_finite(what: str, value: Tensor, step: int, recipe: TrainRecipe) -> None:
+    """Loss and gradient are those of the global batch, so that every rank stops at the same step."""
+    if not math.isfinite(value.item()):
+        raise ClipVipError(
+            f"the {what} became {value.item()} at step {step + 1}: expected a finite number; lower the learning rate "
+            f"({recipe.lr:g}) or take precision float32; the last checkpoint is kept"
+        )
