@@ -18,7 +18,7 @@ IMPORTED := clipvip_lib.captioning, clipvip_lib.language_gap, clipvip_lib.probes
   papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality rates tried more-seeds evidence lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality smoke-results rates tried more-seeds evidence lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -93,6 +93,9 @@ test: setup ## all tests, the nine notebooks at smoke size included
 EQUALITY := goldens proxy_attention clip_vip checkpoints ofa beam
 equality: setup ## measure what equals what (the table of notebook 00): reports/reference/equality.json
 	@$(PY) -m pytest -v $(EQUALITY:%=tests/test_%.py) --write-equality reports/reference/equality.json
+
+smoke-results: setup ## after a stage's version was raised: tests/smoke_results.json
+	@$(PY) -m pytest -n 0 tests/test_smoke_results.py --write-smoke-results
 
 rates: setup ## choose each arm's learning rate on validation, anew (before a new reference run)
 	@$(PY) -m clipvip_lib.study.rates $(PROFILE)

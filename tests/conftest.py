@@ -13,6 +13,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="if all tests pass, write what they found equal, with the largest differences, as JSON to PATH",
     )
+    parser.addoption(
+        "--write-smoke-results",
+        action="store_true",
+        help="store the smoke run's numbers in tests/smoke_results.json before they are compared",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,120 @@
+"""A stage whose results have changed carries another version: the smoke run's numbers against stored ones.
+
+A key holds a function's version, not its source (study/stages.py), so a version that was not raised would let caches
+answer with results of older code. Compared are whole numbers, texts, and losses as far as processors agree on them.
+After a change that is meant: raise the version of the function that the test names, with a word why, and store the
+new numbers with ``make smoke-results``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+STORED = Path(__file__).parent / "smoke_results.json"
+TOLERANCE = {"first loss": 1e-3, "last loss": 5e-2}  # relative; rounding grows from step to step
+PAGE = "page/"
+
+
+def found(home: Path) -> dict[str, dict]:
+    """{stage: its function, version, inputs and numbers} of a cache, without the pages."""
+    stages = {}
+    for path in sorted((home / "stages").rglob("result.json")):
+        record = json.loads(path.read_text())
+        stage, result = record["stage"], record["result"]
+        if stage["name"].startswith(PAGE):
+            continue
+        stages[stage["name"]] = {
+            "function": stage["function"].partition(":")[2],
+            "version": stage["version"],
+            "precision": precision(stage["config"]),
+            "inputs": sorted(name.rpartition("-")[0] for name in stage["inputs"].values()),
+            "numbers": numbers(result) | texts(path.parent),
+        }
+    return stages
+
+
+def precision(config: dict) -> str:
+    return config.get("precision") or config.get("recipe", {}).get("precision", "")
+
+
+def numbers(result: dict) -> dict:
+    """Whole numbers at the top, and the first and the last loss."""
+    kept = {name: value for name, value in result.items() if type(value) is int}
+    if history := result.get("history"):
+        kept |= {"first loss": history[0]["loss"], "last loss": history[-1]["loss"]}
+    return kept
+
+
+def texts(folder: Path) -> dict:
+    """A digest of the texts that a stage wrote beside decoded frames."""
+    files = sorted(path for path in folder.glob("*.json") if path.name != "result.json")
+    if not files or not list(folder.glob("*.npy")):
+        return {}
+    return {"texts": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]}
+
+
+def differences(now: dict[str, dict], stored: dict[str, dict]) -> dict[str, list[str]]:
+    """{stage: what differs}, of stages whose inputs are as they were: the ones that a change touched first."""
+
+    def differ(name: str) -> list[str]:
+        one, other = now[name], stored[name]
+        same_precision = one["precision"] == other["precision"]
+        return [
+            f"{what} was {before} and is {one['numbers'].get(what)}"
+            for what, before in other["numbers"].items()
+            if not (what in TOLERANCE and not same_precision)
+            and not equal(before, one["numbers"].get(what), TOLERANCE.get(what, 0.0))
+        ]
+
+    both = now.keys() & stored.keys()
+    changed = {name: said for name in sorted(both) if (said := differ(name))}
+    return {name: said for name, said in changed.items() if not changed.keys() & set(now[name]["inputs"])}
+
+
+def equal(before: object, value: object, tolerance: float) -> bool:
+    return before == value if not tolerance else value == pytest.approx(before, rel=tolerance)
+
+
+def test_results_are_those_of_their_versions(smoke, request):
+    now = found(smoke.home)
+    if request.config.getoption("write_smoke_results"):
+        lines = [f"  {json.dumps(name)}: {json.dumps(stage)}" for name, stage in now.items()]
+        STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+    stored = json.loads(STORED.read_text())
+    again = "store the numbers with `make smoke-results`"
+    assert now.keys() == stored.keys(), f"other stages than stored; {again}"
+    for name, said in differences(now, stored).items():
+        what = f"{name} ({'; '.join(said)})"
+        assert now[name]["version"] != stored[name]["version"], (
+            f"{what}: raise the version of {now[name]['function']} and {again}, or repair what changed it"
+        )
+        raise AssertionError(f"{what}: its version was raised; {again}")
+    older = [name for name in now if now[name]["version"] != stored[name]["version"]]
+    assert not older, f"versions of {older} are not those stored; {again}"
+
+
+def stage(version: int = 1, inputs: tuple = (), precision: str = "float32", **numbers) -> dict:
+    return {
+        "function": "train", "version": version, "precision": precision, "inputs": [*inputs], "numbers": numbers
+    }  # fmt: skip
+
+
+def test_the_stage_that_changed_first_is_the_one_that_is_named():
+    stored = {"a": stage(clips=8), "b": stage(inputs=("a",), **{"first loss": 2.0}), "c": stage(clips=1)}
+    assert differences(stored, stored) == {}
+    now = {**stored, "a": stage(clips=9), "b": stage(inputs=("a",), **{"first loss": 2.5})}
+    assert differences(now, stored) == {"a": ["clips was 8 and is 9"]}
+
+
+@pytest.mark.parametrize(
+    ("loss", "precision", "differs"),
+    [(2.0001, "float32", False), (2.01, "float32", True), (2.01, "bfloat16", False), (None, "float32", True)],
+)
+def test_losses_are_compared_as_far_as_processors_agree(loss, precision, differs):
+    stored = {"a": stage(**{"first loss": 2.0})}
+    now = {"a": stage(precision=precision, **{"first loss": loss})}
+    assert bool(differences(now, stored)) == differs
