@@ -18,7 +18,7 @@ from clipvip_lib import files, flops, scaling
 from clipvip_lib.claims import BENCHMARKS
 from clipvip_lib.profiles import Profile
 from clipvip_lib.progress import duration
-from clipvip_lib.study import data_at_hand, paper_plan
+from clipvip_lib.study import data_at_hand, experiments, paper_plan
 from clipvip_lib.study.board import Board
 from clipvip_lib.study.machine import default_workers
 from clipvip_lib.study.page_stage import page_stage
@@ -31,7 +31,7 @@ from clipvip_lib.study.workers import check_workers
 
 WIDTH = 120
 PAPER = "paper"
-SUMMARIES = ("07", "08")  # of what all other notebooks compute
+SUMMARIES = tuple(name.split("_")[0] for name in experiments.SUMMARIES)
 
 
 def dry_run(

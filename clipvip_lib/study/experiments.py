@@ -38,6 +38,7 @@ NOTEBOOKS = (
     "07_cost",
     "08_verdict",
 )
+SUMMARIES = ("07_cost", "08_verdict")  # the bill and the verdict are about everything
 LARGEST = "hdvila-100m"
 SHARES = {name: size / corpora.CORPORA[LARGEST] for name, size in corpora.CORPORA.items()}
 BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
@@ -453,14 +454,14 @@ def stages_for(notebook: str, profile: Profile, seeds: Sequence[int]) -> list[St
         raise ClipVipError(
             "profile 'paper' needs data at hand: expected a RealProfile; take RealProfile.of(settings)"
         )
-    number = notebook[:2]
-    if number in ("07", "08"):  # the bill and the verdict are about everything
-        every = [stage for other in NOTEBOOKS[:7] for stage in stages_for(other, profile, seeds)]
+    if notebook in SUMMARIES:
+        others = [name for name in NOTEBOOKS if name not in SUMMARIES]
+        every = [stage for other in others for stage in stages_for(other, profile, seeds)]
         bill = [] if is_real(profile) else [cost(profile)]
         return [*bill, *{stage.name: stage for stage in every}.values()]
-    wanted = [*_wanted(number, profile, seeds)]
+    wanted = [*_wanted(notebook, profile, seeds)]
     if not is_real(profile):
-        wanted += _of_the_world(number, profile, seeds)
+        wanted += _of_the_world(notebook, profile, seeds)
     return [stage for build in wanted for stage in at_hand(build)]
 
 
@@ -475,37 +476,50 @@ def at_hand(build: Callable[[], Stage | list[Stage]]) -> list[Stage]:
     return made if isinstance(made, list) else [made]
 
 
-def _wanted(number: str, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
+Asked = tuple[Arm, str, int | None]  # an arm, the benchmark that it is fine-tuned on, and from which snapshot
+
+
+def finetunings(profile: Profile) -> dict[str, list[Asked]]:
+    """The fine-tunings that each notebook reads: the one table from notebooks to arms."""
+
+    def on_both(arms: Iterable[Arm]) -> list[Asked]:
+        return [(arm, name, None) for arm in arms for name in BENCHMARKS]
+
+    alone = (BASELINE, "msrvtt", None)
+    curves = [
+        (Arm(corpus=name), "msrvtt", step) for name, step in itertools.product(CORPORA, snapshots(profile))
+    ]
+    return {
+        "00_start_here": [alone],
+        "01_data_size": [alone, *curves],
+        "04_video_proxy": on_both(attention_arms(profile).values()),
+        "05_ocl_losses": on_both(loss_arms().values()),
+        "06_clip_vip": on_both((BASELINE, METHOD)),
+    }
+
+
+def _wanted(notebook: str, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
     """What a notebook asks of any profile, as calls that make stages."""
-    ask = functools.partial
+    ask, tuned = functools.partial, finetunings(profile).get(notebook, [])
     for seed in seeds:
-        if number in ("00", "01"):
-            yield ask(finetuned, profile, BASELINE, "msrvtt", seed)
-        if number == "01":
-            for name, step in itertools.product(CORPORA, snapshots(profile)):
-                yield ask(finetuned, profile, Arm(corpus=name), "msrvtt", seed, step)
-        if number in ("02", "03"):
-            yield ask(language_gap, profile, seed)
-        if number in ("04", "05"):
-            arms = attention_arms(profile) if number == "04" else loss_arms()
-            for arm, name in itertools.product(arms.values(), BENCHMARKS):
-                yield ask(finetuned, profile, arm, name, seed)
-        if number == "06":
-            for arm, name in itertools.product((BASELINE, METHOD), BENCHMARKS):
-                yield ask(finetuned, profile, arm, name, seed)
+        for arm, name, step in tuned:
+            yield ask(finetuned, profile, arm, name, seed, step)
+            if notebook == "06_clip_vip":
                 yield ask(zero_shot, profile, arm, name, seed)
-    if number == "03":
+        if notebook in ("02_language_gap", "03_ofa_captions"):
+            yield ask(language_gap, profile, seed)
+    if notebook == "03_ofa_captions":
         yield ask(captions, profile)
-    if number in ("00", "04", "05", "06"):
-        for name in BENCHMARKS if number != "00" else ("msrvtt",):
+    if tuned and notebook != "01_data_size":  # which shows no video
+        for name in dict.fromkeys(name for _, name, _ in tuned):
             yield ask(benchmark, profile, name)
 
 
-def _of_the_world(number: str, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
+def _of_the_world(notebook: str, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
     """What a notebook asks of the embedded world only: what is there to see, and whether order can be told."""
-    if number == "00":
+    if notebook == "00_start_here":
         for seed in seeds:
             yield functools.partial(order_probes, profile, seed)
-    if number == "03":
+    if notebook == "03_ofa_captions":
         yield functools.partial(caption_check, profile)
         yield functools.partial(captioner, profile)

@@ -24,7 +24,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.losses import needs
 from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.study import experiments
-from clipvip_lib.study.experiments import BASELINE, LARGEST, METHOD, SHARES, Arm
+from clipvip_lib.study.experiments import LARGEST, METHOD, SHARES, Arm
 from clipvip_lib.study.stages import Stage
 from clipvip_lib.training.recipes import RECIPES
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = {"weights": "CLIP's weights", "ofa": "OFA-large caption weights"}  # by the names that --set has
 PAIRS = "caption-pairs"  # texts of an image-caption corpus, for notebook 02
-READERS = tuple(name.split("_")[0] for name in experiments.NOTEBOOKS[:-2])  # the last two sum these up
+READERS = tuple(name.split("_")[0] for name in experiments.NOTEBOOKS if name not in experiments.SUMMARIES)
 FULL = "06"  # the notebook of the whole method, which the authors train longer than their ablations
 FULL_EPOCHS = int(RECIPES["postpretrain-full"].epochs)
 CAPTION_LINE_BYTES = 100  # {"key": .., "caption": ..} with a caption of about ten words
@@ -182,22 +182,16 @@ def full_profile(profile: Profile) -> Profile | None:
 
 def _finetunings(profile: Profile, seeds: Sequence[int]) -> list[Training]:
     """Every fine-tuning of the study once, with the notebooks that read it."""
-    asked: list[tuple[str, Arm, Iterable[str], int | None]] = [("00", BASELINE, ("msrvtt",), None)]
-    asked += [("01", BASELINE, ("msrvtt",), None)]
-    steps = experiments.snapshots(profile)
-    asked += [("01", Arm(corpus=name), ("msrvtt",), step) for name in CORPORA for step in steps]
-    asked += [("04", arm, BENCHMARKS, None) for arm in experiments.attention_arms(profile).values()]
-    asked += [("05", arm, BENCHMARKS, None) for arm in experiments.loss_arms().values()]
-    asked += [(FULL, arm, BENCHMARKS, None) for arm in (BASELINE, METHOD)]
     longer = full_profile(profile)
     found: dict[tuple[str, bool], Training] = {}
-    for notebook, arm, benchmarks, step in asked:
-        full = longer is not None and (notebook, arm) == (FULL, METHOD)
-        for name in benchmarks:
+    for notebook, asked in experiments.finetunings(profile).items():
+        number = notebook.split("_")[0]
+        for arm, name, step in asked:
+            full = longer is not None and (number, arm) == (FULL, METHOD)
             for seed in seeds:
                 stage = experiments.finetuned(longer if full else profile, arm, name, seed, step)
                 training = Training(stage, arm, set(), full)
-                found.setdefault((stage.name, full), training).readers.add(notebook)
+                found.setdefault((stage.name, full), training).readers.add(number)
     return list(found.values())
 
 
