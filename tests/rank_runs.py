@@ -13,7 +13,7 @@ from pathlib import Path
 from clipvip_lib import cli
 from clipvip_lib.commands.train import check
 from clipvip_lib.training import ranks as distributed
-from clipvip_lib.training.run import train_as_told
+from clipvip_lib.training.run import Options, train_as_told
 
 
 def main(folder: Path, runs: dict[str, list[str]]) -> None:
@@ -22,7 +22,8 @@ def main(folder: Path, runs: dict[str, list[str]]) -> None:
         ended = {"error": "", "message": ""}
         try:
             arguments = cli.parser().parse_args(["train", *options])
-            train_as_told(arguments, check(arguments), ranks)
+            recipe = check(arguments)
+            train_as_told(Options.of(arguments), recipe, ranks)
         except Exception as error:
             ended = {"error": type(error).__name__, "message": str(error)}
         (folder / f"{name}.{ranks.rank}.json").write_text(json.dumps(ended))

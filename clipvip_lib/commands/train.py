@@ -137,10 +137,10 @@ def run(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace, recipe_name: str, ranks) -> int:
     """The run and its exit code."""
     from clipvip_lib.training import ranks as distributed
-    from clipvip_lib.training.run import train_as_told
+    from clipvip_lib.training.run import Options, train_as_told
 
     try:
-        train_as_told(arguments, recipe_name, ranks)
+        train_as_told(Options.of(arguments), recipe_name, ranks)
     except distributed.StoppedElsewhere:
         return 2
     except distributed.RankLost as error:

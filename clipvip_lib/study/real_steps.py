@@ -5,7 +5,6 @@ A training's result has the fields that steps.py gives those of the embedded wor
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import os
@@ -238,7 +237,7 @@ def _load(weights: str | Path, recipe: TrainRecipe, config: Mapping):
     names = {name: config[name] for name in ("attention", "proxies", "seed")}
     if names["attention"] != "proxy":
         names["proxies"] = None
-    model, tokenizer = load_model(argparse.Namespace(weights=str(weights), tag=None, **names), recipe)
+    model, tokenizer = load_model(str(weights), recipe, **names)
     return model.eval(), tokenizer
 
 

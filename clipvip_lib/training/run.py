@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import hashlib
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,46 +34,84 @@ from clipvip_lib.training.run_folder import TOKENIZER, RunFolder, alone, read_me
 from clipvip_lib.training.stores import read_stores, split_pairs, store_shards, store_split
 
 
-def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks) -> None:
+@dataclass(frozen=True)
+class Options:
+    """The options of ``clipvip train``, by their names there. texts: a folder; True, beside the shards; or None."""
+
+    stage: str
+    weights: str
+    out: str
+    loss: str
+    shards: str | None = None
+    captions: str | None = None
+    texts: str | bool | None = None
+    frames_store: str | None = None
+    benchmark: str | None = None
+    data: str | None = None
+    allow_missing: int = 0
+    workers: int = 0
+    skip_share: float = 0.0
+    set: Sequence[tuple[str, object]] = ()
+    tag: str | None = None
+    attention: str | None = None
+    proxies: int | None = None
+    seed: int = 0
+    snapshots: Sequence[int] = ()
+    tensorboard: bool = False
+
+    @classmethod
+    def of(cls, arguments: object) -> Options:
+        """From the attributes of parsed arguments; further ones are left out."""
+        return cls(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(cls)})
+
+
+def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
     """Run, or go on with, what the options of ``clipvip train`` say; the result is printed as JSON on the main rank.
 
     Raises as ``loop.train``, and ClipVipError for options, weights or data that are not right.
     """
-    needs(arguments.loss)
-    recipe = get_recipe(recipe_name, **dict(arguments.set))
+    needs(options.loss)
+    recipe = get_recipe(recipe_name, **dict(options.set))
     # One for all ranks, and by name: a run resumed elsewhere keeps it.
     recipe = dataclasses.replace(recipe, precision=ranks.collect(choose(recipe.precision, ranks.device))[0])
     if ranks.main and (said := slower(recipe.precision, ranks.device)):
         print(f"clipvip: {said}", file=sys.stderr)
     own_rows(recipe.batch, ranks)
-    _expect_snapshots(arguments.snapshots, recipe.steps)
-    out = make_folder(arguments.out)
-    model, tokenizer = load_model(arguments, recipe)
-    job = _postpretraining if arguments.stage == "postpretrain" else _finetuning
+    _expect_snapshots(options.snapshots, recipe.steps)
+    out = make_folder(options.out)
+    model, tokenizer = load_model(
+        options.weights,
+        recipe,
+        tag=options.tag,
+        attention=options.attention,
+        proxies=options.proxies,
+        seed=options.seed,
+    )
+    job = _postpretraining if options.stage == "postpretrain" else _finetuning
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(out, ranks))
-        shown = stack.enter_context(_Shown(ranks, out / "tensorboard" if arguments.tensorboard else None))
+        shown = stack.enter_context(_Shown(ranks, out / "tensorboard" if options.tensorboard else None))
         recipe, source, content, evaluate, score = job(
-            arguments, recipe, model, tokenizer, ranks, shown.progress
+            options, recipe, model, tokenizer, ranks, shown.progress
         )
         stack.callback(source.close)
-        _expect_snapshots(arguments.snapshots, recipe.steps)
-        run = RunFolder(out, _about(arguments, recipe) | content, ranks)
+        _expect_snapshots(options.snapshots, recipe.steps)
+        run = RunFolder(out, _about(options, recipe) | content, ranks)
         if (done := run.finished()) is None:
             train(
                 model,
                 source,
-                arguments.loss,
+                options.loss,
                 recipe,
                 run=run,
                 progress=shown.progress("train"),
                 evaluate=evaluate,
-                snapshots=arguments.snapshots,
+                snapshots=options.snapshots,
                 snapshot=lambda step: run.save_model(f"step-{step:06d}", model, tokenizer),
                 report=shown.report,
             )
             done = {
-                "stage": arguments.stage,
+                "stage": options.stage,
                 "recipe": recipe_name,
                 "steps": recipe.steps,
                 "clips_a_step": recipe.batch,
@@ -96,29 +134,36 @@ def train_as_told(arguments: argparse.Namespace, recipe_name: str, ranks: Ranks)
         print(json.dumps(done))
 
 
-def load_model(arguments: argparse.Namespace, recipe: TrainRecipe) -> tuple[ClipViP, ClipTokenizer]:
-    """The model of the weights that were named, under the attention that was asked for, and its tokenizer."""
-    options = {
-        name: value for name in ("attention", "proxies") if (value := getattr(arguments, name)) is not None
-    }
-    options |= {"pretrained_tag": arguments.tag, "seed": arguments.seed}
-    model, report = load_clip_vip(arguments.weights, **options)
+def load_model(
+    weights: str | Path,
+    recipe: TrainRecipe,
+    *,
+    tag: str | None = None,
+    attention: str | None = None,
+    proxies: int | None = None,
+    seed: int = 0,
+) -> tuple[ClipViP, ClipTokenizer]:
+    """The model of the weights, under the attention that is asked for (None: their own), and its tokenizer."""
+    asked = {"attention": attention, "proxies": proxies}
+    options = {name: value for name, value in asked.items() if value is not None}
+    options |= {"pretrained_tag": tag, "seed": seed}
+    model, report = load_clip_vip(weights, **options)
     if TEMPORAL in report.added and model.config.temporal_size != recipe.frames:
-        model, report = load_clip_vip(arguments.weights, **options, frames=recipe.frames)
+        model, report = load_clip_vip(weights, **options, frames=recipe.frames)
     text = model.config.text_config
     length = min(recipe.text_tokens, text.max_position_embeddings)
-    beside = Path(arguments.weights, TOKENIZER)
+    beside = Path(weights, TOKENIZER)
     kept = ClipTokenizer.load(beside).vocabulary if beside.is_file() else None
     tokenizer = ClipTokenizer(length, kept)
     if tokenizer.vocab_size != text.vocab_size:
         raise ClipVipError(
-            f"{arguments.weights} has {text.vocab_size} tokens, its tokenizer {tokenizer.vocab_size}: expected the "
-            f"tokenizer that belongs to the model as {TOKENIZER} beside the weights"
+            f"{weights} has {text.vocab_size} tokens, its tokenizer {tokenizer.vocab_size}: expected the tokenizer "
+            f"that belongs to the model as {TOKENIZER} beside the weights"
         )
     return model, tokenizer
 
 
-def _about(arguments: argparse.Namespace, recipe: TrainRecipe) -> dict:
+def _about(options: Options, recipe: TrainRecipe) -> dict:
     """What must be the same when a run goes on."""
     fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in FREE}
     named = (
@@ -133,9 +178,9 @@ def _about(arguments: argparse.Namespace, recipe: TrainRecipe) -> dict:
         "benchmark",
         "frames_store",
     )
-    about = {name: getattr(arguments, name) for name in named} | {f"recipe.{k}": v for k, v in fields.items()}
+    about = {name: getattr(options, name) for name in named} | {f"recipe.{k}": v for k, v in fields.items()}
     # Only where it is given: runs from before this option are the same runs without it.
-    return about | ({"texts": arguments.texts} if arguments.texts else {})
+    return about | ({"texts": options.texts} if options.texts else {})
 
 
 def _expect_snapshots(asked: Sequence[int], steps: int) -> None:
@@ -160,7 +205,7 @@ class Job(NamedTuple):
 
 
 def _postpretraining(
-    arguments: argparse.Namespace,
+    options: Options,
     recipe: TrainRecipe,
     model: ClipViP,
     tokenizer: ClipTokenizer,
@@ -169,41 +214,41 @@ def _postpretraining(
 ) -> Job:
     """Shards as streams, or decoded once into frame stores."""
     size = model.config.vision_config.image_size
-    shards = expand(arguments.shards) if arguments.shards else []
-    if shards and not arguments.texts:
+    shards = expand(options.shards) if options.shards else []
+    if shards and not options.texts:
         _expect_texts(shards[0])
-    if arguments.frames_store:
-        pairs, sources = _stored(arguments, shards, recipe, size, tokenizer, ranks, progress)
+    if options.frames_store:
+        pairs, sources = _stored(options, shards, recipe, size, tokenizer, ranks, progress)
         recipe = recipe.for_data(len(pairs.store))
-        source = StoreBatches(pairs, arguments.loss, recipe.frames, recipe.batch, arguments.seed, ranks)
-        return Job(recipe, source, _captions_content(arguments, sources), None, lambda _: {})
+        source = StoreBatches(pairs, options.loss, recipe.frames, recipe.batch, options.seed, ranks)
+        return Job(recipe, source, _captions_content(options, sources), None, lambda _: {})
     stream = ClipStream(
         shards,
         frames=recipe.frames,
         size=size,
         antialias=recipe.antialias,
-        seed=arguments.seed,
+        seed=options.seed,
         rank=ranks.rank,
         ranks=ranks.size,
-        workers=arguments.workers,
-        skip_share=arguments.skip_share,
-        skip_log=Path(arguments.out) / f"skipped-{ranks.rank:05d}.jsonl",
-        captions="C" in needs(arguments.loss),
-        texts=bool(arguments.texts),
-        texts_dir=_folder_of_texts(arguments),
-        **({"captions_dir": arguments.captions} if arguments.captions else {}),
+        workers=options.workers,
+        skip_share=options.skip_share,
+        skip_log=Path(options.out) / f"skipped-{ranks.rank:05d}.jsonl",
+        captions="C" in needs(options.loss),
+        texts=bool(options.texts),
+        texts_dir=_folder_of_texts(options),
+        **({"captions_dir": options.captions} if options.captions else {}),
     )
 
     def counted(_: ClipViP) -> dict:
         return {"samples_by_rank": ranks.collect(dict(stream.counts))}
 
     recipe = recipe.for_data(None)
-    source = StreamBatches(stream, tokenizer, arguments.loss, recipe.batch, ranks)
-    return Job(recipe, source, _captions_content(arguments, shards), None, counted)
+    source = StreamBatches(stream, tokenizer, options.loss, recipe.batch, ranks)
+    return Job(recipe, source, _captions_content(options, shards), None, counted)
 
 
 def _stored(
-    arguments: argparse.Namespace,
+    options: Options,
     shards: Sequence[Path],
     recipe: TrainRecipe,
     size: int,
@@ -213,9 +258,9 @@ def _stored(
 ) -> tuple[Pairs, list[Path]]:
     """Frame stores, decoded from the shards where they are not there yet, with the texts of the shards' sidecars; and
     the shards, or where those of a store alone would stand."""
-    folder, texts = Path(arguments.frames_store), _folder_of_texts(arguments)
+    folder, texts = Path(options.frames_store), _folder_of_texts(options)
     if shards:
-        listed = ShardSet(shards, {"texts": texts} if arguments.texts else {})
+        listed = ShardSet(shards, {"texts": texts} if options.texts else {})
         store_shards(listed, folder, recipe, size, ranks, progress("decode"))
     stores = [folder / f"{shard.stem}.npy" for shard in shards] or sorted(folder.glob("*.npy"))
     if not stores:
@@ -225,17 +270,17 @@ def _stored(
     def beside(kind: str, where: str | None) -> Callable[[str], Path]:
         return lambda name: find_sidecar(shard_of.get(name, folder / f"{name}.tar"), kind, where)
 
-    captions = beside("captions", arguments.captions)
-    written = beside("texts", texts) if arguments.texts else None
-    pairs = read_stores(stores, captions, arguments.loss, tokenizer, recipe, size, written)
+    captions = beside("captions", options.captions)
+    written = beside("texts", texts) if options.texts else None
+    pairs = read_stores(stores, captions, options.loss, tokenizer, recipe, size, written)
     return pairs, [shard_of.get(store.stem, store.with_suffix(".tar")) for store in stores]
 
 
-def _captions_content(arguments: argparse.Namespace, shards: Sequence[Path]) -> dict[str, str]:
+def _captions_content(options: Options, shards: Sequence[Path]) -> dict[str, str]:
     """Names and sizes of the captions that the loss reads: a corpus of them is too large to be read twice."""
-    if "C" not in needs(arguments.loss):
+    if "C" not in needs(options.loss):
         return {}
-    sidecars = [find_sidecar(shard, "captions", arguments.captions) for shard in shards]
+    sidecars = [find_sidecar(shard, "captions", options.captions) for shard in shards]
     return {"captions' names and sizes": _digest([[path.name, path.stat().st_size] for path in sidecars])}
 
 
@@ -252,9 +297,9 @@ def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-def _folder_of_texts(arguments: argparse.Namespace) -> str | None:
+def _folder_of_texts(options: Options) -> str | None:
     """The folder that --texts names; None: beside the shards (or --texts was not given)."""
-    return None if arguments.texts is True else arguments.texts
+    return None if options.texts is True else options.texts
 
 
 def _expect_texts(shard: Path) -> None:
@@ -268,7 +313,7 @@ def _expect_texts(shard: Path) -> None:
 
 
 def _finetuning(
-    arguments: argparse.Namespace,
+    options: Options,
     recipe: TrainRecipe,
     model: ClipViP,
     tokenizer: ClipTokenizer,
@@ -276,13 +321,13 @@ def _finetuning(
     progress: Callable[[str], Progress],
 ) -> Job:
     """Train on the training split, choose on validation, score the test split once, in the end."""
-    folder = Path(arguments.frames_store or Path(arguments.out) / "frames")
+    folder = Path(options.frames_store or Path(options.out) / "frames")
     size = model.config.vision_config.image_size
     splits: dict[str, Pairs] = {}
     listed: dict[str, Items] = {}
     notes = []
     for split in ("train", "val", "test"):
-        items = load_benchmark(arguments.benchmark, arguments.data, split, arguments.allow_missing)
+        items = load_benchmark(options.benchmark, options.data, split, options.allow_missing)
         listed[split] = items
         store = store_split(items, folder, split, recipe, size, ranks, progress("decode"))
         splits[split] = split_pairs(items, store, tokenizer)
@@ -300,10 +345,10 @@ def _finetuning(
         found = ranked(*features)
         with together(ranks):
             if ranks.main:
-                write_ranks(Path(arguments.out), found, *features)
+                write_ranks(Path(options.out), found, *features)
         return {"test": scores(found), **({"missing": notes} if notes else {})}
 
-    source = StoreBatches(splits["train"], "V-S", recipe.frames, recipe.batch, arguments.seed, ranks)
+    source = StoreBatches(splits["train"], "V-S", recipe.frames, recipe.batch, options.seed, ranks)
     return Job(recipe, source, _items_content(listed), evaluate, score)
 
 
