@@ -98,17 +98,17 @@ smoke-results: setup ## after a stage's version was raised: tests/smoke_results.
 	@$(PY) -m pytest -n 0 tests/test_smoke_results.py --write-smoke-results
 
 rates: setup ## choose each arm's learning rate on validation, anew (before a new reference run)
-	@$(PY) -m clipvip_lib.study.rates $(PROFILE)
+	@$(PY) -m clipvip_lib.study.jobs rates $(PROFILE)
 
 tried: setup ## claims' contrasts under other conditions (08's "What we tried"): reports/reference/tried.json
-	@$(PY) -m clipvip_lib.study.tried $(PROFILE)
+	@$(PY) -m clipvip_lib.study.jobs tried $(PROFILE)
 
 CLAIMS ?= 6,7,8,9
 more-seeds: setup ## train the arms of some claims with other seeds (SEEDS=5,6 CLAIMS=6,7), shown in the pages of the reference
-	@$(PY) -m clipvip_lib.study.more_seeds $(PROFILE) $(SEEDS) $(CLAIMS)
+	@$(PY) -m clipvip_lib.study.jobs more-seeds $(PROFILE) $(SEEDS) $(CLAIMS)
 
 evidence: setup ## write what every query gave in a run that is done (SEEDS=0,1,2): reports/reference/evidence.npz
-	@$(PY) -m clipvip_lib.study.evidence_file $(PROFILE) $(SEEDS) $(FILE)
+	@$(PY) -m clipvip_lib.study.jobs evidence $(PROFILE) $(SEEDS) $(FILE)
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)

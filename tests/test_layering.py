@@ -1,6 +1,7 @@
 """Imports run one way, and importing the library touches no network and no GPU."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 from pathlib import Path
@@ -105,6 +106,14 @@ def test_imports_run_one_way(module):
     assert own is not None, f"{module} has no layer: give it a place in LAYERS"
     above = {name for name in ours(module) if name != "clipvip_lib" and layer(name) > own}
     assert not above, f"{module} imports {above}, which rest on it"
+
+
+def test_no_import_goes_in_a_circle():
+    """Imports inside functions count too: what needs them is no simpler to change."""
+    modules = {
+        module: ours(module) & set(MODULES) - {module} for module in MODULES if module != "clipvip_lib"
+    }
+    assert len(list(graphlib.TopologicalSorter(modules).static_order())) >= len(modules)
 
 
 def test_imports_are_absolute():

@@ -9,7 +9,7 @@ from clipvip_lib import claims
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_json
 from clipvip_lib.profiles import get_profile
-from clipvip_lib.study import evidence, more_seeds, reference
+from clipvip_lib.study import evidence, jobs, more_seeds, reference
 from clipvip_lib.study.stages import closure
 
 SMOKE = get_profile("smoke")
@@ -46,7 +46,7 @@ def test_they_are_the_stages_of_the_study():
 
 def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypatch):
     """Nothing is trained here: evidence on which claim 6 holds, and pages of a reference run that is there."""
-    monkeypatch.setattr("clipvip_lib.study.workers.run_stages", lambda *stages, **options: {})
+    monkeypatch.setattr(jobs, "run_stages", lambda *stages, **options: {})
     table = 30.0 + 100.0 * (np.random.default_rng(0).random((2, 60)) < 0.5)
     found = dict.fromkeys(claims.claim(6).contrasts, table)
     monkeypatch.setattr(evidence, "evidence", lambda *which: found)
@@ -67,7 +67,7 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
     }
     np.savez(tmp_path / "evidence.npz", **stored)
     for _ in range(2):  # a second time in the same place
-        assert more_seeds.main("smoke", "5,6", "6,7", tmp_path) == 0
+        jobs.judge_more_seeds("smoke", "5,6", "6,7", tmp_path)
     written = read_json(tmp_path / "more-seeds.json")
     judged = [(row["id"], row["verdict"], row["seeds"]) for row in written["claims"]]
     assert judged == [(6, "reproduced", [5, 6])]  # of claim 7 nothing ran
@@ -92,7 +92,7 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
     cuda = dataclasses.replace(SMOKE, device="cuda")
     monkeypatch.setattr("clipvip_lib.study.plan.runnable_profile", lambda name: cuda)
     monkeypatch.setattr("clipvip_lib.study.machine.gpu_names", lambda: ("NVIDIA H200",))
-    assert more_seeds.main("smoke", "0,1", "6", tmp_path) == 0
+    jobs.judge_more_seeds("smoke", "0,1", "6", tmp_path)
     on_gpu = read_json(tmp_path / "on-gpu.json")
     assert set(on_gpu) == {"from", "gpus", "claims"} and on_gpu["gpus"] == ["NVIDIA H200"]
     assert [r["seeds"] for r in on_gpu["claims"]] == [[0, 1]]
@@ -111,6 +111,6 @@ def test_bad_input_is_named():
     with pytest.raises(ClipVipError, match="11"):
         more_seeds.stages(SMOKE, [0], [11])
     with pytest.raises(ClipVipError, match="whole numbers like 5,6,7, got 'five'"):
-        more_seeds.main("smoke", "five", "6")
+        jobs.judge_more_seeds("smoke", "five", "6")
     with pytest.raises(ClipVipError, match="distinct"):
-        more_seeds.main("smoke", "5,5", "6")
+        jobs.judge_more_seeds("smoke", "5,5", "6")

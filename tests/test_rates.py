@@ -4,7 +4,7 @@ import pytest
 
 from clipvip_lib.files import write_json
 from clipvip_lib.profiles import get_profile
-from clipvip_lib.study import experiments, rates
+from clipvip_lib.study import experiments, jobs, rates
 
 SMOKE = get_profile("smoke")
 
@@ -62,7 +62,7 @@ def test_a_validation_score_decides_and_no_test_score(tmp_path, monkeypatch, cap
     monkeypatch.setattr(rates, "FILE", tmp_path / "rates.json")
     both = dict(list(experiments.candidates(rates.choosing(SMOKE), rates.SEED).items())[:1])
     monkeypatch.setattr(experiments, "candidates", lambda profile, seed: both)
-    assert rates.main("smoke") == 0
+    jobs.choose_rates("smoke")
     (slug,) = both
     row = rates.table("smoke")[slug]
     for rate, stage in both[slug].items():

@@ -14,9 +14,10 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import quiet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.study import experiments, real_stages, real_steps
+from clipvip_lib.study.experiments import NotAtHand
 from clipvip_lib.study.machine import cores
 from clipvip_lib.study.plan import study_plan
-from clipvip_lib.study.real_profile import NotAtHand, RealProfile
+from clipvip_lib.study.real_profile import RealProfile
 from clipvip_lib.study.stages import closure
 
 SMALL = {

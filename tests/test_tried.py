@@ -6,6 +6,7 @@ import pytest
 from clipvip_lib import claims, intervals
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.study import evidence, experiments, tried
+from clipvip_lib.study.plan import runnable_profile
 
 MINI = get_profile("mini")
 
@@ -13,13 +14,13 @@ MINI = get_profile("mini")
 @pytest.mark.parametrize("trial", tried.TRIALS, ids=lambda trial: f"{trial.claim}-{trial.condition}")
 def test_a_trial_looks_at_its_claims_own_contrasts_and_changes_something(trial):
     assert set(trial.contrasts) <= set(claims.claim(trial.claim).contrasts)
-    assert trial.zero_shot or tried.profile_of(trial, "mini") != MINI
+    assert trial.zero_shot or runnable_profile("mini", **trial.changes) != MINI
     assert trial.condition
 
 
 def test_a_changed_condition_has_stages_of_its_own():
     (trial,) = [each for each in tried.TRIALS if each.claim == 6]
-    changed = tried.stages(trial, tried.profile_of(trial, "mini"), [0])
+    changed = tried.stages(trial, runnable_profile("mini", **trial.changes), [0])
     for measure, (stage,) in changed.items():
         (plain,) = evidence.stages_of(MINI, measure.arm, measure.benchmark, [0])
         assert stage.key != plain.key and stage.config["recipe"]["steps"] == 720
@@ -43,7 +44,7 @@ def test_a_row_is_the_paired_difference_of_its_stages(monkeypatch):
 
     monkeypatch.setattr(evidence, "hits", hits)
     (trial,) = [each for each in tried.TRIALS if each.claim == 7]
-    profile = tried.profile_of(trial, "mini")
+    profile = runnable_profile("mini", **trial.changes)
     (row,) = tried.measured(trial, profile, (0, 1))
     left, right = (
         tables[experiments.finetuned(profile, experiments.Arm("proxy", m), "msrvtt", 0).name] for m in (4, 1)

@@ -13,7 +13,6 @@ as ``intervals.pool_draws`` takes them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -113,20 +112,3 @@ def joined(more: Stored, path: Path = FOLDER / NAME) -> tuple[list[int], dict[Co
     }
     both |= {c: evidence.pooled([*stored.gaps[c], *more.gaps[c]]) for c in more.gaps if c in stored.gaps}
     return [*stored.seeds, *more.seeds], both
-
-
-def main(name: str, seeds: str, file: str = NAME) -> int:
-    """Write the file of the reference run, or of other seeds. Returns the exit code."""
-    from clipvip_lib.study.more_seeds import listed
-    from clipvip_lib.study.plan import runnable_profile
-
-    columns = write(runnable_profile(name), listed(seeds), FOLDER / file)
-    print(f"{FOLDER / file}: {columns} columns, {(FOLDER / file).stat().st_size / 1024:.0f} KiB")
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(*sys.argv[1:]))
-    except ClipVipError as error:
-        sys.exit(f"evidence: {error}")

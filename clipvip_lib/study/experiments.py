@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -85,17 +84,20 @@ def loss_arms() -> dict[str, Arm]:
 
 def stages_of_profile(build: Callable) -> Callable:
     """A function that makes stages, once for each of its arguments. What it says is about the embedded world; for a
-    `RealProfile` the function of the same name in real_stages.py takes its place."""
+    `RealProfile` the function of the same name in its graph (real_stages.py) takes its place."""
 
     @functools.cache
     @functools.wraps(build)
     def made(profile: Profile, *which, **named):
         if is_real(profile):
-            build_real = getattr(importlib.import_module("clipvip_lib.study.real_stages"), build.__name__)
-            return build_real(profile, *which, **named)
+            return getattr(profile.graph(), build.__name__)(profile, *which, **named)
         return build(profile, *which, **named)
 
     return made
+
+
+class NotAtHand(ClipVipError):
+    """A stage was asked for whose data or weights are not there."""
 
 
 def is_real(profile: Profile) -> bool:
@@ -467,8 +469,6 @@ def stages_for(notebook: str, profile: Profile, seeds: Sequence[int]) -> list[St
 
 def at_hand(build: Callable[[], Stage | list[Stage]]) -> list[Stage]:
     """The stages that a call makes; none if what they need is not at hand."""
-    from clipvip_lib.study.real_profile import NotAtHand
-
     try:
         made = build()
     except NotAtHand:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,7 +42,8 @@ class Plan:
 
 def study_plan() -> Plan:
     """The CLIP-ViP study's own plan."""
-    experiments = importlib.import_module("clipvip_lib.study.experiments")
+    from clipvip_lib.study import experiments
+
     return Plan(experiments.NOTEBOOKS, experiments.stages_for, runnable_profile)
 
 
@@ -59,9 +59,10 @@ def runnable_profile(
 
 
 def _profile(name: str, at_hand: Mapping[str, object] | None, changes: Mapping[str, object]) -> object:
-    real = importlib.import_module("clipvip_lib.study.real_profile")
-    if name == real.NAME:
-        profile = real.RealProfile.of(at_hand or {})
+    if name == "paper":
+        from clipvip_lib.study.real_profile import RealProfile
+
+        profile = RealProfile.of(at_hand or {})
         return dataclasses.replace(profile, device="cuda" if gpus() else "cpu")
     if at_hand:
         raise ClipVipError(

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 from pathlib import Path
 
 from clipvip_lib import files
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
-from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
 
 FILE = Path(__file__).with_name("rates.json")
@@ -50,41 +48,3 @@ def choosing(profile: Profile) -> Profile:
     test clips."""
     clips = {"val": profile.world.test, "test": CLIPS_PER_VIDEO}
     return dataclasses.replace(profile, world=dataclasses.replace(profile.world, **clips))
-
-
-def main(name: str = "mini") -> int:
-    """Run all candidates of a profile and write rates.json. Returns the exit code."""
-    from clipvip_lib.study import experiments
-    from clipvip_lib.study.board import Board
-    from clipvip_lib.study.pipeline import only_run
-    from clipvip_lib.study.plan import runnable_profile
-    from clipvip_lib.study.workers import raise_failures, run_stages
-
-    profile, home = runnable_profile(name), files.home()
-    candidates = experiments.candidates(choosing(profile), SEED)
-    stages = [stage for by_rate in candidates.values() for stage in by_rate.values()]
-    with only_run(files.make_folder(home)):
-        raise_failures(run_stages(stages, home, board=lambda total, count: Board(total, count)))
-    found = {}
-    for slug, by_rate in candidates.items():
-        scores = {
-            rate: max(row["score"] for row in stage.result(home)["evaluations"])
-            for rate, stage in by_rate.items()
-        }
-        validation = {f"{rate:g}": score for rate, score in scores.items()}
-        found[slug] = {
-            "chosen": choose(scores, profile.finetune.lr, profile.world.test),
-            "validation": validation,
-        }
-    known = files.read_json(FILE) if FILE.is_file() else {}
-    files.write_json(FILE, known | {name: found})
-    for slug, row in found.items():
-        print(f"{slug}: {row['chosen']:g} of {row['validation']}")
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(*sys.argv[1:]))
-    except ClipVipError as error:
-        sys.exit(f"rates: {error}")

@@ -10,21 +10,19 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import ModuleType
 
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.study import data_at_hand
 from clipvip_lib.study.data_at_hand import Need
+from clipvip_lib.study.experiments import NotAtHand
 from clipvip_lib.study.machine import gpus
 from clipvip_lib.study.paper_plan import Settings
 from clipvip_lib.training.recipes import TrainRecipe, expect_value
 
 NAME = "paper"
 TRAININGS = ("postpretrain", "finetune")
-
-
-class NotAtHand(ClipVipError):
-    """A stage was asked for whose data or weights are not there."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,12 @@ class RealProfile(Profile):
     def at_hand(self) -> dict[str, Need]:
         """What there is, looked at once a process."""
         return _look(self)
+
+    def graph(self) -> ModuleType:
+        """The functions that make this profile's stages, by the names that they have in experiments.py."""
+        from clipvip_lib.study import real_stages
+
+        return real_stages
 
     def require(self, *names: str) -> None:
         """Raises NotAtHand unless the data and weights of these names are there."""

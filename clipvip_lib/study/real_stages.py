@@ -17,11 +17,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipvip_lib.claims import BENCHMARKS, TEXT_SOURCES
+from clipvip_lib.profiles import Profile
 from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.study import experiments
-from clipvip_lib.study.experiments import LARGEST, SHARES, Arm
+from clipvip_lib.study.experiments import LARGEST, SHARES, Arm, NotAtHand
 from clipvip_lib.study.paper_plan import PAIRS
-from clipvip_lib.study.real_profile import NotAtHand, RealProfile
 from clipvip_lib.study.stages import Stage
 
 STEPS = "clipvip_lib.study.real_steps:"
@@ -29,7 +29,7 @@ TRAINING = ("clipvip_lib.training.run", "clipvip_lib.models.checkpoints")
 TEXT_SHARDS = 8  # texts of the language gap are read from so many shards, evenly chosen
 
 
-def clip(profile: RealProfile, seed: int) -> Stage:
+def clip(profile: Profile, seed: int) -> Stage:
     """The given weights, loaded strictly and written as this project's. The same for every seed."""
     profile.require("weights")
     path = profile.settings.weights
@@ -37,7 +37,7 @@ def clip(profile: RealProfile, seed: int) -> Stage:
     return Stage("clip", STEPS + "take_weights", config, imports=TRAINING)
 
 
-def corpus(profile: RealProfile, name: str) -> Stage:
+def corpus(profile: Profile, name: str) -> Stage:
     """The shards of a corpus with the captions and texts beside them, as links. hdvila-10m may be drawn out of
     hdvila-100m: every tenth."""
     profile.require(name)
@@ -52,7 +52,7 @@ def corpus(profile: RealProfile, name: str) -> Stage:
     return Stage(f"corpus/{name}", STEPS + "link_files", config)
 
 
-def captions(profile: RealProfile) -> list[Stage]:
+def captions(profile: Profile) -> list[Stage]:
     """OFA's captions of hdvila-100m: none to make if they lie beside every one of the shards."""
     if profile.at_hand["captions"].there:
         return []
@@ -64,7 +64,7 @@ def captions(profile: RealProfile) -> list[Stage]:
     return [Stage(f"captions/{LARGEST}", STEPS + "caption_corpus", config, inputs, imports)]
 
 
-def benchmark(profile: RealProfile, name: str) -> Stage:
+def benchmark(profile: Profile, name: str) -> Stage:
     """A downstream set's files and folders as links."""
     profile.require(name)
     files = sorted((profile.settings.data_root / name).iterdir())
@@ -72,7 +72,7 @@ def benchmark(profile: RealProfile, name: str) -> Stage:
     return Stage(f"benchmark/{name}", STEPS + "link_files", config)
 
 
-def benchmark_frames(profile: RealProfile, name: str) -> Stage:
+def benchmark_frames(profile: Profile, name: str) -> Stage:
     """Decoded frames and texts of a downstream set, at the size that the weights see."""
     config = {"name": name, "recipe": f"finetune-{name}", "changes": profile.changed("finetune")}
     inputs = {"benchmark": benchmark(profile, name), "clip": clip(profile, 0)}
@@ -80,7 +80,7 @@ def benchmark_frames(profile: RealProfile, name: str) -> Stage:
     return Stage(f"frames/{name}", STEPS + "decode_benchmark", config, inputs, imports)
 
 
-def postpretrained(profile: RealProfile, arm: Arm, seed: int) -> Stage:
+def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
     """An arm after post-pretraining: the same steps on every corpus."""
     inputs = {"clip": clip(profile, seed), "corpus": corpus(profile, arm.corpus)}
     if arm.captions and (made := captions(profile)):
@@ -92,7 +92,7 @@ def postpretrained(profile: RealProfile, arm: Arm, seed: int) -> Stage:
 
 
 def finetuned(
-    profile: RealProfile,
+    profile: Profile,
     arm: Arm,
     name: str,
     seed: int,
@@ -110,14 +110,14 @@ def finetuned(
     return Stage(f"finetune/{name}/{where}/seed{seed}", STEPS + "finetune", config, inputs, TRAINING)
 
 
-def zero_shot(profile: RealProfile, arm: Arm, name: str, seed: int) -> Stage:
+def zero_shot(profile: Profile, arm: Arm, name: str, seed: int) -> Stage:
     """An arm scored on a benchmark's test split without fine-tuning."""
     config = dict(finetuned(profile, arm, name, seed).config)
     stage = f"zero-shot/{name}/{arm.slug}/seed{seed}"
     return Stage(stage, STEPS + "zero_shot", config, _start(profile, arm, name, seed), TRAINING)
 
 
-def language_gap(profile: RealProfile, seed: int) -> Stage:
+def language_gap(profile: Profile, seed: int) -> Stage:
     """NMI of subtitles and of every other source at hand with both benchmarks."""
     sources = {"subtitles": LARGEST, "alt-text": "webvid-2.5m", "caption pairs": PAIRS}
     inputs = {"clip": clip(profile, seed), "text-subtitles": _texts(profile, "subtitles", LARGEST)}
@@ -138,7 +138,7 @@ def language_gap(profile: RealProfile, seed: int) -> Stage:
 # ------------------------------------------------------------------------------------------------------ parts
 
 
-def _texts(profile: RealProfile, name: str, source: str) -> Stage:
+def _texts(profile: Profile, name: str, source: str) -> Stage:
     """Some texts of a set, evenly drawn."""
     stage, config = f"texts/{name.replace(' ', '-')}", {"texts": profile.nmi_texts, "shards": TEXT_SHARDS}
     if source in BENCHMARKS:
@@ -152,19 +152,19 @@ def _texts(profile: RealProfile, name: str, source: str) -> Stage:
     return Stage(stage, STEPS + "shard_texts", config, inputs)
 
 
-def _how(profile: RealProfile, arm: Arm, seed: int) -> dict:
+def _how(profile: Profile, arm: Arm, seed: int) -> dict:
     return {
         "attention": arm.attention, "proxies": arm.proxies, "gpus": profile.settings.gpus, "seed": seed
     }  # fmt: skip
 
 
-def _start(profile: RealProfile, arm: Arm, name: str, seed: int) -> dict[str, Stage]:
+def _start(profile: Profile, arm: Arm, name: str, seed: int) -> dict[str, Stage]:
     inputs = {"clip": clip(profile, seed), "benchmark": benchmark(profile, name)}
     inputs["frames"] = benchmark_frames(profile, name)
     return inputs if arm.corpus is None else inputs | {"start": postpretrained(profile, arm, seed)}
 
 
-def _shards(profile: RealProfile, name: str) -> list[Path]:
+def _shards(profile: Profile, name: str) -> list[Path]:
     return sorted((profile.settings.data_root / name).glob("*.tar"))
 
 

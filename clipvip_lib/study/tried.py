@@ -7,14 +7,12 @@ runs them and writes ``reports/reference/tried.json``, which notebook 08 shows; 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipvip_lib import claims, files, intervals
 from clipvip_lib.claims import Contrast, Measure
-from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
 from clipvip_lib.study import evidence, experiments
 from clipvip_lib.study.stages import Stage
@@ -77,13 +75,6 @@ TRIALS = (
 )
 
 
-def profile_of(trial: Trial, name: str) -> Profile:
-    """The profile under which a trial runs."""
-    from clipvip_lib.study.plan import runnable_profile
-
-    return runnable_profile(name, **trial.changes)
-
-
 def stages(trial: Trial, profile: Profile, seeds: Sequence[int]) -> dict[Measure, list[Stage]]:
     """The scored stages behind each measure of a trial's contrasts, a seed each."""
     found = {}
@@ -134,30 +125,3 @@ def in_words(rows: Sequence[Mapping[str, object]]) -> list[str]:
         answer = "as claimed" if low > 0 else "against the claim" if high < 0 else "no difference is shown"
         found.append(f"Claim {row['claim']}: {row['question']} {row['contrast']}: {answer}.")
     return found
-
-
-def main(name: str = "mini") -> int:
-    """Run all trials of a profile and write tried.json. Returns the exit code."""
-    from clipvip_lib.study.board import Board
-    from clipvip_lib.study.pipeline import only_run
-    from clipvip_lib.study.provenance import provenance
-    from clipvip_lib.study.workers import raise_failures, run_stages
-
-    home, rows = files.home(), []
-    with only_run(files.make_folder(home)):
-        for trial in TRIALS:  # one after the other: a changed profile has stages of the same names
-            profile = profile_of(trial, name)
-            needed = [stage for found in stages(trial, profile, SEEDS).values() for stage in found]
-            raise_failures(run_stages(needed, home, board=lambda total, count: Board(total, count)))
-            rows += measured(trial, profile, SEEDS, home)
-    files.write_json(FILE, {"from": provenance(name, SEEDS), "rows": rows})
-    for row in rows:
-        print(f"claim {row['claim']}, {row['condition']}: {row['contrast']} {row['effect']:+.1f}")
-    return 0
-
-
-if __name__ == "__main__":
-    try:
-        sys.exit(main(*sys.argv[1:]))
-    except ClipVipError as error:
-        sys.exit(f"tried: {error}")
