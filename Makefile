@@ -13,8 +13,8 @@ PYTHON  ?=
 # What an installer says, without a line a package
 BRIEF := grep --line-buffered -vE '^ [-+~] |^(Looking|Collecting|Requirement|Installing|Success)| kB|[.]metadata'
 # What the workers, the kernels and the pages of the study import, directly or through these
-IMPORTED := clipvip_lib.captioning, clipvip_lib.language_gap, clipvip_lib.probes, clipvip_lib.training, \
-  clipvip_lib.study.steps, clipvip_lib.study.notebook, clipvip_lib.study.figures, clipvip_lib.study.pages, \
+IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap, clipvip_lib.statistics.probes, clipvip_lib.training, \
+  clipvip_lib.study.steps, clipvip_lib.study.notebook, clipvip_lib.study.figures, clipvip_lib.workshop.pages, \
   papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help

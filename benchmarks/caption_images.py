@@ -24,13 +24,13 @@ import time
 import numpy as np
 import torch
 
-from clipvip_lib.captioners import SIZE, cast_once
-from clipvip_lib.captioning import Captioner
+from clipvip_lib.captions.captioner import Captioner
+from clipvip_lib.captions.captioners import SIZE, cast_once
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import OFA, OFA_SIZES, PROMPT, ofa_preprocess
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.precision import PRECISIONS, autocast
-from clipvip_lib.study.machine import machine
+from clipvip_lib.workshop.machine import machine
 
 
 def stand_in_tokenizer(vocab_size: int) -> OFATokenizer:

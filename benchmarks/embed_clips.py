@@ -29,7 +29,7 @@ from clipvip_lib.data.clips import decode_ahead, list_clips
 from clipvip_lib.features.embedding import embed_videos, load_encoder
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.precision import PRECISIONS, autocast
-from clipvip_lib.study.machine import machine, peak_memory_mib, reset_peak_memory
+from clipvip_lib.workshop.machine import machine, peak_memory_mib, reset_peak_memory
 
 DIFFERENT = 8  # files that are encoded; further ones are copies
 

@@ -25,17 +25,17 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from train_step import matrix_rate
 
-from clipvip_lib import captioner_training
+from clipvip_lib.captions import captioner_training
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.ofa import OFA
 from clipvip_lib.precision import PRECISIONS
 from clipvip_lib.profiles import Profile, get_profile
-from clipvip_lib.study.machine import machine, peak_memory_mib
 from clipvip_lib.study.steps import _clip_config
 from clipvip_lib.training.batches import Batch, Tokens
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import TrainRecipe
 from clipvip_lib.training.step import Step
+from clipvip_lib.workshop.machine import machine, peak_memory_mib
 
 VOCABULARY, TOKENS = 350, 16
 

@@ -28,11 +28,11 @@ import torch
 
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.precision import PRECISIONS
-from clipvip_lib.study.machine import machine
 from clipvip_lib.training.batches import Batch, Tokens
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import get_recipe
 from clipvip_lib.training.step import Step
+from clipvip_lib.workshop.machine import machine
 
 LOSS = "V-S,C + F-C"
 

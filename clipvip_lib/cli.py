@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from clipvip_lib import __version__
 from clipvip_lib.commands import caption, check_data, convert_texts, embed, reproduce, search, train
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.training.stop_signals import signals_raise
+from clipvip_lib.stop_signals import signals_raise
 
 KEPT = "what was done is kept, run the same command to go on"
 

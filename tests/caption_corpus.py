@@ -11,8 +11,8 @@ from pathlib import Path
 from small_captioner import COLOURS, TINY, pairs
 from test_captioning import still, video, write_tar
 
-from clipvip_lib.captioner_training import train_captioner
-from clipvip_lib.captioning import Captioner
+from clipvip_lib.captions.captioner import Captioner
+from clipvip_lib.captions.captioner_training import train_captioner
 from clipvip_lib.files import make_folder
 from clipvip_lib.models.ofa import OFA, OFAConfig
 from clipvip_lib.models.ofa_tokenizer import BINS, CODES, OFATokenizer

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import digest, write_json
 from clipvip_lib.study.equality import PACKAGE
-from clipvip_lib.study.machine import machine
-from clipvip_lib.study.stages import library_versions
+from clipvip_lib.workshop.machine import machine
+from clipvip_lib.workshop.stages import library_versions
 
 if TYPE_CHECKING:  # most test files do without torch, and conftest.py comes before all of them
     from torch import Tensor

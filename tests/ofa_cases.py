@@ -22,7 +22,7 @@ from ofa_format import BEAM, BEAM_OPTIONS, beams, case_images, kind_of, numbered
 from torch import Tensor
 from torch.nn import functional as F
 
-from clipvip_lib.captioner_training import label_smoothed_loss
+from clipvip_lib.captions.captioner_training import label_smoothed_loss
 from clipvip_lib.data.transform import resize
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import (

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from clipvip_lib.captioning import Captioner
+from clipvip_lib.captions.captioner import Captioner
 from clipvip_lib.profiles import CaptionerSize
 
 TINY = CaptionerSize(

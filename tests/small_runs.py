@@ -13,7 +13,7 @@ from pathlib import Path
 import patience
 import torch
 
-from clipvip_lib.captioning import captions_path
+from clipvip_lib.captions.captioner import captions_path
 from clipvip_lib.data import corpora, language
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer

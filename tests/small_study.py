@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from clipvip_lib import files
 from clipvip_lib.errors import unknown
 from clipvip_lib.study.plan import Plan
-from clipvip_lib.study.stages import Stage, version
+from clipvip_lib.workshop.stages import Stage, version
 
 NOTEBOOKS = ("00_first", "01_second", "02_third")
 

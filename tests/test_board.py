@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipvip_lib import files
-from clipvip_lib.study.board import Board, Running, around, left_text, schedule, time_left
-from clipvip_lib.study.machine import machine
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.workshop.board import Board, Running, around, left_text, schedule, time_left
+from clipvip_lib.workshop.machine import machine
+from clipvip_lib.workshop.stages import Stage
 
 SILENT = ("render", "check_captioner", "measure_cost")  # functions that do not tell how far they are
 

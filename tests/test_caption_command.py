@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from clipvip_lib import cli
-from clipvip_lib.captioners import load_ofa_captioner
+from clipvip_lib.captions.captioners import load_ofa_captioner
 from clipvip_lib.commands import caption
 from clipvip_lib.data.shards import index_shard
 from clipvip_lib.streams.middle_frames import middle_frames

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from clipvip_lib.caption_shards import MADE_BY, caption_shards
-from clipvip_lib.captioners import describe
-from clipvip_lib.captioning import Captioner, caption_shard, captions_path, read_captions
+from clipvip_lib.captions.caption_shards import MADE_BY, caption_shards
+from clipvip_lib.captions.captioner import Captioner, caption_shard, captions_path, read_captions
+from clipvip_lib.captions.captioners import describe
+from clipvip_lib.captions.shard_locks import Task, deal, hold
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_bytes
-from clipvip_lib.shard_locks import Task, deal, hold
 from clipvip_lib.streams.parquet import parquet_path, write_captions
 
 torch.set_num_threads(1)
@@ -179,8 +179,8 @@ def test_a_rank_writes_its_shards_parquet_right_after_the_captions(captioner, wr
     def noted(write):
         return lambda path, content: order.append(path.name) or write(path, content)
 
-    monkeypatch.setattr("clipvip_lib.caption_shards.write_bytes", noted(write_bytes))
-    monkeypatch.setattr("clipvip_lib.caption_shards.write_captions", noted(write_captions))
+    monkeypatch.setattr("clipvip_lib.captions.caption_shards.write_bytes", noted(write_bytes))
+    monkeypatch.setattr("clipvip_lib.captions.caption_shards.write_captions", noted(write_captions))
     caption_shards(written[:2], tmp_path, captioner, parquet=True)
     kinds = ("captions.jsonl", "captions.parquet")
     assert order == [f"{number:05d}.{kind}" for number in range(2) for kind in kinds]
@@ -338,7 +338,7 @@ def test_a_shard_is_held_until_its_captions_are_written(captioner, written, tmp_
         freely.extend([path] if held else [])
         return write_bytes(path, content)
 
-    monkeypatch.setattr("clipvip_lib.caption_shards.write_bytes", write)
+    monkeypatch.setattr("clipvip_lib.captions.caption_shards.write_bytes", write)
     caption_shards(written[:1], tmp_path, captioner)
     assert freely == [] and "00000.captions.jsonl" in names(tmp_path)
 
@@ -346,7 +346,7 @@ def test_a_shard_is_held_until_its_captions_are_written(captioner, written, tmp_
 def test_captions_are_the_last_that_is_written_of_a_shard(captioner, shards, tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(
-        "clipvip_lib.caption_shards.write_bytes",
+        "clipvip_lib.captions.caption_shards.write_bytes",
         lambda path, content: order.append(path.name) or write_bytes(path, content),
     )
     corpus.change(shards[0], "000000004.mp4", b"no video at all")
@@ -357,7 +357,7 @@ def test_captions_are_the_last_that_is_written_of_a_shard(captioner, shards, tmp
 def test_a_rank_begins_with_its_own_shards(captioner, written, tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(
-        "clipvip_lib.caption_shards.write_bytes",
+        "clipvip_lib.captions.caption_shards.write_bytes",
         lambda path, content: order.append(path.name[:5]) or write_bytes(path, content),
     )
     caption_shards(written, tmp_path, captioner, rank=1, ranks=2)
@@ -406,7 +406,7 @@ def python(code: str, *arguments: object, **options) -> subprocess.Popen:
 HOLD = """
 import signal, sys
 from pathlib import Path
-from clipvip_lib.shard_locks import Task, hold
+from clipvip_lib.captions.shard_locks import Task, hold
 assert hold(Task(Path(sys.argv[1]), Path(sys.argv[2])))
 print("held", flush=True)
 signal.pause()
@@ -439,7 +439,7 @@ def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
 
             return deal(tasks, rank, ranks, few, waiting)
 
-        monkeypatch.setattr("clipvip_lib.caption_shards.deal", deal_with_few_looks)
+        monkeypatch.setattr("clipvip_lib.captions.caption_shards.deal", deal_with_few_looks)
         done: list = []
 
         def caption() -> None:
@@ -470,8 +470,8 @@ def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
 DIE_WRITING = """
 import os, signal, sys
 from pathlib import Path
-from clipvip_lib.caption_shards import caption_shards
-from clipvip_lib.captioning import Captioner
+from clipvip_lib.captions.caption_shards import caption_shards
+from clipvip_lib.captions.captioner import Captioner
 whole = Path.write_bytes
 def write(self, content):
     if self.name.startswith("00001.captions"):
@@ -510,8 +510,8 @@ DIE_AS_PARQUET = """
 import os, signal, sys
 from pathlib import Path
 import pyarrow.parquet as pq
-from clipvip_lib.caption_shards import caption_shards
-from clipvip_lib.captioning import Captioner
+from clipvip_lib.captions.caption_shards import caption_shards
+from clipvip_lib.captions.captioner import Captioner
 whole = pq.write_table
 def write(table, path):
     whole(table, path)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from small_captioner import COLOURS, TINY, pairs, weights_equal
 from torch.nn import functional as F
 
-from clipvip_lib import captioner_training
-from clipvip_lib.captioner_training import label_smoothed_loss, train_captioner
-from clipvip_lib.captioning import Captioner
+from clipvip_lib.captions import captioner_training
+from clipvip_lib.captions.captioner import Captioner
+from clipvip_lib.captions.captioner_training import label_smoothed_loss, train_captioner
 from clipvip_lib.errors import ClipVipError
 
 torch.set_num_threads(1)

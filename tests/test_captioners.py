@@ -27,14 +27,14 @@ from transformers import (
     ViTModel,
 )
 
-from clipvip_lib.captioners import (
+from clipvip_lib.captions.captioner import Captioner, postprocess
+from clipvip_lib.captions.captioners import (
     HuggingFaceCaptioner,
     cast_once,
     checksum,
     describe,
     load_ofa_captioner,
 )
-from clipvip_lib.captioning import Captioner, postprocess
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.ofa import ofa_preprocess
 

@@ -14,14 +14,14 @@ import torch
 from PIL import Image
 from small_captioner import COLOURS, TINY, pairs, weights_equal
 
-from clipvip_lib.captioner_training import train_captioner
-from clipvip_lib.captioning import (
+from clipvip_lib.captions.captioner import (
     Captioner,
     caption_shard,
     captions_path,
     postprocess,
     read_captions,
 )
+from clipvip_lib.captions.captioner_training import train_captioner
 from clipvip_lib.data.shards import index_shard, read_media
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.middle_frames import middle_frame

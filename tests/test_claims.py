@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipvip_lib.claims import (
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.statistics.claims import (
     ATTENTION_ARMS,
     BENCHMARKS,
     CLAIMS,
@@ -24,8 +25,7 @@ from clipvip_lib.claims import (
     verdict,
     verdicts,
 )
-from clipvip_lib.errors import ClipVipError
-from clipvip_lib.intervals import from_interval, paired_difference
+from clipvip_lib.statistics.intervals import from_interval, paired_difference
 
 DIDEMO, MSRVTT = "didemo", "msrvtt"
 

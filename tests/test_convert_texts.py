@@ -85,7 +85,7 @@ def test_the_other_forms_give_the_same_files(corpus, tmp_path):
 
 
 def test_captions_are_those_that_captioning_finds_done(corpus, tmp_path):
-    from clipvip_lib.captioning import caption_shard
+    from clipvip_lib.captions.captioner import caption_shard
 
     run("--shards", corpus, "--out", tmp_path, "--captions", corpus / "captions", *ID_TEMPLATE)
     assert caption_shard(corpus / "00000.tar", tmp_path / "00000.captions.jsonl", captioner=None) == 8

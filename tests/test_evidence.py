@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from clipvip_lib import claims
 from clipvip_lib.files import write_json
-from clipvip_lib.intervals import from_interval, paired_difference
 from clipvip_lib.profiles import get_profile
+from clipvip_lib.statistics import claims
+from clipvip_lib.statistics.intervals import from_interval, paired_difference
 from clipvip_lib.study import evidence
 
 SIDES = {+1: (1.0, 3.0), -1: (-3.0, -1.0), 0: (-1.0, 1.0), None: (None, None)}

@@ -5,10 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from clipvip_lib import claims, files
+from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
 from clipvip_lib.profiles import get_profile
+from clipvip_lib.statistics import claims
 from clipvip_lib.study import evidence, evidence_file
 from clipvip_lib.study.reference import CLAIMS, FOLDER, ON_GPU, OTHER_SEEDS
 

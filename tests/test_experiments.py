@@ -2,12 +2,12 @@
 
 import pytest
 
-from clipvip_lib import claims
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
+from clipvip_lib.statistics import claims
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import Arm
-from clipvip_lib.study.stages import closure
+from clipvip_lib.workshop.stages import closure
 
 MINI = get_profile("mini")
 

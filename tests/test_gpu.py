@@ -12,7 +12,7 @@ from small_captioner import TINY, pairs
 from small_clip import save_small, write_videos
 from small_runs import finish, settings, train, write_model, write_shards
 
-from clipvip_lib.captioner_training import train_captioner
+from clipvip_lib.captions.captioner_training import train_captioner
 from clipvip_lib.data.clips import list_clips
 from clipvip_lib.features.embedding import embed_videos, load_encoder
 from clipvip_lib.features.folder import Features

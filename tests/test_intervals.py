@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.intervals import (
+from clipvip_lib.statistics.intervals import (
     bootstrap_means,
     crossed_error,
     error_of_mean_squares,

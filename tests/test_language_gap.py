@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.language_gap import gap, gap_difference, mean_over_encoders, nmi
+from clipvip_lib.statistics.language_gap import gap, gap_difference, mean_over_encoders, nmi
 
 
 def cloud(seed: int, shift: float, n: int = 120, width: int = 8) -> np.ndarray:

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from clipvip_lib import claims
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_json
 from clipvip_lib.profiles import get_profile
+from clipvip_lib.statistics import claims
 from clipvip_lib.study import evidence, jobs, more_seeds, reference
-from clipvip_lib.study.stages import closure
+from clipvip_lib.workshop.stages import closure
 
 SMOKE = get_profile("smoke")
 
@@ -91,7 +91,7 @@ def test_it_judges_its_claims_and_shows_them_in_the_reference(tmp_path, monkeypa
     # The reference's own seeds on a GPU: apart from the others, never joined with the same draws on the CPU.
     cuda = dataclasses.replace(SMOKE, device="cuda")
     monkeypatch.setattr("clipvip_lib.study.plan.runnable_profile", lambda name: cuda)
-    monkeypatch.setattr("clipvip_lib.study.machine.gpu_names", lambda: ("NVIDIA H200",))
+    monkeypatch.setattr("clipvip_lib.workshop.machine.gpu_names", lambda: ("NVIDIA H200",))
     jobs.judge_more_seeds("smoke", "0,1", "6", tmp_path)
     on_gpu = read_json(tmp_path / "on-gpu.json")
     assert set(on_gpu) == {"from", "gpus", "claims"} and on_gpu["gpus"] == ["NVIDIA H200"]

@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from IPython.core import display_functions
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.study import notebook, tables
-from clipvip_lib.study import workers as workers_module
-from clipvip_lib.study.page_stage import recorded_results
+from clipvip_lib.study import notebook
 from clipvip_lib.study.plan import check_seeds
+from clipvip_lib.workshop import tables
+from clipvip_lib.workshop import workers as workers_module
+from clipvip_lib.workshop.page_stage import recorded_results
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ import patience
 import pytest
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.study import figures, pages, tables
+from clipvip_lib.study import figures
+from clipvip_lib.workshop import pages, tables
 
 VOID = {"meta", "img", "br", "hr", "link", "input", "col", "wbr", "source"}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clipvip_lib import paper
-from clipvip_lib.claims import CLAIMS
+from clipvip_lib.statistics.claims import CLAIMS
 
 
 def test_verified_numbers():

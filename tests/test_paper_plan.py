@@ -10,16 +10,16 @@ import pytest
 import small_study
 
 from clipvip_lib import cli, flops, scaling
-from clipvip_lib.claims import ATTENTION_ARMS, BENCHMARKS, CORPORA, LOSS_ARMS
 from clipvip_lib.data import corpora
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.progress import quiet
+from clipvip_lib.statistics.claims import ATTENTION_ARMS, BENCHMARKS, CORPORA, LOSS_ARMS
 from clipvip_lib.study import data_at_hand, dry_run, experiments, paper_plan
 from clipvip_lib.study.paper_plan import Settings, finetuning_steps, works
 from clipvip_lib.study.real_profile import RealProfile, planned
-from clipvip_lib.study.stages import closure, run_stage
 from clipvip_lib.training.recipes import RECIPES
+from clipvip_lib.workshop.stages import closure, run_stage
 
 PAPER = get_profile("paper")
 ASSUMED = scaling.Assumptions()

@@ -17,8 +17,8 @@ import pytest
 import small_study
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.study.page_stage import bare, notebook_imports, page_stage
 from clipvip_lib.study.pipeline import _unknown_stage, only_run, reproduce
+from clipvip_lib.workshop.page_stage import bare, notebook_imports, page_stage
 
 TESTS = Path(__file__).parent
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -307,7 +307,7 @@ def test_the_key_of_a_page_follows_what_it_shows(house):
 def test_a_page_is_made_again_after_any_change_of_the_package(house, monkeypatch):
     source = (house.notebooks / "00_first.ipynb").read_text()
     base = page_stage("00_first", source, {"seeds": [0]}, "p", [])
-    monkeypatch.setattr("clipvip_lib.study.page_stage.package_digest", lambda: "another")
+    monkeypatch.setattr("clipvip_lib.workshop.page_stage.package_digest", lambda: "another")
     assert page_stage("00_first", source, {"seeds": [0]}, "p", []).key != base.key
 
 

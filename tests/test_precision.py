@@ -14,13 +14,14 @@ from clipvip_lib import precision
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.profiles import ModelSize, get_profile, in_precision
-from clipvip_lib.study import experiments, machine
-from clipvip_lib.study.stages import closure
+from clipvip_lib.study import experiments
 from clipvip_lib.study.steps import _clip_config
 from clipvip_lib.training.batches import Batch, Tokens
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import TrainRecipe
 from clipvip_lib.training.step import Step
+from clipvip_lib.workshop import machine
+from clipvip_lib.workshop.stages import closure
 
 TWICE = {"float32": 50.0, "bfloat16": 100.0}
 IMITATED = {"float32": 50.0, "bfloat16": 1.0}

@@ -7,7 +7,7 @@ import torch
 from clipvip_lib.data.frames import FrameStore
 from clipvip_lib.data.world import MOTIONS
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
-from clipvip_lib.probes import motion_table, patch_states, probe
+from clipvip_lib.statistics.probes import motion_table, patch_states, probe
 
 
 def made(clips, seed, leak=False):

@@ -15,10 +15,10 @@ from clipvip_lib.progress import quiet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.study import experiments, real_stages, real_steps
 from clipvip_lib.study.experiments import NotAtHand
-from clipvip_lib.study.machine import cores
 from clipvip_lib.study.plan import study_plan
 from clipvip_lib.study.real_profile import RealProfile
-from clipvip_lib.study.stages import closure
+from clipvip_lib.workshop.machine import cores
+from clipvip_lib.workshop.stages import closure
 
 SMALL = {
     "steps": 3, "batch": 8, "lr": 1e-3, "lr_added": 1e-3, "frames": 3, "kept_frames": 5, "text_tokens": 24,

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from page_tables import require_same_numbers
 
-from clipvip_lib.claims import CLAIMS, VERDICTS
 from clipvip_lib.files import CHECKOUT
+from clipvip_lib.statistics.claims import CLAIMS, VERDICTS
 from clipvip_lib.study.experiments import NOTEBOOKS
-from clipvip_lib.study.pages import with_reference
 from clipvip_lib.study.reference import FOLDER, ON_GPU, OTHER_SEEDS, OTHERS, others, sections
+from clipvip_lib.workshop.pages import with_reference
 
 SEEDS = list(range(5))
 

@@ -302,7 +302,8 @@ def test_positive_lists_drops_repeats():
 
 def test_import_is_light():
     code = (
-        "import sys, clipvip_lib.retrieval, clipvip_lib.claims, clipvip_lib.paper, clipvip_lib.language_gap;"
+        "import sys, clipvip_lib.retrieval, clipvip_lib.statistics.claims, clipvip_lib.paper;"
+        "import clipvip_lib.statistics.language_gap;"
         "dear = ('torch', 'transformers', 'scipy.stats', 'sklearn', 'pandas');"
         "print([m for m in dear if m in sys.modules])"
     )

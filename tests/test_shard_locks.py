@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from clipvip_lib.shard_locks import Task, deal, hold
+from clipvip_lib.captions.shard_locks import Task, deal, hold
 
 
 def tasks(folder: Path, count: int) -> list[Task]:

@@ -1,6 +1,6 @@
 """A stage whose results have changed carries another version: the smoke run's numbers against stored ones.
 
-A key holds a function's version, not its source (study/stages.py), so a version that was not raised would let caches
+A key holds a function's version, not its source (workshop/stages.py), so a version that was not raised would let caches
 answer with results of older code. Compared are whole numbers, texts, and losses as far as processors agree on them.
 After a change that is meant: raise the version of the function that the test names, with a word why, and store the
 new numbers with ``make smoke-results``.

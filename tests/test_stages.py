@@ -16,8 +16,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.study import stages as versions
-from clipvip_lib.study.stages import Stage, closure, discard, empty_bin, plain, run_stage, version, version_of
+from clipvip_lib.workshop import stages as versions
+from clipvip_lib.workshop.stages import (
+    Stage,
+    closure,
+    discard,
+    empty_bin,
+    plain,
+    run_stage,
+    version,
+    version_of,
+)
 
 COUNT = "small_study:count"
 TESTS = Path(__file__).parent
@@ -93,7 +102,7 @@ def test_a_version_that_changed_during_a_run_is_refused(tmp_path, monkeypatch):
 
 def test_computing_a_key_imports_nothing_heavy():
     code = (
-        "import sys; from clipvip_lib.study.stages import Stage;"
+        "import sys; from clipvip_lib.workshop.stages import Stage;"
         "Stage('a', 'small_study:count', {}, {}, ('clipvip_lib.models.checkpoints',)).key;"
         "print([m for m in ('torch', 'numpy', 'small_study', 'clipvip_lib.models') if m in sys.modules])"
     )
@@ -149,7 +158,7 @@ def test_killed_between_the_last_file_and_the_rename_it_is_not_run_again(tmp_pat
 
 def in_process(home: Path, n: int, pause: float) -> subprocess.Popen:
     code = (
-        "from pathlib import Path; from clipvip_lib.study.stages import Stage, run_stage;"
+        "from pathlib import Path; from clipvip_lib.workshop.stages import Stage, run_stage;"
         f"run_stage(Stage('base', 'small_study:count', {{'n': {n}, 'pause': {pause}}}), Path({str(home)!r}))"
     )
     return subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=str(TESTS)))
@@ -223,7 +232,7 @@ def test_every_library_that_the_science_computes_with_is_part_of_a_key():
     package = Path(versions.__file__).parents[1]
     found = set()
     for file in package.rglob("*.py"):
-        if package / "study" not in file.parents or file.name == "steps.py":
+        if not {package / "study", package / "workshop"} & {*file.parents} or file.name == "steps.py":
             for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
                 if isinstance(node, ast.ImportFrom) and not node.level:

@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from clipvip_lib.training.stop_signals import StopSignals, signals_raise
+from clipvip_lib.stop_signals import StopSignals, signals_raise
 
 
 def send(number):

@@ -167,7 +167,7 @@ def test_captions_and_texts_come_from_beside_the_shards(shards, samples, tmp_pat
 
 
 def test_captions_are_those_that_captioning_writes(tmp_path):
-    from clipvip_lib import captioning
+    from clipvip_lib.captions import captioner as captioning
 
     assert captioning.captions_path("a/00000.tar") == sidecar_path("a/00000.tar", "captions")
     path = tmp_path / "a.captions.jsonl"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipvip_lib.study import tables
+from clipvip_lib.workshop import tables
 
 
 @pytest.mark.parametrize(

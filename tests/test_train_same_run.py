@@ -12,7 +12,7 @@ import torch
 from small_runs import settings
 
 from clipvip_lib import cli
-from clipvip_lib.captioning import captions_path
+from clipvip_lib.captions.captioner import captions_path
 from clipvip_lib.data import corpora
 from clipvip_lib.data.shards import expand, read_shard
 from clipvip_lib.training import loop, ranks, run, stores

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from clipvip_lib import claims, intervals
 from clipvip_lib.profiles import get_profile
+from clipvip_lib.statistics import claims, intervals
 from clipvip_lib.study import evidence, experiments, tried
 from clipvip_lib.study.plan import runnable_profile
 

@@ -18,13 +18,13 @@ import small_study
 import videos
 
 from clipvip_lib import files
-from clipvip_lib.study import warm
-from clipvip_lib.study.board import Board
 from clipvip_lib.study.experiments import NOTEBOOKS
-from clipvip_lib.study.page_stage import page_stage
 from clipvip_lib.study.plan import study_plan
-from clipvip_lib.study.stages import closure, run_stage
-from clipvip_lib.study.workers import run_stages, worker_environment
+from clipvip_lib.workshop import warm
+from clipvip_lib.workshop.board import Board
+from clipvip_lib.workshop.page_stage import page_stage
+from clipvip_lib.workshop.stages import closure, run_stage
+from clipvip_lib.workshop.workers import run_stages, worker_environment
 
 TESTS = Path(__file__).parent
 MODULES = ("clipvip_lib.models.clip_vip", "decord")
@@ -79,8 +79,8 @@ def runs(pid: int) -> bool:
 
 
 def test_all_that_the_study_imports_leaves_one_thread_and_asks_for_no_gpu(tmp_path, monkeypatch):
-    monkeypatch.setattr("clipvip_lib.study.workers.gpus", lambda: ("0",))
-    monkeypatch.setattr("clipvip_lib.study.workers.cores", lambda: 4)
+    monkeypatch.setattr("clipvip_lib.workshop.workers.gpus", lambda: ("0",))
+    monkeypatch.setattr("clipvip_lib.workshop.workers.cores", lambda: 4)
     plan = study_plan()
     smoke = plan.profile("smoke")
     pages = [
@@ -98,7 +98,7 @@ def test_all_that_the_study_imports_leaves_one_thread_and_asks_for_no_gpu(tmp_pa
     code = """
 import json, sys, threading
 import torch
-from clipvip_lib.study import warm
+from clipvip_lib.workshop import warm
 
 def asked(*_):
     raise SystemExit("an import asked for GPUs")
@@ -210,7 +210,7 @@ fig;"""
 
 
 def test_kernels_are_copies_and_find_what_a_fresh_kernel_does(tmp_path, monkeypatch):
-    of_copy = "import psutil; print('clipvip_lib.study.warm' in psutil.Process().parent().cmdline())"
+    of_copy = "import psutil; print('clipvip_lib.workshop.warm' in psutil.Process().parent().cmdline())"
     body = [FACTS, DRAW, "axes", small_study.SHORT, of_copy]
     small, said = small_study.profile("quick"), {}
     for how, count in {"copies": 2, "fresh": 1, "ordinary": 1}.items():
@@ -279,7 +279,7 @@ def test_nothing_outlives_the_process_that_started_it(tmp_path):
 import os, signal
 from pathlib import Path
 import test_warm
-from clipvip_lib.study import warm
+from clipvip_lib.workshop import warm
 folder = Path({str(tmp_path)!r})
 process = warm.Warm([], dict(os.environ), folder / "warm.log")
 _, connection = test_warm.call(process, "ask")

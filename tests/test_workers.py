@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.study import machine
-from clipvip_lib.study.board import Board
-from clipvip_lib.study.stages import Stage
-from clipvip_lib.study.workers import (
+from clipvip_lib.workshop import machine
+from clipvip_lib.workshop.board import Board
+from clipvip_lib.workshop.stages import Stage
+from clipvip_lib.workshop.workers import (
     _remaining_paths,
     _temporary_folder,
     raise_failures,
@@ -109,7 +109,7 @@ def parent(home: Path) -> subprocess.Popen:
     code = (
         # A shell that runs the tests in the background has them ignore Ctrl-C, which children inherit.
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "import pathlib; import test_workers as t; from clipvip_lib.study.workers import run_stages;"
+        "import pathlib; import test_workers as t; from clipvip_lib.workshop.workers import run_stages;"
         "both = [t.stage('a', 600, pause=0.05), t.stage('b', 601, pause=0.05)];"
         f"run_stages(both, pathlib.Path({str(home)!r}), workers=2)"
     )
@@ -123,7 +123,7 @@ def alive(home: Path) -> list[int]:
     found = []
     for process in psutil.process_iter():
         try:
-            if "clipvip_lib.study.warm" in process.cmdline() and process.environ()["CLIPVIP_HOME"] == str(
+            if "clipvip_lib.workshop.warm" in process.cmdline() and process.environ()["CLIPVIP_HOME"] == str(
                 home
             ):
                 found.append(process.pid)
@@ -173,12 +173,12 @@ def test_the_death_of_the_warm_process_fails_what_runs_and_the_rest_runs_on_anot
 
 
 def test_a_worker_keeps_its_environment_and_gets_its_gpu(monkeypatch, tmp_path):
-    monkeypatch.setattr("clipvip_lib.study.workers.gpus", lambda: ("0", "1"))
-    monkeypatch.setattr("clipvip_lib.study.workers.cores", lambda: 8)
+    monkeypatch.setattr("clipvip_lib.workshop.workers.gpus", lambda: ("0", "1"))
+    monkeypatch.setattr("clipvip_lib.workshop.workers.cores", lambda: 8)
     found = [worker_environment(tmp_path, slot, 4) for slot in range(4)]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in found] == ["0", "1", "0", "1"]
     assert found[0]["OMP_NUM_THREADS"] == "2"
-    monkeypatch.setattr("clipvip_lib.study.workers.gpus", tuple)
+    monkeypatch.setattr("clipvip_lib.workshop.workers.gpus", tuple)
     assert worker_environment(tmp_path, 0, 4)["OMP_NUM_THREADS"] == "1"
 
 

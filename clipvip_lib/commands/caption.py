@@ -94,8 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     shards = expand(arguments.shards)  # a wrong path is said before torch is imported
     import torch
 
-    from clipvip_lib.caption_shards import caption_shards
-    from clipvip_lib.captioners import describe
+    from clipvip_lib.captions.caption_shards import caption_shards
+    from clipvip_lib.captions.captioners import describe
 
     device = _device(arguments.device, local)
     captioner = _captioner(arguments, device)
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _captioner(arguments: argparse.Namespace, device: str):
-    from clipvip_lib.captioners import HuggingFaceCaptioner, load_ofa_captioner
+    from clipvip_lib.captions.captioners import HuggingFaceCaptioner, load_ofa_captioner
     from clipvip_lib.errors import ClipVipError
 
     if arguments.hugging_face is None:
@@ -190,6 +190,6 @@ def _device(asked: str, local: int) -> str:
 
 def _threads(processes: int) -> int:
     """Decoding threads of each of so many processes: all but one of its cores, for the model's own thread."""
-    from clipvip_lib.study.machine import cores
+    from clipvip_lib.workshop.machine import cores
 
     return max(1, min(16, cores() // processes - 1))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipvip_lib.commands.arguments import assignment, folder, numbers
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.training.stop_signals import StoppedBetweenSteps, StopSignals
+from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
 
 STAGES = ("postpretrain", "finetune")
 OMNISOURCE = "V-S,C + F-C"  # the authors' default

@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvip_lib.claims import BENCHMARKS, CORPORA
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
+from clipvip_lib.statistics.claims import BENCHMARKS, CORPORA
 from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.study.experiments import LARGEST
 from clipvip_lib.study.paper_plan import CAPTION_LINE_BYTES, PAIRS, WEIGHTS, Settings, Work, epoch_clips

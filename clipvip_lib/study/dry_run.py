@@ -15,19 +15,19 @@ from pathlib import Path
 from typing import TextIO
 
 from clipvip_lib import files, flops, scaling
-from clipvip_lib.claims import BENCHMARKS
 from clipvip_lib.profiles import Profile
 from clipvip_lib.progress import duration
+from clipvip_lib.statistics.claims import BENCHMARKS
 from clipvip_lib.study import data_at_hand, experiments, paper_plan
-from clipvip_lib.study.board import Board
-from clipvip_lib.study.machine import default_workers
-from clipvip_lib.study.page_stage import page_stage
 from clipvip_lib.study.pipeline import check_notebooks, split_settings
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.real_profile import planned, uncounted
-from clipvip_lib.study.stages import Stage, closure
-from clipvip_lib.study.tables import in_short
-from clipvip_lib.study.workers import check_workers
+from clipvip_lib.workshop.board import Board
+from clipvip_lib.workshop.machine import default_workers
+from clipvip_lib.workshop.page_stage import page_stage
+from clipvip_lib.workshop.stages import Stage, closure
+from clipvip_lib.workshop.tables import in_short
+from clipvip_lib.workshop.workers import check_workers
 
 WIDTH = 120
 PAPER = "paper"

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipvip_lib import claims, intervals
-from clipvip_lib.claims import Claim, Contrast, Measure, Verdict
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import MOTIONS, OPPOSITE
 from clipvip_lib.files import read_json
 from clipvip_lib.profiles import Profile
 from clipvip_lib.retrieval import Ranks
+from clipvip_lib.statistics import claims, intervals
+from clipvip_lib.statistics.claims import Claim, Contrast, Measure, Verdict
 from clipvip_lib.study import experiments, rates
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.workshop.stages import Stage
 
 BETWEEN = "difference of the two"  # of the queries that tell the order and those that do not
 SHOWN_IN = {

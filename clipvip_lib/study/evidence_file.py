@@ -19,10 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clipvip_lib import claims, files
-from clipvip_lib.claims import Contrast, Measure
+from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
+from clipvip_lib.statistics import claims
+from clipvip_lib.statistics.claims import Contrast, Measure
 from clipvip_lib.study import evidence
 from clipvip_lib.study.reference import FOLDER
 

@@ -17,14 +17,14 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from clipvip_lib.claims import CORPORA, LOSS_ARMS, checkpoint
 from clipvip_lib.data import corpora
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.profiles import Profile
+from clipvip_lib.statistics.claims import CORPORA, LOSS_ARMS, checkpoint
 from clipvip_lib.study import rates
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.workshop.stages import Stage
 
 NOTEBOOKS = (
     "00_start_here",
@@ -43,7 +43,7 @@ SHARES = {name: size / corpora.CORPORA[LARGEST] for name, size in corpora.CORPOR
 BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
 FURTHER_ENCODER = 1000  # the seed of a seed's second text encoder is this much higher
 STEPS = "clipvip_lib.study.steps:"
-TRAINING = ("clipvip_lib.training.loop", "clipvip_lib.models.checkpoints", "clipvip_lib.captioning")
+TRAINING = ("clipvip_lib.training.loop", "clipvip_lib.models.checkpoints", "clipvip_lib.captions.captioner")
 
 
 @dataclass(frozen=True)
@@ -211,7 +211,7 @@ def captioner(profile: Profile) -> Stage:
     }
     inputs = {"pairs": images(profile, "caption-pairs")[0]}
     cost = (profile.captioner.stem_steps + profile.captioner.steps) * 0.08
-    imports = ("clipvip_lib.captioner_training",)
+    imports = ("clipvip_lib.captions.captioner_training",)
     return Stage("captioner", STEPS + "train_captioner", config, inputs, imports, cost)
 
 
@@ -225,7 +225,7 @@ def captions(profile: Profile) -> list[Stage]:
             f"captions/{LARGEST}/{part}",
             STEPS + "caption_shard",
             inputs={"captioner": captioner(profile), "shard": shard},
-            imports=("clipvip_lib.captioning",),
+            imports=("clipvip_lib.captions.captioner",),
             cost=cost,
         )
         for part, shard in enumerate(shards)
@@ -238,7 +238,12 @@ def caption_check(profile: Profile) -> Stage:
     inputs = {"captioner": captioner(profile), "benchmark": benchmark(profile, "msrvtt")}
     config = {"clips": min(500, profile.world.test), "stills": min(500, profile.world.test), "examples": 6}
     return Stage(
-        "caption-check", STEPS + "check_captioner", config, inputs, ("clipvip_lib.captioning",), cost=8.0
+        "caption-check",
+        STEPS + "check_captioner",
+        config,
+        inputs,
+        ("clipvip_lib.captions.captioner",),
+        cost=8.0,
     )
 
 
@@ -356,7 +361,7 @@ def order_probes(profile: Profile, seed: int) -> Stage:
             f"frames-{name}": benchmark_frames(profile, name),
             f"truth-{name}": benchmark(profile, name),
         }
-    imports = ("clipvip_lib.probes", "clipvip_lib.models.checkpoints")
+    imports = ("clipvip_lib.statistics.probes", "clipvip_lib.models.checkpoints")
     return Stage(f"order-probes/seed{seed}", STEPS + "probe_order", config, inputs, imports, cost=20.0)
 
 
@@ -386,7 +391,7 @@ def language_gap(profile: Profile, seed: int) -> Stage:
         "text-caption pairs": caption_pair_texts(profile),
     }
     inputs |= {f"text-{name}": benchmark_frames(profile, name) for name in BENCHMARKS}
-    imports = ("clipvip_lib.language_gap", "clipvip_lib.training.evaluation")
+    imports = ("clipvip_lib.statistics.language_gap", "clipvip_lib.training.evaluation")
     return Stage(f"language-gap/seed{seed}", STEPS + "language_gap", config, inputs, imports, cost=60.0)
 
 

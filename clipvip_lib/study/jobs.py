@@ -14,16 +14,18 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clipvip_lib import claims, files
+from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.study import evidence, evidence_file, experiments, machine, more_seeds, plan, rates, tried
-from clipvip_lib.study.board import Board
+from clipvip_lib.statistics import claims
+from clipvip_lib.study import evidence, evidence_file, experiments, more_seeds, plan, rates, tried
 from clipvip_lib.study.pipeline import only_run
-from clipvip_lib.study.provenance import provenance
 from clipvip_lib.study.publish import show_others
 from clipvip_lib.study.reference import FOLDER, ON_GPU, OTHER_SEEDS
-from clipvip_lib.study.stages import Stage
-from clipvip_lib.study.workers import raise_failures, run_stages
+from clipvip_lib.workshop import machine
+from clipvip_lib.workshop.board import Board
+from clipvip_lib.workshop.provenance import provenance
+from clipvip_lib.workshop.stages import Stage
+from clipvip_lib.workshop.workers import raise_failures, run_stages
 
 
 def choose_rates(name: str = "mini") -> None:

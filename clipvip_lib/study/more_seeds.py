@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from clipvip_lib import claims
 from clipvip_lib.profiles import Profile
+from clipvip_lib.statistics import claims
 from clipvip_lib.study import evidence, experiments
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.workshop.stages import Stage
 
 
 def stages(profile: Profile, seeds: Sequence[int], numbers_of_claims: Sequence[int]) -> list[Stage]:

@@ -23,17 +23,17 @@ from typing import TYPE_CHECKING
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.precision import in_words
-from clipvip_lib.study.machine import product_rates
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
-from clipvip_lib.study.provenance import provenance, provenance_lines
-from clipvip_lib.study.stages import Stage, closure, plain
+from clipvip_lib.workshop.machine import product_rates
+from clipvip_lib.workshop.page_stage import RESULTS_MIME
+from clipvip_lib.workshop.provenance import provenance, provenance_lines
+from clipvip_lib.workshop.stages import Stage, closure, plain
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
 STUDY = "_study_"  # the name of the running study in a notebook's namespace
-RESULTS_MIME = "application/vnd.clipvip.results+json"
 
 
 def start(
@@ -127,7 +127,7 @@ class Study:
     def _run_missing(self, wanted: list[Stage]) -> None:
         if all(stage.done(self.home) for stage in wanted):
             return
-        from clipvip_lib.study.workers import raise_failures, run_stages
+        from clipvip_lib.workshop.workers import raise_failures, run_stages
 
         own = self.plan.stages_for(self.name, self.profile, self.seeds)
         # On real corpora a training takes all GPUs, so that one runs at a time.
@@ -158,7 +158,7 @@ class Study:
         self._before_record("table", caption)
         if caption in self._tables:
             raise ClipVipError(f"two tables are captioned {caption!r}: expected one each; reword one")
-        from clipvip_lib.study.tables import table_html, table_json, table_text
+        from clipvip_lib.workshop.tables import table_html, table_json, table_text
 
         self._tables[caption] = table_json(frame, caption)
         _display({"text/html": table_html(frame, caption, digits), "text/plain": table_text(frame, digits)})

@@ -18,15 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipvip_lib import flops, scaling
-from clipvip_lib.claims import BENCHMARKS, CORPORA
 from clipvip_lib.data.benchmarks import SETS
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.losses import needs
 from clipvip_lib.profiles import PROFILES, Profile
+from clipvip_lib.statistics.claims import BENCHMARKS, CORPORA
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import LARGEST, METHOD, SHARES, Arm
-from clipvip_lib.study.stages import Stage
 from clipvip_lib.training.recipes import RECIPES
+from clipvip_lib.workshop.stages import Stage
 
 if TYPE_CHECKING:
     from clipvip_lib.study.measured import Rate

@@ -25,13 +25,13 @@ from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.precision import slower
 from clipvip_lib.progress import duration
 from clipvip_lib.study import reference
-from clipvip_lib.study.board import Board
-from clipvip_lib.study.machine import gpus
-from clipvip_lib.study.page_stage import bare, page_stage
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.publish import publish
-from clipvip_lib.study.stages import Stage, closure, discard, empty_bin, plain
-from clipvip_lib.study.workers import Outcome, check_workers, run_stages
+from clipvip_lib.workshop.board import Board
+from clipvip_lib.workshop.machine import gpus
+from clipvip_lib.workshop.page_stage import bare, page_stage
+from clipvip_lib.workshop.stages import Stage, closure, discard, empty_bin, plain
+from clipvip_lib.workshop.workers import Outcome, check_workers, run_stages
 
 ROOM_BYTES = 2**16
 

@@ -14,8 +14,8 @@ from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.precision import choose
 from clipvip_lib.profiles import get_profile, in_precision
-from clipvip_lib.study.machine import gpus, product_rates
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.workshop.machine import gpus, product_rates
+from clipvip_lib.workshop.stages import Stage
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 
 from clipvip_lib import files
-from clipvip_lib.claims import CLAIMS
 from clipvip_lib.progress import duration
-from clipvip_lib.study import pages as html_pages
+from clipvip_lib.statistics.claims import CLAIMS
 from clipvip_lib.study import reference as reference_run
 from clipvip_lib.study.plan import Plan
-from clipvip_lib.study.provenance import provenance, provenance_lines
-from clipvip_lib.study.stages import Stage
-from clipvip_lib.study.workers import Outcome
+from clipvip_lib.workshop import pages as html_pages
+from clipvip_lib.workshop.provenance import provenance, provenance_lines
+from clipvip_lib.workshop.stages import Stage
+from clipvip_lib.workshop.workers import Outcome
 
 
 def publish(

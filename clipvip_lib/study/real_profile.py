@@ -17,9 +17,9 @@ from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.study import data_at_hand
 from clipvip_lib.study.data_at_hand import Need
 from clipvip_lib.study.experiments import NotAtHand
-from clipvip_lib.study.machine import gpus
 from clipvip_lib.study.paper_plan import Settings
 from clipvip_lib.training.recipes import TrainRecipe, expect_value
+from clipvip_lib.workshop.machine import gpus
 
 NAME = "paper"
 TRAININGS = ("postpretrain", "finetune")

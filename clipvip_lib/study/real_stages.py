@@ -16,13 +16,13 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from clipvip_lib.claims import BENCHMARKS, TEXT_SOURCES
 from clipvip_lib.profiles import Profile
+from clipvip_lib.statistics.claims import BENCHMARKS, TEXT_SOURCES
 from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import LARGEST, SHARES, Arm, NotAtHand
 from clipvip_lib.study.paper_plan import PAIRS
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.workshop.stages import Stage
 
 STEPS = "clipvip_lib.study.real_steps:"
 TRAINING = ("clipvip_lib.training.run", "clipvip_lib.models.checkpoints")
@@ -60,7 +60,7 @@ def captions(profile: Profile) -> list[Stage]:
     config = {"weights": str(profile.settings.ofa), "files": _print([profile.settings.ofa], times=True)}
     config |= {"gpus": profile.settings.gpus, "skip_share": profile.settings.skip_share}
     inputs = {"corpus": corpus(profile, LARGEST)}
-    imports = ("clipvip_lib.captioning", "clipvip_lib.models.ofa")
+    imports = ("clipvip_lib.captions.captioner", "clipvip_lib.models.ofa")
     return [Stage(f"captions/{LARGEST}", STEPS + "caption_corpus", config, inputs, imports)]
 
 
@@ -131,7 +131,7 @@ def language_gap(profile: Profile, seed: int) -> Stage:
         "texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": profile.world.seed,
         "precision": profile.precision,
     }  # fmt: skip
-    imports = ("clipvip_lib.language_gap", "clipvip_lib.training.evaluation")
+    imports = ("clipvip_lib.statistics.language_gap", "clipvip_lib.training.evaluation")
     return Stage(f"language-gap/seed{seed}", experiments.STEPS + "language_gap", config, inputs, imports)
 
 

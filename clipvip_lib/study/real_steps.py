@@ -15,21 +15,21 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clipvip_lib.captioning import captions_path, read_captions
+from clipvip_lib.captions.captioner import captions_path, read_captions
 from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.data.shards import NeverFetched, read_sample, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_json
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
-from clipvip_lib.study.machine import cores
-from clipvip_lib.study.stages import version
 from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import TrainRecipe, get_recipe
 from clipvip_lib.training.run import load_model
 from clipvip_lib.training.run_folder import TOKENIZER, read_metrics
 from clipvip_lib.training.stores import split_pairs, store_split
+from clipvip_lib.workshop.machine import cores
+from clipvip_lib.workshop.stages import version
 
 Inputs = Mapping[str, Path]
 SPLITS = ("train", "val", "test")

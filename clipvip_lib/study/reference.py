@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipvip_lib import files
-from clipvip_lib.claims import VERDICTS
 from clipvip_lib.profiles import PROFILES
+from clipvip_lib.statistics.claims import VERDICTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,7 +127,7 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
     import pandas as pd
 
     from clipvip_lib.study.evidence import effect_text
-    from clipvip_lib.study.tables import in_short
+    from clipvip_lib.workshop.tables import in_short
 
     sides = {here: "here", there: "reference"} | {"together": "together"}
     sides = {name: side for name, side in sides.items() if any(side in row for row in rows)}
@@ -156,7 +156,7 @@ def sections(found: dict[str, list[dict]], those: dict[str, dict]) -> str:
 
 def section(rows: list[dict], there: str, about: dict) -> str:
     """A section of a page. there: what this run stands beside; about: it, as ``compared_with`` has it."""
-    from clipvip_lib.study.tables import table_html
+    from clipvip_lib.workshop.tables import table_html
 
     table = table_html(frame(rows, there=IN_SHORT[there]), f"Verdicts of this run and of {there}")
     made = [about["made"]] if "made" in about else []

@@ -23,7 +23,7 @@ from clipvip_lib.data.shards import read_shard
 from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_json
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
-from clipvip_lib.study.stages import version
+from clipvip_lib.workshop.stages import version
 
 SCORINGS = ("simple", "dsl", "qb_norm")
 BANK_CLIPS = (
@@ -100,7 +100,7 @@ def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progr
 @version(1, "first")
 def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """OFA trained on the world's caption pairs."""
-    from clipvip_lib.captioner_training import train_captioner as train
+    from clipvip_lib.captions.captioner_training import train_captioner as train
 
     samples = list(read_shard(inputs["pairs"] / "shard.tar"))
     captioner, history = train(
@@ -121,7 +121,7 @@ def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
 @version(1, "first")
 def caption_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
     """An OFA caption for the middle frame of every clip of a shard."""
-    from clipvip_lib import captioning
+    from clipvip_lib.captions import captioner as captioning
 
     captioner = captioning.Captioner.load(inputs["captioner"] / "captioner")
     started = time.monotonic()
@@ -136,7 +136,7 @@ def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
 
     The truth is read for this check alone.
     """
-    from clipvip_lib import captioning
+    from clipvip_lib.captions import captioner as captioning
     from clipvip_lib.data import world
     from clipvip_lib.data.video import middle_index, read_frames
 
@@ -273,7 +273,7 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: Progress)
     """CLIP under another attention, trained on a video corpus; weights are kept at every snapshot."""
     import torch
 
-    from clipvip_lib import captioning
+    from clipvip_lib.captions import captioner as captioning
     from clipvip_lib.losses import needs
     from clipvip_lib.training.batches import Pairs, StoreBatches, Tokens
 
@@ -416,7 +416,7 @@ def probe_order(config: dict, inputs: Inputs, folder: Path, progress: Progress) 
     import torch
     from scipy import stats
 
-    from clipvip_lib import probes
+    from clipvip_lib.statistics import probes
 
     size = ModelSize(**config["model"])
     model, _ = _adapted(inputs["clip"], {"attention": "mean_pool", "proxies": 1}, size, config["seed"])
@@ -455,9 +455,9 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress)
     averaged) and in TF-IDF. features.npz keeps the first encoder's."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
-    from clipvip_lib import language_gap
     from clipvip_lib.models.clip_tokenizer import ClipTokenizer
     from clipvip_lib.models.clip_vip import ClipViP
+    from clipvip_lib.statistics import language_gap
     from clipvip_lib.training.batches import Tokens
     from clipvip_lib.training.evaluation import encode_tokens
 
@@ -508,7 +508,7 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress)
 
 def _resampled(each: Sequence) -> dict:
     """A measure's mean over text encoders as JSON: value, draws (five decimals), texts a set, one value an encoder."""
-    from clipvip_lib.language_gap import mean_over_encoders
+    from clipvip_lib.statistics.language_gap import mean_over_encoders
 
     mean = mean_over_encoders(each)
     return {

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from clipvip_lib import claims, files, intervals
-from clipvip_lib.claims import Contrast, Measure
+from clipvip_lib import files
 from clipvip_lib.profiles import Profile
+from clipvip_lib.statistics import claims, intervals
+from clipvip_lib.statistics.claims import Contrast, Measure
 from clipvip_lib.study import evidence, experiments
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.workshop.stages import Stage
 
 FILE = files.CHECKOUT / "reports" / "reference" / "tried.json"
 SEEDS = (0, 1, 2)

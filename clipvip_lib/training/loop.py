@@ -13,12 +13,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
 from clipvip_lib.training.batches import Source
 from clipvip_lib.training.ranks import together
 from clipvip_lib.training.recipes import TrainRecipe
 from clipvip_lib.training.run_folder import RunFolder
 from clipvip_lib.training.step import Step
-from clipvip_lib.training.stop_signals import StoppedBetweenSteps, StopSignals
 
 Progress = Callable[[int, int, str], None]
 

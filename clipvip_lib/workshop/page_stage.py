@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 import clipvip_lib
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.study.notebook import RESULTS_MIME
-from clipvip_lib.study.provenance import provenance, versions
-from clipvip_lib.study.stages import Stage, library_versions, version
+from clipvip_lib.workshop.provenance import provenance, versions
+from clipvip_lib.workshop.stages import Stage, library_versions, version
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
+RESULTS_MIME = "application/vnd.clipvip.results+json"  # of the output in which a notebook keeps its results
 CELL_TIMEOUT_SECONDS = 6 * 3600  # a cell may wait for training when its notebook is run alone
 KERNEL_START_SECONDS = 180
 PAGE_COST_SECONDS = 8.0
@@ -32,8 +32,8 @@ PAGE_IMPORTS = (
     "nbconvert",
     "ipykernel.kernelapp",
     "scipy.stats",
-    "clipvip_lib.study.kernel",
-    "clipvip_lib.study.pages",
+    "clipvip_lib.workshop.kernel",
+    "clipvip_lib.workshop.pages",
 )
 
 
@@ -41,7 +41,7 @@ def page_stage(name: str, source: str, parameters: dict, profile: object, inputs
     """The stage that makes the page of a notebook. ``source``: the notebook's text."""
     return Stage(
         name=f"page/{name}",
-        function="clipvip_lib.study.page_stage:render",
+        function="clipvip_lib.workshop.page_stage:render",
         config={
             "notebook": name,
             "parameters": parameters,
@@ -115,7 +115,7 @@ def render(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dic
     A notebook that fails is kept, as far as it got, in ``<home>/failed/``.
     Raises ClipVipError naming the cell and its error, and for a notebook that records no results.
     """
-    from clipvip_lib.study.pages import page_html
+    from clipvip_lib.workshop.pages import page_html
 
     name = config["notebook"]
     executed = _execute(name, config["source"], config["parameters"], folder, progress)
@@ -140,7 +140,7 @@ def _execute(name: str, source: str, parameters: dict, folder: Path, progress) -
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    from clipvip_lib.study.kernel import use_copies
+    from clipvip_lib.workshop.kernel import use_copies
 
     use_copies()
     given, partial = folder / "notebook.ipynb", folder / "executed.partial.ipynb"

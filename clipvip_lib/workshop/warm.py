@@ -29,7 +29,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
-from clipvip_lib.study.stages import load_function
+from clipvip_lib.workshop.stages import load_function
 
 GRACE_SECONDS = 3.0  # how long a copy may take to end its children before it is killed
 POLL_SECONDS = 0.02
@@ -123,7 +123,7 @@ class Warm(Link):
         with its, log.open("ab") as output:
             self.process = subprocess.Popen(
                 # -P: a file in the user's folder must not shadow a library
-                [sys.executable, "-P", "-m", "clipvip_lib.study.warm", str(its.fileno())],
+                [sys.executable, "-P", "-m", "clipvip_lib.workshop.warm", str(its.fileno())],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -272,7 +272,7 @@ def _prepared(task: dict, handles: list[int], link: int, fresh: bool) -> dict:
     if fresh:
         for handle in (*channels, link):
             os.set_inheritable(handle, True)
-        command = [sys.executable, "-P", "-m", "clipvip_lib.study.warm", "--task", json.dumps(called)]
+        command = [sys.executable, "-P", "-m", "clipvip_lib.workshop.warm", "--task", json.dumps(called)]
         os.execve(sys.executable, command, task["environment"])
     os.environ.clear()
     os.environ.update(task["environment"])
@@ -290,4 +290,4 @@ def _call(called: dict) -> None:
 
 if __name__ == "__main__":
     # By its name: stages that ask for `ours` import this module, and __main__ is another.
-    importlib.import_module("clipvip_lib.study.warm").main(sys.argv[1:])
+    importlib.import_module("clipvip_lib.workshop.warm").main(sys.argv[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
-from clipvip_lib.study import warm
+from clipvip_lib.workshop import warm
 
 NAME = "clipvip-warm"
 INLINE = "module://matplotlib_inline.backend_inline"

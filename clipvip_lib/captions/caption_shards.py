@@ -31,14 +31,14 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvip_lib.captioners import ImageCaptioner
-from clipvip_lib.captioning import captions_path, read_captions
+from clipvip_lib.captions.captioner import captions_path, read_captions
+from clipvip_lib.captions.captioners import ImageCaptioner
+from clipvip_lib.captions.shard_locks import Held, Task, deal, hold, holder
 from clipvip_lib.data.shards import NeverFetched, index_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_bytes, write_json
 from clipvip_lib.locks import Lock
 from clipvip_lib.progress import quiet
-from clipvip_lib.shard_locks import Held, Task, deal, hold, holder
 from clipvip_lib.streams.ahead import ahead
 from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions

@@ -4,7 +4,7 @@ What is special:
 
 * A claim is a sentence and the contrasts that it asserts, ALL of which must hold. A contrast is a weighted
   sum of arms on the same test queries (mostly one arm minus another) and the side of zero that is claimed.
-* Evidence is paired over seeds and queries (clipvip_lib/intervals.py); several contrasts are corrected by
+* Evidence is paired over seeds and queries (clipvip_lib/statistics/intervals.py); several contrasts are corrected by
   Holm. reproduced: every contrast lies on the claimed side, corrected; contradicted: at least one lies on the
   other side, corrected; inconclusive: neither; not run: evidence is missing, and the verdict says which.
 * The effect shown is that of the deciding contrast: the weakest one, or the most contradictory.
@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.intervals import Difference, from_interval, holm, paired_difference
+from clipvip_lib.statistics.intervals import Difference, from_interval, holm, paired_difference
 
 ATTENTION_ARMS = ("proxy-1", "proxy-2", "proxy-4", "proxy-8", "full", "mean_pool", "sequential")
 LOSS_ARMS = ("V-S", "V-S + F-C", "V-S + V-C", "V-S + V-C + F-C", "V-S,C", "V-S,C + F-C")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from clipvip_lib.captioning import Captioner, postprocess
+from clipvip_lib.captions.captioner import Captioner, postprocess
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
 from clipvip_lib.models.beam import BeamSettings

@@ -20,8 +20,8 @@ from typing import TextIO
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import InPlaceLine, duration, rate_text
-from clipvip_lib.study.machine import machine
-from clipvip_lib.study.stages import Stage
+from clipvip_lib.workshop.machine import machine
+from clipvip_lib.workshop.stages import Stage
 
 ENOUGH = 0.03  # share of the declared work that must have been seen before a range is shown
 NOTICED = 0.05  # share of a running stage from which its pace is believed

@@ -26,11 +26,11 @@ from pathlib import Path
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import duration
-from clipvip_lib.study import warm
-from clipvip_lib.study.board import Board, Running
-from clipvip_lib.study.machine import cores, default_workers, gpus
-from clipvip_lib.study.stages import Stage, closure, run_stage
-from clipvip_lib.training.stop_signals import signals_raise
+from clipvip_lib.stop_signals import signals_raise
+from clipvip_lib.workshop import warm
+from clipvip_lib.workshop.board import Board, Running
+from clipvip_lib.workshop.machine import cores, default_workers, gpus
+from clipvip_lib.workshop.stages import Stage, closure, run_stage
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -270,7 +270,7 @@ class _Worker:
         self.connection = Connection(mine.detach())
         with its, log.open("ab") as output, contextlib.suppress(OSError):  # then sending fails too
             self.process = original.start(
-                "clipvip_lib.study.workers:work",
+                "clipvip_lib.workshop.workers:work",
                 environment=environment,
                 folder=Path.cwd(),
                 output=output.fileno(),

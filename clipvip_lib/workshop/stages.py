@@ -34,7 +34,7 @@ from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.locks import Lock
 from clipvip_lib.progress import quiet
-from clipvip_lib.study.machine import machine, peak_memory_mib, reset_peak_memory
+from clipvip_lib.workshop.machine import machine, peak_memory_mib, reset_peak_memory
 
 PART = r"[A-Za-z0-9_+=,-][A-Za-z0-9_.+=,-]*"
 Progress = Callable[..., None]

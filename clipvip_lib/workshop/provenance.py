@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable
 
 from clipvip_lib import __version__, files
-from clipvip_lib.study.machine import machine
+from clipvip_lib.workshop.machine import machine
 
 SHOWN = ("torch", "transformers", "numpy", "decord", "av", "matplotlib", "pandas")
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from clipvip_lib.captioning import Captioner, postprocess
+from clipvip_lib.captions.captioner import Captioner, postprocess
 from clipvip_lib.data.transform import resize
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from clipvip_lib.study.stages import plain
+from clipvip_lib.workshop.stages import plain
 
 DASH = "–"
 WRAPS_FROM = 16  # characters: longer texts are wrapped, so that the columns after them stay in sight

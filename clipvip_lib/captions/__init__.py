@@ -1,0 +1,1 @@
+"""Auxiliary captions: OFA on the middle frame of every clip."""
