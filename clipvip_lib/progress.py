@@ -14,6 +14,9 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+#: What the science is given to tell how far it is: ``progress(done, total, note)``.
+ProgressCallback = Callable[..., None]
+
 
 def quiet(done: int, total: int, note: str = "") -> None:
     """The progress of those who want none."""

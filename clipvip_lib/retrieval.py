@@ -2,7 +2,7 @@
 
 What is special:
 
-* A rank is three numbers a query (``Ranks``): candidates strictly better than its best positive, negatives
+* A rank is three numbers a query (``QueryRanks``): candidates strictly better than its best positive, negatives
   tied with it, and positives at that score. R@K of a tied query is the *expected* success over a random order
   of the ties; the authors' rule (each tie is one more row of the table) is there by name.
 * The whole score matrix is never needed: queries come in chunks, and DSL's softmax, which wants all queries
@@ -118,7 +118,7 @@ def similarity_chunks(
 
 
 @dataclass(frozen=True)
-class Ranks:
+class QueryRanks:
     """Where each query's best positive stands; integer arrays [Q].
 
     better: candidates scored strictly higher; tied: negatives at its score; positives: positives at its
@@ -162,11 +162,11 @@ class Ranks:
         return np.repeat(self.better, copies) + within + 1
 
 
-def join_ranks(parts: Iterable[Ranks]) -> Ranks:
+def join_ranks(parts: Iterable[QueryRanks]) -> QueryRanks:
     """Ranks of chunks of queries as the ranks of all, in order."""
     parts = list(parts)
     columns = ("better", "tied", "positives")
-    return Ranks(*(np.concatenate([getattr(part, column) for part in parts]) for column in columns))
+    return QueryRanks(*(np.concatenate([getattr(part, column) for part in parts]) for column in columns))
 
 
 def positive_lists(targets: object, queries: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
@@ -206,7 +206,7 @@ def positive_lists(targets: object, queries: int, candidates: int) -> tuple[np.n
     return flat, np.cumsum(counts) - counts
 
 
-def ranks_of_scores(scores: np.ndarray, targets: object, relative: bool = False) -> Ranks:
+def ranks_of_scores(scores: np.ndarray, targets: object, relative: bool = False) -> QueryRanks:
     """Ranks from a full score matrix [Q, C]; ``targets`` as in ``positive_lists``.
 
     Scores within TIE of the best positive's are tied with it; ``relative``: within TIE times its size (DSL's
@@ -224,7 +224,7 @@ def ranks_of_scores(scores: np.ndarray, targets: object, relative: bool = False)
     better = (scores > (best + margin)[:, None]).sum(axis=1)
     level = (scores >= (best - margin)[:, None]).sum(axis=1) - better
     positives = np.add.reduceat((at_positives >= (best - margin)[owner]).astype(np.int64), starts)
-    return Ranks(better, level - positives, positives)
+    return QueryRanks(better, level - positives, positives)
 
 
 def ranks(
@@ -236,7 +236,7 @@ def ranks(
     direction: str = "text_to_video",
     bank: object | None = None,
     chunk: int | None = None,
-) -> Ranks:
+) -> QueryRanks:
     """Ranks of one direction, ``chunk`` queries at a time; equals ``ranks_of_scores`` of the full matrix.
 
     queries [Q, E], candidates [C, E]: features (scaled to length 1 here); ``targets`` as in
@@ -263,7 +263,7 @@ def retrieve(
     bank_text: object | None = None,
     bank_video: object | None = None,
     chunk: int | None = None,
-) -> dict[str, Ranks]:
+) -> dict[str, QueryRanks]:
     """Ranks of both directions, {"text_to_video": [Q texts], "video_to_text": [videos that have a text]}.
 
     text [Q, E], video [C, E]; video_of_text: int [Q], the one video of each text. A video's positives are all
@@ -288,7 +288,7 @@ def retrieve(
     }
 
 
-def metrics(ranks: Ranks, ties: str = "fair") -> dict[str, float]:
+def metrics(ranks: QueryRanks, ties: str = "fair") -> dict[str, float]:
     """R@1, R@5, R@10 (per cent), MdR and MnR (ranks from 1), and the number of queries (``queries``).
 
     ties: "fair" is the expectation over a random order of ties; "authors" counts each tie as a further row,

@@ -139,7 +139,7 @@ def loss_wall(clip_flops: int, loss: str, embed: int, gpus: int, assumed: Assump
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Seconds that each resource needs for one step of the whole cluster; see the module's first lines."""
 
     towers: float
@@ -170,7 +170,7 @@ class Step:
 def training_step(
     *, clip_flops: int, parameters: int, embed: int, loss: str, sources: int, batch: int, gpus: int,
     assumed: Assumptions,
-) -> Step:  # fmt: skip
+) -> StepTime:  # fmt: skip
     """The step of a global batch on a number of GPUs.
 
     clip_flops: of one clip's training step (``flops.step_flops``). sources: features a clip that are gathered.
@@ -182,7 +182,7 @@ def training_step(
             f"a batch of {batch} on {gpus} GPUs: expected a clip for each at least; take fewer GPUs or a larger batch"
         )
     between = assumed.nvlink_gb if gpus <= assumed.gpus_per_machine else assumed.network_gb
-    return Step(
+    return StepTime(
         towers=batch * clip_flops / (gpus * assumed.gpu_tflops * assumed.gpu_share * 1e12),
         gather=gathered_bytes(batch, gpus, sources, embed) / (between * GIGA),
         loss=loss_flops(loss, batch, embed) / (assumed.loss_tflops * 1e12),
@@ -191,11 +191,11 @@ def training_step(
     )
 
 
-def caption_step(image_flops: float, gpus: int, assumed: Assumptions, batch: int = 64) -> Step:
+def caption_step(image_flops: float, gpus: int, assumed: Assumptions, batch: int = 64) -> StepTime:
     """A batch of captions on every GPU: no rank waits for another. image_flops: ``flops.ofa_flops`` an image."""
     _check_gpus(gpus)
     towers = batch * image_flops / (assumed.gpu_tflops * assumed.caption_share * 1e12)
-    return Step(towers, **_feeding(batch * gpus, gpus, assumed.middle_ms, assumed))
+    return StepTime(towers, **_feeding(batch * gpus, gpus, assumed.middle_ms, assumed))
 
 
 def _feeding(clips: int, gpus: int, milliseconds: float, assumed: Assumptions) -> dict[str, float]:

@@ -20,7 +20,7 @@ from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.training import grad_cache
 from clipvip_lib.training import ranks as distributed
 from clipvip_lib.training.batches import Batch, Tokens
-from clipvip_lib.training.encoder import Encoder
+from clipvip_lib.training.encoder import BatchEncoder
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import get_recipe
 from clipvip_lib.training.step import Step, wrap
@@ -88,7 +88,7 @@ def gradients_of_a_loss(ranks: Ranks) -> list[dict]:
             whole = global_batch(0)
             if "C" not in needs(loss):
                 whole = dataclasses.replace(whole, frame=None, captions=None, caption_mask=None)
-            alone = Encoder(model)
+            alone = BatchEncoder(model)
             expected_loss, expected = gradient(alone, model, whole, loss, Ranks())
             encoder = wrap(model, RECIPE, ranks)
             for chunk in (0, 1, 3):

@@ -22,7 +22,7 @@ import torch
 from clipvip_lib.captions.caption_shards import MADE_BY, caption_shards
 from clipvip_lib.captions.captioner import Captioner, caption_shard, captions_path, read_captions
 from clipvip_lib.captions.captioners import describe
-from clipvip_lib.captions.shard_locks import Task, deal, hold
+from clipvip_lib.captions.shard_locks import ShardTask, deal, hold
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_bytes
 from clipvip_lib.streams.parquet import parquet_path, write_captions
@@ -334,7 +334,7 @@ def test_a_shard_is_held_until_its_captions_are_written(captioner, written, tmp_
     freely = []
 
     def write(path, content):
-        held = hold(Task(written[0], path))
+        held = hold(ShardTask(written[0], path))
         freely.extend([path] if held else [])
         return write_bytes(path, content)
 
@@ -406,8 +406,8 @@ def python(code: str, *arguments: object, **options) -> subprocess.Popen:
 HOLD = """
 import signal, sys
 from pathlib import Path
-from clipvip_lib.captions.shard_locks import Task, hold
-assert hold(Task(Path(sys.argv[1]), Path(sys.argv[2])))
+from clipvip_lib.captions.shard_locks import ShardTask, hold
+assert hold(ShardTask(Path(sys.argv[1]), Path(sys.argv[2])))
 print("held", flush=True)
 signal.pause()
 """

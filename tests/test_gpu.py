@@ -20,7 +20,7 @@ from clipvip_lib.models.checkpoints import adapt
 from clipvip_lib.models.clip_vip import ATTENTIONS
 from clipvip_lib.profiles import Recipe
 from clipvip_lib.study import steps
-from clipvip_lib.training.encoder import Encoder, features
+from clipvip_lib.training.encoder import BatchEncoder, features
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.weights import load_state
 
@@ -51,13 +51,13 @@ def test_features_are_those_of_the_cpu(attention):
 @pytest.mark.parametrize("chunk", (0, 3))
 def test_gradients_are_those_of_the_cpu_plain_and_cached(chunk):
     model, batch = small_model(), global_batch(1)
-    value, expected = gradient(Encoder(model), model, batch, LOSS, Ranks())
+    value, expected = gradient(BatchEncoder(model), model, batch, LOSS, Ranks())
     model.to(GPU)
     ranks = Ranks(device=torch.device(GPU))
-    other, found = gradient(Encoder(model), model, batch, LOSS, ranks, chunk)
+    other, found = gradient(BatchEncoder(model), model, batch, LOSS, ranks, chunk)
     assert other == pytest.approx(value, rel=1e-5)
     assert relative(found.cpu(), expected) < 1e-5
-    _, rough = gradient(Encoder(model, precision="bfloat16"), model, batch, LOSS, ranks, chunk)
+    _, rough = gradient(BatchEncoder(model, precision="bfloat16"), model, batch, LOSS, ranks, chunk)
     assert relative(rough.cpu(), expected) < 0.05
 
 

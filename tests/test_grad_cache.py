@@ -16,7 +16,7 @@ from clipvip_lib.models.checkpoints import adapt
 from clipvip_lib.models.clip_vip import ATTENTIONS
 from clipvip_lib.training import grad_cache
 from clipvip_lib.training.batches import Tokens
-from clipvip_lib.training.encoder import Encoder
+from clipvip_lib.training.encoder import BatchEncoder
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.step import prepare
 
@@ -24,7 +24,7 @@ ONE = Ranks()
 
 
 def of_a_step(model, batch, loss, chunk, precision="float32"):
-    return gradient(Encoder(model, precision), model, batch, loss, ONE, chunk)
+    return gradient(BatchEncoder(model, precision), model, batch, loss, ONE, chunk)
 
 
 @given(st.sampled_from(sorted(LOSSES)), st.integers(1, 8), st.integers(1, 8), st.integers(0, 99))

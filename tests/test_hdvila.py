@@ -8,9 +8,9 @@ import pytest
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams import webvid
 from clipvip_lib.streams.hdvila import (
-    Clip,
     ClipIds,
     LmdbTexts,
+    Segment,
     Video,
     json_lines,
     read_captions_json,
@@ -48,7 +48,7 @@ def make_lmdb(path, texts, subdir=True):
 
 def test_the_metadata_gives_clips_in_seconds(tmp_path):
     (video,) = read_metadata(metadata(tmp_path / "a.jsonl"))
-    clips = (Clip(f"{ID}.16.mp4", 292.14, 3903.35), Clip(f"{ID}.1.mp4", 17.759, 23.279))
+    clips = (Segment(f"{ID}.16.mp4", 292.14, 3903.35), Segment(f"{ID}.1.mp4", 17.759, 23.279))
     assert video == Video(ID, LINE["url"], clips)
 
 

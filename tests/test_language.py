@@ -7,9 +7,9 @@ import numpy as np
 
 from clipvip_lib.data import language, world
 from clipvip_lib.data.language import MOTION
-from clipvip_lib.data.world import Clip, Event, Thing, rng_for
+from clipvip_lib.data.world import DrawnClip, Event, Thing, rng_for
 
-TWO = Clip(
+TWO = DrawnClip(
     "wood",
     (Thing("circle", "red"), Thing("star", "blue")),
     ((0, 1), (2, 3)),
@@ -23,7 +23,7 @@ MOTION_WORDS = {word for phrases in MOTION.values() for phrase in phrases for wo
 }  # fmt: skip
 
 
-def clips(count: int) -> list[Clip]:
+def clips(count: int) -> list[DrawnClip]:
     return [clip for i in range(count // 4) for clip in world.sample_video(rng_for(3, "lang", i), "train")]
 
 
@@ -65,7 +65,7 @@ def test_places_are_told_of_resting_things_only():
 
 def test_subtitles_have_the_documented_shares():
     listed = clips(4000)
-    other = Clip("sand", (Thing("moon", "pink"),), ((0, 0),), (Event(0, "appears"),), (0.0, 0.0), 0.0, 0)
+    other = DrawnClip("sand", (Thing("moon", "pink"),), ((0, 0),), (Event(0, "appears"),), (0.0, 0.0), 0.0, 0)
     texts = [language.subtitle(clip, other, rng_for(9, i)) for i, clip in enumerate(listed)]
     pairs = {f"{a} {b}" for a, b in itertools.product(language.CHATTER, repeat=2)}
     chatter = np.mean([text in pairs for text in texts])

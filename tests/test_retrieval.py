@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.retrieval import (
-    Ranks,
+    QueryRanks,
     dsl,
     dsl_over_candidates,
     join_ranks,
@@ -29,13 +29,13 @@ from clipvip_lib.retrieval import (
 )
 
 
-def columns(r: Ranks) -> list[list[int]]:
+def columns(r: QueryRanks) -> list[list[int]]:
     return [r.better.tolist(), r.tied.tolist(), r.positives.tolist()]
 
 
 def average_over_orders(scores: list[float], positives: set[int], k: int) -> tuple[float, float]:
     """Success at k and rank of the first positive, averaged over every order of the candidates before a
-    stable sort: the definition that ``Ranks`` computes in closed form."""
+    stable sort: the definition that ``QueryRanks`` computes in closed form."""
     hits, places = [], []
     for order in itertools.permutations(range(len(scores))):
         ranking = sorted(order, key=lambda c: -scores[c])
@@ -263,7 +263,7 @@ def test_paragraphs_join_in_order():
 
 
 def test_join_ranks_keeps_the_order():
-    a, b = (Ranks(np.array([i]), np.array([0]), np.array([1])) for i in (4, 2))
+    a, b = (QueryRanks(np.array([i]), np.array([0]), np.array([1])) for i in (4, 2))
     assert join_ranks([a, b]).better.tolist() == [4, 2]
 
 
@@ -283,7 +283,7 @@ def test_bad_input_is_named():
         (lambda: ranks(x, x, [0, 1, 2], chunk=0), "at least 1"),
         (lambda: ranks_of_scores(nan, [0, 1]), "query 0"),
         (lambda: metrics(ranks(x, x, [0, 1, 2]), ties="author"), "tie rule"),
-        (lambda: metrics(Ranks(*[np.zeros(0, int)] * 3)), "at least one query"),
+        (lambda: metrics(QueryRanks(*[np.zeros(0, int)] * 3)), "at least one query"),
         (lambda: ranks(x, x, [0, 1, 2]).hits(0), "at least 1"),
         (lambda: top_k(x, x, 0), "at least 1"),
         (lambda: retrieve(x, x, [[0, 1], [1], [2]]), "one video for each text"),

@@ -14,7 +14,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import CHECKOUT
 from clipvip_lib.losses import LOSSES, needs, ocl_loss
 from clipvip_lib.profiles import get_profile
-from clipvip_lib.scaling import Assumptions, Step, starvation
+from clipvip_lib.scaling import Assumptions, StepTime, starvation
 from clipvip_lib.study import paper_plan
 
 B32 = flops.ClipSizes()
@@ -22,7 +22,7 @@ ASSUMED = Assumptions()
 LOSS = "V-S,C + F-C"
 
 
-def step(batch: int = 1024, gpus: int = 8, assumed: Assumptions = ASSUMED, loss: str = LOSS) -> Step:
+def step(batch: int = 1024, gpus: int = 8, assumed: Assumptions = ASSUMED, loss: str = LOSS) -> StepTime:
     return scaling.training_step(
         clip_flops=flops.step_flops(B32, needs(loss)),
         parameters=flops.clip_parameters(B32),
@@ -108,14 +108,14 @@ def test_a_step_by_hand():
 @pytest.mark.parametrize("wall", ["towers", "gather", "loss", "all-reduce", "decode", "read"])
 def test_the_wall_is_what_sets_the_seconds(wall):
     field = wall.replace("-", "_")
-    found = Step(**({f.name: 1.0 for f in dataclasses.fields(Step)} | {field: 9.0}))
+    found = StepTime(**({f.name: 1.0 for f in dataclasses.fields(StepTime)} | {field: 9.0}))
     assert found.wall == wall
     assert found.seconds == (11.0 if wall in ("towers", "gather", "loss") else 9.0)
 
 
 def test_a_chain_of_three_outweighs_one_that_is_longer_than_each():
-    assert Step(towers=2, gather=1, loss=1, decode=3).wall == "towers"
-    assert Step(towers=2, gather=0, loss=0, decode=3).wall == "decode"
+    assert StepTime(towers=2, gather=1, loss=1, decode=3).wall == "towers"
+    assert StepTime(towers=2, gather=0, loss=0, decode=3).wall == "decode"
 
 
 def test_the_shares_of_a_gpu_are_those_that_the_documentation_measured():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.scaling import Step
+from clipvip_lib.scaling import StepTime
 from clipvip_lib.study import figures
 from clipvip_lib.study.scaling_figures import LOOKS, walls_and_waits
 
@@ -17,10 +17,10 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 STEPS = {
-    8: Step(towers=2.0, loss=1.0, all_reduce=0.5, decode=9.0, read=0.25),
-    64: Step(towers=0.25, decode=1.0),
+    8: StepTime(towers=2.0, loss=1.0, all_reduce=0.5, decode=9.0, read=0.25),
+    64: StepTime(towers=0.25, decode=1.0),
 }
-PACKED = {8: Step(towers=2.0, decode=1.5), 64: Step(towers=0.25, decode=0.125)}
+PACKED = {8: StepTime(towers=2.0, decode=1.5), 64: StepTime(towers=0.25, decode=0.125)}
 RATIOS = [0.5, 1.0, 1.5]
 
 

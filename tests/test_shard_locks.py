@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from clipvip_lib.captions.shard_locks import Task, deal, hold
+from clipvip_lib.captions.shard_locks import ShardTask, deal, hold
 
 
-def tasks(folder: Path, count: int) -> list[Task]:
-    return [Task(folder / f"{n}.tar", folder / f"{n}.captions.jsonl") for n in range(count)]
+def tasks(folder: Path, count: int) -> list[ShardTask]:
+    return [ShardTask(folder / f"{n}.tar", folder / f"{n}.captions.jsonl") for n in range(count)]
 
 
 def test_ranks_begin_with_their_share_and_help_from_the_far_end(tmp_path):

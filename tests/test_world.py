@@ -19,7 +19,7 @@ from clipvip_lib.data.world import (
     MOTIONS,
     OPPOSITE,
     SHAPES,
-    Clip,
+    DrawnClip,
     Event,
     Thing,
     rng_for,
@@ -29,7 +29,7 @@ from clipvip_lib.profiles import get_profile
 seeds = st.integers(0, 2**31 - 1)
 
 
-def still(clip: Clip) -> Clip:
+def still(clip: DrawnClip) -> DrawnClip:
     """The clip without camera drift and change of light."""
     return dataclasses.replace(clip, drift=(0.0, 0.0), light=0.0)
 
@@ -88,7 +88,7 @@ def test_no_set_of_frames_tells_the_direction(seed):
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_every_motion_is_visible_over_patches(motion):
     """First and last frame differ over more than half a patch of the mini model's grid (32 x 32 pixels)."""
-    clip = Clip("sand", (Thing("circle", "red"),), ((1, 1),), (Event(0, motion),), (0.0, 0.0), 0.0, 3)
+    clip = DrawnClip("sand", (Thing("circle", "red"),), ((1, 1),), (Event(0, motion),), (0.0, 0.0), 0.0, 3)
     frames = world.render(clip).astype(int)
     changed = (abs(frames[-1] - frames[0]).max(-1) > 40).sum()
     assert changed > 32 * 32 / 2
@@ -105,7 +105,7 @@ def test_slides_and_growth_span_patches():
 @pytest.mark.parametrize("shape", SHAPES)
 def test_every_shape_and_colour_stands_out_from_every_background(shape, background):
     for colour in COLOURS:
-        with_thing = Clip(background, (Thing(shape, colour),), ((1, 2),), (), (0.0, 0.0), 0.0, 9)
+        with_thing = DrawnClip(background, (Thing(shape, colour),), ((1, 2),), (), (0.0, 0.0), 0.0, 9)
         without = dataclasses.replace(with_thing, things=(), places=())
         difference = abs(world.render(with_thing, 1).astype(int) - world.render(without, 1)).max(-1)
         assert (difference > 40).sum() > 100, (shape, colour, background)

@@ -33,7 +33,7 @@ import numpy as np
 
 from clipvip_lib.captions.captioner import captions_path, read_captions
 from clipvip_lib.captions.captioners import ImageCaptioner
-from clipvip_lib.captions.shard_locks import Held, Task, deal, hold, holder
+from clipvip_lib.captions.shard_locks import Held, ShardTask, deal, hold, holder
 from clipvip_lib.data.shards import NeverFetched, index_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_bytes, write_json
@@ -132,7 +132,7 @@ def caption_shards(
     reader = _Reader(captioner.image_size, batch, threads, skip_share)
     stop = threading.Event()
 
-    def dealt(tasks: Sequence[Task], stop: threading.Event) -> Iterator[Held]:
+    def dealt(tasks: Sequence[ShardTask], stop: threading.Event) -> Iterator[Held]:
         return deal(tasks, rank, ranks, lambda: not stop.wait(poll), lambda left: say(_waiting(left)))
 
     begun: list[Held] = []
@@ -152,9 +152,9 @@ def caption_shards(
     return tally
 
 
-def _tasks(shards: Sequence[str | Path], out: Path) -> list[Task]:
+def _tasks(shards: Sequence[str | Path], out: Path) -> list[ShardTask]:
     paths = [Path(shard) for shard in shards]
-    tasks = [Task(path, out / captions_path(path).name) for path in paths]
+    tasks = [ShardTask(path, out / captions_path(path).name) for path in paths]
     if not tasks:
         raise ClipVipError("expected at least one shard, got none; check the pattern")
     first: dict[Path, Path] = {}
@@ -177,7 +177,7 @@ def _tasks(shards: Sequence[str | Path], out: Path) -> list[Task]:
     return tasks
 
 
-def _same_maker(out: Path, tasks: list[Task], made_by: dict) -> None:
+def _same_maker(out: Path, tasks: list[ShardTask], made_by: dict) -> None:
     """Captions of two captioners in one folder would be taken for one corpus: refuse that."""
     made_by = json.loads(json.dumps(made_by))
     with Lock(out / ".locks" / "folder.lock", wait=True):
@@ -209,7 +209,7 @@ def _noted(held: Iterator[Held], begun: list[Held], say: Callable[[str], None]) 
         yield each
 
 
-def _waiting(left: list[Task]) -> str:
+def _waiting(left: list[ShardTask]) -> str:
     what = "1 shard" if len(left) == 1 else f"{len(left)} shards"
     return f"waiting for {what} held by others, first {left[0].shard.name} ({holder(left[0])})"
 
@@ -246,9 +246,9 @@ def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None], parquet: bo
     tally.absent += shard.absent
 
 
-def _parquet(task: Task) -> Task:
+def _parquet(task: ShardTask) -> ShardTask:
     """A shard's Parquet is a task with a lock of its own: once the captions are there, others may write it too."""
-    return Task(task.shard, parquet_path(task.out))
+    return ShardTask(task.shard, parquet_path(task.out))
 
 
 def _write_parquet(held: Held, captions: Callable[[], dict[str, str]]) -> None:
@@ -259,7 +259,7 @@ def _write_parquet(held: Held, captions: Callable[[], dict[str, str]]) -> None:
 
 
 def _add_parquet(
-    tasks: list[Task], dealt: Callable[[list[Task]], Iterator[Held]], say: Callable[[str], None]
+    tasks: list[ShardTask], dealt: Callable[[list[ShardTask]], Iterator[Held]], say: Callable[[str], None]
 ) -> None:
     """Write the Parquet of shards that were captioned without it, or by a process that died between the two, and of
     those whose captions were changed since."""
@@ -339,7 +339,7 @@ class _Reader:
 class _Meter:
     """Samples done and to do by all processes, the latter estimated from the shards seen so far."""
 
-    def __init__(self, tasks: list[Task], tally: Tally, progress: Callable, name: str) -> None:
+    def __init__(self, tasks: list[ShardTask], tally: Tally, progress: Callable, name: str) -> None:
         self.todo = {task.out.name for task in tasks if not task.out.exists()}
         self.folder = tasks[0].out.parent
         self.tally, self.progress, self.name = tally, progress, name

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import string
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +24,10 @@ from clipvip_lib.models.ofa import OFA, PROMPT, OFAConfig, ofa_preprocess
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.models.ofa_weights import TIED, load_ofa
 from clipvip_lib.precision import autocast, choose
-from clipvip_lib.progress import quiet
+from clipvip_lib.progress import ProgressCallback, quiet
 from clipvip_lib.streams.middle_frames import middle_frame
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path
 
-Progress = Callable[[int, int, str], None]
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
@@ -115,7 +114,7 @@ def caption_shard(
     shard: str | Path,
     out: str | Path | None,
     captioner: Captioner,
-    progress: Progress = quiet,
+    progress: ProgressCallback = quiet,
     batch: int = 64,
 ) -> int:
     """Caption the middle frame of each clip of a tar shard; returns how many captions ``out`` holds.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +28,8 @@ from clipvip_lib.models.ofa import OFA, PAD, PROMPT, OFAConfig, ofa_scale
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.precision import autocast
 from clipvip_lib.profiles import CaptionerSize
-from clipvip_lib.progress import quiet
+from clipvip_lib.progress import ProgressCallback, quiet
 
-Progress = Callable[[int, int, str], None]
 STEM_LR = 5e-3  # in one trial of the ResNet alone, 300 steps: it found 83 % of the things, with 2e-3 64 %
 WORDS_WEIGHT = 0.1  # of the words' loss (a sum over the vocabulary) beside the captions' (a mean over tokens)
 LONGEST_CAPTION = 20  # words of a training caption (the authors' script)
@@ -80,7 +79,7 @@ def train_captioner(
     *,
     seed: int,
     folder: Path | None = None,
-    progress: Progress = quiet,
+    progress: ProgressCallback = quiet,
     smoothing: float = 0.1,
     precision: str = "auto",
     device: str = "cpu",
@@ -176,7 +175,7 @@ class _Training:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
         self.step, self.history, self.total = 0, [], size.stem_steps + size.steps
 
-    def loop(self, checkpoint: Path | None, progress: Progress) -> list[dict]:
+    def loop(self, checkpoint: Path | None, progress: ProgressCallback) -> list[dict]:
         if checkpoint and checkpoint.exists():
             self.resume(checkpoint)
         self.model.train()

@@ -15,7 +15,7 @@ from clipvip_lib.locks import Lock, Taken
 
 
 @dataclass(frozen=True)
-class Task:
+class ShardTask:
     """A shard and the file that shows it is done."""
 
     shard: Path
@@ -30,7 +30,7 @@ class Task:
 class Held:
     """A task that this process holds until ``release``; ``left_by`` names the dead process that had begun it."""
 
-    task: Task
+    task: ShardTask
     lock: Lock
 
     @property
@@ -44,7 +44,7 @@ class Held:
         self.lock.release()
 
 
-def hold(task: Task) -> Held | None:
+def hold(task: ShardTask) -> Held | None:
     """Take a task, or None if another process holds it or it is done.
 
     What a dead holder left half written is removed. Raises ClipVipError if the folder's file system has no locks.
@@ -62,7 +62,7 @@ def hold(task: Task) -> Held | None:
     return held
 
 
-def holder(task: Task) -> str:
+def holder(task: ShardTask) -> str:
     """Who holds a task, for people: ``process 12 of node3``."""
     try:
         return task.lock.read_text(errors="replace") or "another process"
@@ -71,11 +71,11 @@ def holder(task: Task) -> str:
 
 
 def deal(
-    tasks: Sequence[Task],
+    tasks: Sequence[ShardTask],
     rank: int,
     ranks: int,
     pause: Callable[[], bool],
-    waiting: Callable[[list[Task]], None],
+    waiting: Callable[[list[ShardTask]], None],
 ) -> Iterator[Held]:
     """Yield tasks to do, each held; ends when all are done, by whomever. The taker releases them.
 
@@ -88,7 +88,7 @@ def deal(
     left = [*own, *(task for task in reversed(tasks) if task not in mine)]
     told = False
     while left:
-        others: list[Task] = []
+        others: list[ShardTask] = []
         took = False
         for task in left:
             if task.out.exists():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from clipvip_lib.data.annotations.reading import Record
 from clipvip_lib.data.benchmarks import HELD_OUT, PARAGRAPH, SETS, SPLITS, read_records, videos_folder
 from clipvip_lib.data.video_files import VideoFiles
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.progress import ProgressCallback
 
 ERRORS = {
     **{code: meaning for code, meaning in reading.FAULTS.items() if code not in reading.LENIENT},
@@ -48,7 +48,6 @@ WARNINGS = {
 }
 CODES = ERRORS | WARNINGS
 MOJIBAKE = re.compile("\ufffd|[ÃÂ][\x80-\xbf]|â€")
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def check_set(
     sample: int = 32,
     seconds: float = 45.0,
     kept_frames: int | None = None,
-    progress: Progress = lambda done, total, note: None,
+    progress: ProgressCallback = lambda done, total, note: None,
 ) -> Report:
     """Check the set ``name`` under ``root``.
 

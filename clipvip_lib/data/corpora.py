@@ -17,7 +17,7 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,9 +26,10 @@ import numpy as np
 from PIL import Image
 
 from clipvip_lib.data import language, world
-from clipvip_lib.data.world import CLIPS_PER_VIDEO, Clip, rng_for
+from clipvip_lib.data.world import CLIPS_PER_VIDEO, DrawnClip, rng_for
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, write_bytes, write_json
+from clipvip_lib.progress import ProgressCallback
 
 CORPORA = {"webvid-2.5m": 1, "hdvila-10m": 4, "hdvila-100m": 40}  # relative size
 NARROW_BACKGROUNDS = world.BACKGROUNDS[:3]  # webvid: a stock-footage site's few studios ...
@@ -36,8 +37,6 @@ NARROW_THINGS = 2  # ... and tidy pictures
 # Of a long video all clips are in a training split, but only a pair that does and undoes is in a validation or test
 # split, as 1k-A has few clips of one video: a query has one candidate that differs in its motion alone.
 CLIPS_IN_SPLIT = {"train": CLIPS_PER_VIDEO, "val": 2, "test": 2}
-
-Progress = Callable[[int, int, str], None]
 
 
 def encode_h264(frames: np.ndarray, fps: int = world.FPS) -> bytes:
@@ -83,7 +82,7 @@ def write_shard(path: Path, samples: Iterable[dict[str, bytes | str]]) -> int:
 # ----------------------------------------------------------------------------------------------- still images
 
 
-def write_images(path: Path, name: str, seed: int, first: int, count: int, progress: Progress) -> int:
+def write_images(path: Path, name: str, seed: int, first: int, count: int, progress: ProgressCallback) -> int:
     """One shard of still images ``first`` .. ``first + count - 1``. ``name`` is "image-text" (web pairs, alt-text
     and captions mixed) or "caption-pairs" (people's captions, what OFA is trained on)."""
 
@@ -102,7 +101,7 @@ def write_images(path: Path, name: str, seed: int, first: int, count: int, progr
 # ----------------------------------------------------------------------------------- post-pretraining corpora
 
 
-def _corpus_video(corpus: str, seed: int, index: int) -> tuple[list[Clip], list[str]]:
+def _corpus_video(corpus: str, seed: int, index: int) -> tuple[list[DrawnClip], list[str]]:
     """The clips of one long video of a corpus and what is written or heard beside each."""
     rng = rng_for(seed, corpus, index)
     if corpus == "webvid-2.5m":
@@ -113,7 +112,9 @@ def _corpus_video(corpus: str, seed: int, index: int) -> tuple[list[Clip], list[
     return clips, [language.subtitle(clip, near, rng) for clip, near in zip(clips, neighbours, strict=True)]
 
 
-def write_corpus(path: Path, corpus: str, seed: int, first: int, videos: int, progress: Progress) -> int:
+def write_corpus(
+    path: Path, corpus: str, seed: int, first: int, videos: int, progress: ProgressCallback
+) -> int:
     """One shard with all clips of the long videos ``first`` .. ``first + videos - 1`` of a corpus."""
 
     def samples() -> Iterator[dict]:
@@ -136,7 +137,7 @@ def write_corpus(path: Path, corpus: str, seed: int, first: int, videos: int, pr
     return write_shard(path, samples())
 
 
-def write_subset(path: Path, sources: list[Path], share: float, seed: int, progress: Progress) -> int:
+def write_subset(path: Path, sources: list[Path], share: float, seed: int, progress: ProgressCallback) -> int:
     """A random subset of the long videos of some shards, as one shard: bytes and keys are the sources'."""
     wanted = round(sum(_count_videos(source) for source in sources) * share)
     names = [name for source in sources for name in _video_names(source)]
@@ -165,12 +166,16 @@ def _count_videos(shard: Path) -> int:
 # ------------------------------------------------------------------------------------------------- benchmarks
 
 
-def _benchmark_video(name: str, seed: int, split: str, index: int) -> tuple[list[Clip], np.random.Generator]:
+def _benchmark_video(
+    name: str, seed: int, split: str, index: int
+) -> tuple[list[DrawnClip], np.random.Generator]:
     rng = rng_for(seed, name, split, index)
     return world.sample_video(rng, split, two_events=1.0 if name == "didemo" else world.TWO_EVENTS), rng
 
 
-def write_benchmark(folder: Path, name: str, seed: int, clips: dict[str, int], progress: Progress) -> dict:
+def write_benchmark(
+    folder: Path, name: str, seed: int, clips: dict[str, int], progress: ProgressCallback
+) -> dict:
     """Write ``msrvtt`` or ``didemo``: videos/ID.mp4 and the set's annotation files.
 
     ``clips`` gives the number of clips of "train", "val" and "test", multiples of CLIPS_PER_VIDEO. No scene is in
@@ -208,7 +213,7 @@ def write_benchmark(folder: Path, name: str, seed: int, clips: dict[str, int], p
 
 
 def _truth(row: dict, tells: bool) -> dict:
-    clip: Clip = row["clip"]
+    clip: DrawnClip = row["clip"]
     return {
         "split": row["split"],
         "scene": clip.scene,

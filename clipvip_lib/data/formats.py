@@ -27,14 +27,14 @@ from clipvip_lib.data.benchmarks import HELD_OUT, SETS, SPLITS
 from clipvip_lib.data.video_files import clip_seconds
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_bytes, write_json
+from clipvip_lib.progress import ProgressCallback
 
 LAYOUTS = ("files", "jpg", "png")
 JPEG_QUALITY = 95
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipToWrite:
     """A clip to be written: its split, its number in the whole set, its sentences, its length and its old file."""
 
     split: str
@@ -49,7 +49,7 @@ def rewrite(
     source: str | Path,
     name: str,
     folder: str | Path,
-    progress: Progress,
+    progress: ProgressCallback,
     layout: str = "files",
 ) -> int:
     """Write the set ``source_name`` under ``source`` as the set ``name`` into ``folder``. Returns the number of clips.
@@ -115,24 +115,24 @@ def write_pictures(folder: Path, path: Path, suffix: str) -> int:
     return len(frames)
 
 
-def _clips(name: str, root: Path) -> list[Clip]:
-    clips: list[Clip] = []
+def _clips(name: str, root: Path) -> list[ClipToWrite]:
+    clips: list[ClipToWrite] = []
     for split in SPLITS:
         items = benchmarks.load_benchmark(name, root, split)
         records = benchmarks.read_records(name, root, split)
         for item, record in zip(items, records, strict=True):
-            clips.append(Clip(split, len(clips), record.sentences, clip_seconds(item.path), item.path))
+            clips.append(ClipToWrite(split, len(clips), record.sentences, clip_seconds(item.path), item.path))
     return clips
 
 
-def _of(clips: list[Clip], *splits: str) -> list[Clip]:
+def _of(clips: list[ClipToWrite], *splits: str) -> list[ClipToWrite]:
     return [clip for clip in clips if clip.split in splits]
 
 
 # ------------------------------------------------------- one writer a set: (folder, name, clips) -> names of files
 
 
-def _write_msrvtt(folder: Path, name: str, clips: list[Clip]) -> list[str]:
+def _write_msrvtt(folder: Path, name: str, clips: list[ClipToWrite]) -> list[str]:
     ids = [f"video{clip.number}" for clip in clips]
     videos, sentences, start = [], [], 0.0
     for clip, video_id in zip(clips, ids, strict=True):
@@ -161,7 +161,7 @@ def _write_msrvtt(folder: Path, name: str, clips: list[Clip]) -> list[str]:
     return [f"{video_id}.mp4" for video_id in ids]
 
 
-def _write_didemo(folder: Path, name: str, clips: list[Clip]) -> list[str]:
+def _write_didemo(folder: Path, name: str, clips: list[ClipToWrite]) -> list[str]:
     for split in SPLITS:
         entries: list[dict] = []
         for clip in _of(clips, split):
@@ -174,11 +174,11 @@ def _write_didemo(folder: Path, name: str, clips: list[Clip]) -> list[str]:
     return [_didemo_name(clip) for clip in clips]
 
 
-def _didemo_name(clip: Clip) -> str:
+def _didemo_name(clip: ClipToWrite) -> str:
     return f"{10_000_000 + clip.number}@N00_{clip.number}_world.mp4"
 
 
-def _write_activitynet(folder: Path, name: str, clips: list[Clip]) -> list[str]:
+def _write_activitynet(folder: Path, name: str, clips: list[ClipToWrite]) -> list[str]:
     test = "val_2.json" if name == "activitynet-val2" else "val_1.json"
     for file, listing, chosen in (
         ("train.json", "train_ids.json", _of(clips, "train", "val")),
@@ -199,11 +199,11 @@ def _write_activitynet(folder: Path, name: str, clips: list[Clip]) -> list[str]:
     return [f"{_activity_id(clip)}.mp4" for clip in clips]
 
 
-def _activity_id(clip: Clip) -> str:
+def _activity_id(clip: ClipToWrite) -> str:
     return f"v_world{clip.number:06d}"
 
 
-def _write_lsmdc(folder: Path, name: str, clips: list[Clip]) -> list[str]:
+def _write_lsmdc(folder: Path, name: str, clips: list[ClipToWrite]) -> list[str]:
     names = []
     for film, split in enumerate(SPLITS, start=1):
         rows = []
@@ -224,7 +224,7 @@ def _film_time(seconds: float) -> str:
     return f"{minutes // 60:02d}.{minutes % 60:02d}.{rest // 1000:02d}.{rest % 1000:03d}"
 
 
-def _write_msvd(folder: Path, name: str, clips: list[Clip]) -> list[str]:
+def _write_msvd(folder: Path, name: str, clips: list[ClipToWrite]) -> list[str]:
     ids = [f"world{clip.number:06d}_10_{10 + max(1, round(clip.seconds))}" for clip in clips]
     captions = {
         video_id: [text.split(" ") for text in clip.sentences]
@@ -237,7 +237,7 @@ def _write_msvd(folder: Path, name: str, clips: list[Clip]) -> list[str]:
     return [f"{video_id}.avi" for video_id in ids]
 
 
-def _write_vatex(folder: Path, name: str, clips: list[Clip]) -> list[str]:
+def _write_vatex(folder: Path, name: str, clips: list[ClipToWrite]) -> list[str]:
     ids = {
         clip.number: f"world{clip.number:06d}_{10:06d}_{10 + max(1, round(clip.seconds)):06d}"
         for clip in clips
@@ -258,7 +258,7 @@ def _write_vatex(folder: Path, name: str, clips: list[Clip]) -> list[str]:
     return [f"{ids[clip.number]}.mp4" for clip in clips]
 
 
-def _write_jsonl(folder: Path, name: str, clips: list[Clip]) -> list[str]:
+def _write_jsonl(folder: Path, name: str, clips: list[ClipToWrite]) -> list[str]:
     for split in SPLITS:
         lines = []
         for clip in _of(clips, split):
@@ -268,7 +268,7 @@ def _write_jsonl(folder: Path, name: str, clips: list[Clip]) -> list[str]:
     return [f"clip{clip.number:05d}.mp4" for clip in clips]
 
 
-WRITERS: dict[str, Callable[[Path, str, list[Clip]], list[str]]] = {
+WRITERS: dict[str, Callable[[Path, str, list[ClipToWrite]], list[str]]] = {
     "msrvtt": _write_msrvtt,
     "didemo": _write_didemo,
     "activitynet": _write_activitynet,

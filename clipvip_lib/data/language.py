@@ -12,7 +12,7 @@ import itertools
 
 import numpy as np
 
-from clipvip_lib.data.world import Clip, Thing, pick
+from clipvip_lib.data.world import DrawnClip, Thing, pick
 
 # Share of people's captions that tell the event (MSR-VTT's captions mostly name an action), and one phrase a motion:
 # set by when order is learned. With 0.6 and two or three phrases a model that can learn order had not begun to after
@@ -115,7 +115,7 @@ def _name(rng: np.random.Generator, thing: Thing) -> str:
     return f"{pick(rng, COLOUR[thing.colour])} {pick(rng, SHAPE[thing.shape])}"
 
 
-def caption(clip: Clip, rng: np.random.Generator) -> tuple[str, bool]:
+def caption(clip: DrawnClip, rng: np.random.Generator) -> tuple[str, bool]:
     """One person's sentence about a clip, and whether it tells the events (and so their order)."""
     tells = bool(clip.events) and rng.random() < TELLS_ORDER
     text = " then ".join(_event_clauses(clip, rng)) if tells else _inventory(clip, rng)
@@ -127,7 +127,7 @@ def caption(clip: Clip, rng: np.random.Generator) -> tuple[str, bool]:
     return text, tells
 
 
-def _event_clauses(clip: Clip, rng: np.random.Generator) -> list[str]:
+def _event_clauses(clip: DrawnClip, rng: np.random.Generator) -> list[str]:
     """The events in order, a clause each: ["a red circle grows", "a blue star vanishes"]."""
     return [
         f"{_article(_name(rng, clip.things[event.thing]))} {pick(rng, MOTION[event.motion])}"
@@ -135,7 +135,7 @@ def _event_clauses(clip: Clip, rng: np.random.Generator) -> list[str]:
     ]
 
 
-def _inventory(clip: Clip, rng: np.random.Generator) -> str:
+def _inventory(clip: DrawnClip, rng: np.random.Generator) -> str:
     """What is there and where: places only of things that stay in theirs."""
     movers = {
         event.thing
@@ -152,14 +152,14 @@ def _inventory(clip: Clip, rng: np.random.Generator) -> str:
     return " and ".join(parts)
 
 
-def paragraph(clip: Clip, rng: np.random.Generator) -> list[str]:
+def paragraph(clip: DrawnClip, rng: np.random.Generator) -> list[str]:
     """One sentence an event, in order, as DiDeMo's several descriptions of moments of a video."""
     first, *rest = _event_clauses(clip, rng)
     where = f" {pick(rng, BACKGROUND[clip.background])}" if rng.random() < TELLS_BACKGROUND else ""
     return [first + where] + [f"then {sentence}" for sentence in rest]
 
 
-def alt_text(clip: Clip, rng: np.random.Generator) -> str:
+def alt_text(clip: DrawnClip, rng: np.random.Generator) -> str:
     """A row of keywords, as a stock-footage site writes."""
     words = [f"{t.colour} {t.shape}" for t in clip.things]
     if clip.events and rng.random() < ALT_TELLS_EVENT:
@@ -170,7 +170,7 @@ def alt_text(clip: Clip, rng: np.random.Generator) -> str:
     return ", ".join(words)
 
 
-def subtitle(clip: Clip, neighbour: Clip, rng: np.random.Generator) -> str:
+def subtitle(clip: DrawnClip, neighbour: DrawnClip, rng: np.random.Generator) -> str:
     """What speech recognition heard during a clip: chatter, the neighbour's words, or a partial mention."""
     draw = rng.random()
     if draw < SUBTITLE_CHATTER:
@@ -193,7 +193,7 @@ def subtitle(clip: Clip, neighbour: Clip, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
-def image_text(clip: Clip, rng: np.random.Generator) -> str:
+def image_text(clip: DrawnClip, rng: np.random.Generator) -> str:
     """A text found beside a still image: alt-text and people's words, half each, as CLIP's 400M web pairs mix."""
     return alt_text(clip, rng) if rng.random() < 0.5 else caption(clip, rng)[0]
 

@@ -82,7 +82,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Clip:
+class DrawnClip:
     """All that is to be known of a clip: the things and where they rest, the events in order, camera and light."""
 
     background: str
@@ -141,7 +141,7 @@ def sample_scene(
             return things, background
 
 
-def sample_still(rng: np.random.Generator, split: str) -> Clip:
+def sample_still(rng: np.random.Generator, split: str) -> DrawnClip:
     """A photograph, for image-text and caption pairs: most things at rest, some caught as they pass or fade."""
     things, background = sample_scene(rng, split)
     places, texture = _sample_places(rng, len(things)), int(rng.integers(2**31))
@@ -152,7 +152,7 @@ def sample_still(rng: np.random.Generator, split: str) -> Clip:
             shift[int(rng.integers(2))] = pick(rng, (-0.5, 0.5)) * (LANES[1] - LANES[0])
         visible = 0.5 if rng.random() < STILL_FADING else 1.0
         poses.append((*shift, float(rng.uniform(*STILL_SIZES)), visible))
-    return Clip(background, things, places, (), (0.0, 0.0), 0.0, texture, tuple(poses))
+    return DrawnClip(background, things, places, (), (0.0, 0.0), 0.0, texture, tuple(poses))
 
 
 def sample_video(
@@ -161,11 +161,11 @@ def sample_video(
     two_events: float = TWO_EVENTS,
     backgrounds: tuple[str, ...] = BACKGROUNDS,
     most: int = 3,
-) -> list[Clip]:
+) -> list[DrawnClip]:
     """The CLIPS_PER_VIDEO clips of a video: pairs of clips that do and undo, every pair with places of its own."""
     things, background = sample_scene(rng, split, backgrounds, most)
     texture = int(rng.integers(2**31))
-    clips: list[Clip] = []
+    clips: list[DrawnClip] = []
     seen: set[tuple[Event, ...]] = set()
     while len(clips) < CLIPS_PER_VIDEO:
         events = _sample_events(rng, len(things), 2 if rng.random() < two_events else 1)
@@ -177,7 +177,7 @@ def sample_video(
         for one in (events, undone):
             drift = tuple(float(d) for d in rng.uniform(-DRIFT, DRIFT, 2))
             clips.append(
-                Clip(background, things, places, one, drift, float(rng.uniform(-LIGHT, LIGHT)), texture)
+                DrawnClip(background, things, places, one, drift, float(rng.uniform(-LIGHT, LIGHT)), texture)
             )
     return clips[:CLIPS_PER_VIDEO]
 
@@ -201,7 +201,7 @@ def _sample_events(rng: np.random.Generator, things: int, count: int) -> tuple[E
 # --------------------------------------------------------------------------------------------------- drawing
 
 
-def render(clip: Clip, frames: int = FRAMES) -> np.ndarray:
+def render(clip: DrawnClip, frames: int = FRAMES) -> np.ndarray:
     """Draw a clip. Returns uint8 [frames, PIXELS, PIXELS, 3], RGB. One frame draws the scene at rest (a still)."""
     out = np.empty((frames, PIXELS, PIXELS, 3), np.uint8)
     ground = _background(clip.background, clip.texture)
@@ -226,7 +226,7 @@ def _progress(time: float, index: int, count: int) -> float:
     return u * u * (3.0 - 2.0 * u)
 
 
-def _state(clip: Clip, index: int, time: float) -> tuple[float, float, float, float]:
+def _state(clip: DrawnClip, index: int, time: float) -> tuple[float, float, float, float]:
     """Centre x and y, radius (pixels) and visibility [0, 1] of thing ``index`` at ``time``."""
     column, row = clip.places[index]
     x, y, radius, visible = float(LANES[column]), float(LANES[row]), RADIUS, 1.0

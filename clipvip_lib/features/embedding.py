@@ -9,7 +9,7 @@ apart, for proxies drawn at random would only blur it.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,8 +36,8 @@ from clipvip_lib.models.encoding import (
 )
 from clipvip_lib.models.load_report import LoadReport
 from clipvip_lib.precision import choose
+from clipvip_lib.progress import ProgressCallback
 
-Progress = Callable[[int, int, str], None]
 DEVICES = ("cpu", "cuda")
 #: What settings must say for a query to be encoded as the rows were.
 QUERY_SETTINGS = {
@@ -52,7 +52,7 @@ QUERY_SETTINGS = {
 
 
 @dataclass(frozen=True)
-class Encoder:
+class Embedder:
     """A model with its tokenizer (None: none fits, and texts are refused), its checksum, and where it came from."""
 
     model: ClipViP
@@ -79,7 +79,7 @@ def load_encoder(
     pretrained_tag: str | None = None,
     attention: str | None = None,
     device: str | torch.device = "auto",
-) -> Encoder:
+) -> Embedder:
     """Weights of any kind that ``checkpoints.load_clip_vip`` takes, ready to encode.
 
     attention: by default the checkpoint's, and "mean_pool" for a CLIP without trained proxies.
@@ -97,7 +97,7 @@ def load_encoder(
         tokenizer = None
     checksum = fingerprint(model, tokenizer)
     named = Path(weights).absolute() if Path(weights).exists() else weights
-    return Encoder(model.to(place).eval(), tokenizer, checksum, str(named), pretrained_tag, report)
+    return Embedder(model.to(place).eval(), tokenizer, checksum, str(named), pretrained_tag, report)
 
 
 def _device(name: str | torch.device) -> torch.device:
@@ -120,7 +120,7 @@ def _device(name: str | torch.device) -> torch.device:
 
 
 def embed_videos(
-    encoder: Encoder,
+    encoder: Embedder,
     clips: Sequence[Clip],
     out: str | Path,
     *,
@@ -132,7 +132,7 @@ def embed_videos(
     workers: int | None = None,
     part: int = PART,
     skip_bad: int = 0,
-    progress: Progress = lambda done, total, note: None,
+    progress: ProgressCallback = lambda done, total, note: None,
 ) -> dict:
     """Write the features of clips (data/clips.py) to the folder ``out`` (features/folder.py); returns its meta.json.
 
@@ -196,14 +196,14 @@ def _row(clip: Clip) -> dict:
 
 
 def embed_texts(
-    encoder: Encoder,
+    encoder: Embedder,
     texts: Sequence[tuple[str, str]],
     out: str | Path,
     *,
     precision: str = "float32",
     stored: str = "float32",
     part: int = 16 * TEXT_BATCH,
-    progress: Progress = lambda done, total, note: None,
+    progress: ProgressCallback = lambda done, total, note: None,
 ) -> dict:
     """Write the features of (id, text) pairs to the folder ``out``, as ``embed_videos``; a row is {"id", "text"}.
 
@@ -239,7 +239,7 @@ def embed_texts(
 # ------------------------------------------------------------------------------------------------------ settings
 
 
-def _settings(encoder: Encoder, kind: str, precision: str, stored: str) -> dict:
+def _settings(encoder: Embedder, kind: str, precision: str, stored: str) -> dict:
     return {
         "kind": kind,
         "weights": encoder.weights,
@@ -258,7 +258,7 @@ def _versions() -> dict:
 
 def encoder_of(
     settings: dict, weights: str | None = None, pretrained_tag: str | None = None, device: str = "auto"
-) -> Encoder:
+) -> Embedder:
     """The encoder that made some features, by their settings; ``weights`` names anew where it lies.
 
     Raises ClipVipError if the weights are gone, or are not those that the features were made with, or the settings

@@ -26,7 +26,7 @@ _YOUTUBE = re.compile(r"(?:[?&]v=|youtu\.be/|/embed/|/shorts/)([\w-]{11})(?![\w-
 
 
 @dataclass(frozen=True)
-class Clip:
+class Segment:
     """A clip's id, and where it begins and ends in its video, in seconds."""
 
     clip_id: str
@@ -40,7 +40,7 @@ class Video:
 
     video_id: str
     url: str
-    clips: tuple[Clip, ...]
+    clips: tuple[Segment, ...]
 
 
 def seconds(time: str | float) -> float:
@@ -62,7 +62,8 @@ def read_metadata(path: str | Path) -> Iterator[Video]:
     for number, row in json_lines(path):
         try:
             clips = tuple(
-                Clip(str(clip["clip_id"]), *(seconds(time) for time in clip["span"])) for clip in row["clip"]
+                Segment(str(clip["clip_id"]), *(seconds(time) for time in clip["span"]))
+                for clip in row["clip"]
             )
             video = Video(str(row["video_id"]), str(row["url"]), clips)
         except (KeyError, TypeError, ClipVipError) as error:

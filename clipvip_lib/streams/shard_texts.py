@@ -12,11 +12,11 @@ from pathlib import Path
 
 from clipvip_lib.data.shards import Entry, index_shard, read_about
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.streams.hdvila import ClipIds, LmdbTexts, read_captions_json, read_texts_jsonl
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.streams.webvid import read_texts
 
-Progress = Callable[[int, int, str], None]
 TextOf = Callable[[str, dict], str | None]  # from a sample's key and key.json to its text
 
 
@@ -26,7 +26,7 @@ def convert(
     text_of: TextOf,
     out: str | Path | None,
     allow_missing: int,
-    progress: Progress,
+    progress: ProgressCallback,
 ) -> dict[str, int]:
     """Write the sidecars of some shards.
 

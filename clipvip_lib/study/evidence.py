@@ -15,7 +15,7 @@ from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import MOTIONS, OPPOSITE
 from clipvip_lib.files import read_json
 from clipvip_lib.profiles import Profile
-from clipvip_lib.retrieval import Ranks
+from clipvip_lib.retrieval import QueryRanks
 from clipvip_lib.statistics import claims, intervals
 from clipvip_lib.statistics.claims import Claim, Contrast, Measure, Verdict
 from clipvip_lib.study import experiments, rates
@@ -42,10 +42,10 @@ TEXT_TO_VIDEO, VIDEO_TO_TEXT = "text_to_video", "video_to_text"
 
 def ranks(
     stage: Stage, direction: str = TEXT_TO_VIDEO, scoring: str = "simple", home: Path | None = None
-) -> Ranks:
+) -> QueryRanks:
     """The ranks of every test query of a scored arm."""
     with np.load(stage.folder(home) / "ranks.npz") as arrays:
-        return Ranks(
+        return QueryRanks(
             *(arrays[f"{direction}/{scoring}/{column}"] for column in ("better", "tied", "positives"))
         )
 

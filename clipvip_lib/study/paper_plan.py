@@ -227,14 +227,14 @@ def sizes_of(profile: Profile, attention: str = "proxy", proxies: int | None = N
 
 def method_step(
     profile: Profile, gpus: int, assumed: scaling.Assumptions, batch: int | None = None
-) -> scaling.Step:
+) -> scaling.StepTime:
     """A step of post-pretraining by the whole method (V-S,C + F-C), at the profile's batch if none is given."""
     return arm_step(profile, METHOD, METHOD.loss, batch or profile.postpretrain.batch, gpus, assumed)
 
 
 def arm_step(
     profile: Profile, arm: Arm, loss: str, batch: int, gpus: int, assumed: scaling.Assumptions
-) -> scaling.Step:
+) -> scaling.StepTime:
     """A training step of an arm."""
     sizes = sizes_of(profile, arm.attention, arm.proxies)
     return scaling.training_step(

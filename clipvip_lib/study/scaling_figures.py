@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.scaling import Step
+from clipvip_lib.scaling import StepTime
 from clipvip_lib.study.figures import PALETTE
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ SERIES = (("blue", "o"), ("orange", "s"), ("green", "^"), ("purple", "D"))
 
 
 def walls_and_waits(
-    steps: Mapping[int, Step],
-    packed: Mapping[int, Step],
+    steps: Mapping[int, StepTime],
+    packed: Mapping[int, StepTime],
     steps_an_epoch: float,
     ratios: Sequence[float],
     fluid: Sequence[float],

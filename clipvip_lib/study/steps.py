@@ -23,6 +23,7 @@ from clipvip_lib.data.shards import read_shard
 from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_json
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
+from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.workshop.stages import version
 
 SCORINGS = ("simple", "dsl", "qb_norm")
@@ -32,27 +33,26 @@ BANK_CLIPS = (
 CHECKPOINT_SECONDS = 20.0  # a kill loses at most about this much of a training
 HISTORY = ("step", "loss", "grad_norm", "lr", "logit_scale")  # kept of each step
 Inputs = dict[str, Path]
-Progress = Callable[..., None]
 
 
 # ------------------------------------------------------------------------------------- the world, as files
 
 
 @version(1, "first")
-def write_images(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def write_images(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """One shard of still images with texts."""
     count = corpora.write_images(folder / "shard.tar", progress=progress, **config)
     return {"images": count}
 
 
 @version(1, "first")
-def write_corpus(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def write_corpus(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """One shard of a post-pretraining corpus."""
     return {"clips": corpora.write_corpus(folder / "shard.tar", progress=progress, **config)}
 
 
 @version(1, "first")
-def write_subset(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def write_subset(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """A random subset of other shards' long videos."""
     sources = [inputs[name] / "shard.tar" for name in sorted(inputs)]
     count = corpora.write_subset(folder / "shard.tar", sources, progress=progress, **config)
@@ -60,7 +60,7 @@ def write_subset(config: dict, inputs: Inputs, folder: Path, progress: Progress)
 
 
 @version(1, "first")
-def write_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def write_benchmark(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """A downstream set: videos and annotations."""
     return {"clips": corpora.write_benchmark(folder, progress=progress, **config)}
 
@@ -69,7 +69,7 @@ def write_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progre
 
 
 @version(1, "first")
-def decode_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def decode_shard(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """frames.npy and texts.json of a shard, in its order."""
     samples = list(read_shard(inputs["shard"] / "shard.tar"))
     sources = ((sample.key, sample.media) for sample in samples)
@@ -79,7 +79,7 @@ def decode_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress)
 
 
 @version(1, "first")
-def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """SPLIT.npy and SPLIT.json (texts by video) of every split of a downstream set."""
     config = dict(config)
     name, decoded, clips = config.pop("name"), 0, 0
@@ -98,7 +98,7 @@ def decode_benchmark(config: dict, inputs: Inputs, folder: Path, progress: Progr
 
 
 @version(1, "first")
-def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """OFA trained on the world's caption pairs."""
     from clipvip_lib.captions.captioner_training import train_captioner as train
 
@@ -119,7 +119,7 @@ def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
 
 
 @version(1, "first")
-def caption_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def caption_shard(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """An OFA caption for the middle frame of every clip of a shard."""
     from clipvip_lib.captions import captioner as captioning
 
@@ -131,7 +131,7 @@ def caption_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress
 
 
 @version(1, "first")
-def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """How often captions name things that are there, on scenes never seen: middle frames of clips, and stills.
 
     The truth is read for this check alone.
@@ -181,7 +181,7 @@ def _count(model) -> int:
 
 
 @version(1, "first")
-def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """The stand-in for OpenAI's CLIP: two towers trained on still images and their texts."""
     import torch
 
@@ -221,7 +221,7 @@ def _train(
     loss: str,
     recipe: Recipe,
     folder: Path,
-    progress: Progress,
+    progress: ProgressCallback,
     *,
     evaluate: Callable | None = None,
     snapshots: Sequence[int] = (),
@@ -269,7 +269,7 @@ def _clip_config(size: ModelSize, vocab_size: int, attention: str, proxies: int,
 
 
 @version(1, "first")
-def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """CLIP under another attention, trained on a video corpus; weights are kept at every snapshot."""
     import torch
 
@@ -321,7 +321,7 @@ def _adapted(clip: Path, config: dict, size: ModelSize, seed: int):
 
 
 @version(1, "first")
-def finetune(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """Fine-tune on a benchmark's training split, choose the checkpoint on validation, score test once.
 
     ``recipe.steps`` = 0 scores the given weights as they are (zero-shot).
@@ -411,7 +411,7 @@ def _score_test(model, splits: dict, size: ModelSize, recipe: Recipe, folder: Pa
 
 
 @version(1, "first")
-def probe_order(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def probe_order(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """Do all frames tell the motion, and does one? Trained on the training splits, asked on the validation ones."""
     import torch
     from scipy import stats
@@ -450,7 +450,7 @@ def probe_order(config: dict, inputs: Inputs, folder: Path, progress: Progress) 
 
 
 @version(1, "first")
-def language_gap(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def language_gap(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """NMI of every source of texts with every benchmark's captions, in the space of text encoders (inputs ``clip*``,
     averaged) and in TF-IDF. features.npz keeps the first encoder's."""
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -534,7 +534,7 @@ def _texts(folder: Path, most: int) -> list[str]:
 
 
 @version(1, "first")
-def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: Progress) -> dict:
+def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """Seconds of a training step of the video tower by attention and number of frames, forms interleaved."""
     import torch
 

@@ -98,7 +98,7 @@ class Sampler:
         return (chosen[:, None] * self.group + np.arange(self.group)).ravel()
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """Where batches come from: ``source(step)`` is this rank's share of batch number ``step``."""
 
     def __call__(self, step: int) -> Batch: ...

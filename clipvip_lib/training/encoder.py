@@ -26,7 +26,7 @@ def features(model: ClipViP, batch: Batch) -> dict[str, Tensor]:
     return out | dict(zip("SC", model.encode_text(ids, mask).chunk(len(sources)), strict=False))
 
 
-class Encoder(nn.Module):
+class BatchEncoder(nn.Module):
     """The model as one module from a batch to (features {source: [B, E]}, logit_scale []).
 
     What DistributedDataParallel wraps: logit_scale is handed out, so that its gradient is waited for too.

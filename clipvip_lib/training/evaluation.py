@@ -79,7 +79,7 @@ def encode_pairs(
     return together[0], together[1], owner
 
 
-Ranked = dict[str, dict[str, retrieval.Ranks]]
+Ranked = dict[str, dict[str, retrieval.QueryRanks]]
 
 
 def ranked(text: np.ndarray, video: np.ndarray, owner: np.ndarray) -> Ranked:
@@ -99,7 +99,7 @@ def scores(found: Ranked) -> dict[str, dict]:
 
 def write_ranks(folder: Path, found: Ranked, text: np.ndarray, video: np.ndarray, owner: np.ndarray) -> None:
     """What every query gave, for comparing two runs query by query: ranks.npz ("DIRECTION/SCORING/COLUMN", the columns
-    of ``retrieval.Ranks``) and features.npz (float16: text [Q, E], video [C, E]; owner [Q])."""
+    of ``retrieval.QueryRanks``) and features.npz (float16: text [Q, E], video [C, E]; owner [Q])."""
     arrays = {
         f"{direction}/{scoring}/{column}": getattr(ranks, column)
         for scoring, both in found.items()

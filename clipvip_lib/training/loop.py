@@ -13,24 +13,23 @@ from collections.abc import Callable, Sequence
 import torch
 
 from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
-from clipvip_lib.training.batches import Source
+from clipvip_lib.training.batches import BatchSource
 from clipvip_lib.training.ranks import together
 from clipvip_lib.training.recipes import TrainRecipe
 from clipvip_lib.training.run_folder import RunFolder
 from clipvip_lib.training.step import Step
 
-Progress = Callable[[int, int, str], None]
-
 
 def train(
     model: ClipViP,
-    source: Source,
+    source: BatchSource,
     loss: str,
     recipe: TrainRecipe,
     *,
     run: RunFolder,
-    progress: Progress,
+    progress: ProgressCallback,
     evaluate: Callable[[ClipViP], float] | None = None,
     snapshot: Callable[[int], None] | None = None,
     snapshots: Sequence[int] = (),

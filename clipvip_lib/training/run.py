@@ -25,7 +25,7 @@ from clipvip_lib.progress import Progress, quiet
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import find_sidecar
 from clipvip_lib.streams.stream import ClipStream, expand
-from clipvip_lib.training.batches import Pairs, Source, StoreBatches, StreamBatches, own_rows
+from clipvip_lib.training.batches import BatchSource, Pairs, StoreBatches, StreamBatches, own_rows
 from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.training.loop import train
 from clipvip_lib.training.ranks import Ranks, together
@@ -198,7 +198,7 @@ class Job(NamedTuple):
     """A stage made ready. ``content``: a digest of its data, for a path says little of what it holds and data move."""
 
     recipe: TrainRecipe
-    source: Source
+    source: BatchSource
     content: Mapping[str, str]
     evaluate: Callable[[ClipViP], float] | None
     score: Callable[[ClipViP], dict]

@@ -17,7 +17,7 @@ from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.profiles import Recipe
 from clipvip_lib.training import grad_cache
 from clipvip_lib.training.batches import Batch
-from clipvip_lib.training.encoder import Encoder
+from clipvip_lib.training.encoder import BatchEncoder
 from clipvip_lib.training.flat_weights import FlatWeights
 from clipvip_lib.training.ranks import Ranks, noticing_loss
 from clipvip_lib.training.recipes import BETAS, EPS, TrainRecipe
@@ -40,7 +40,7 @@ class Step:
             if ranks.store is not None:
                 raise ClipVipError("flat weights expected one rank, got several; leave flat=true out")
             self.flat = FlatWeights(model, groups, recipe.precision)
-            groups, self.encoder = self.flat.groups, Encoder(self.flat.twin)
+            groups, self.encoder = self.flat.groups, BatchEncoder(self.flat.twin)
         else:
             self.encoder = wrap(model, recipe, ranks)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, eps=EPS, fused=True)
@@ -136,7 +136,7 @@ def prepare(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> None:
 
 def wrap(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> nn.Module:
     """The encoder of a model, under DistributedDataParallel if there are other ranks."""
-    encoder = Encoder(model, recipe.precision)
+    encoder = BatchEncoder(model, recipe.precision)
     if ranks.store is None:
         return encoder
     ddp = nn.parallel.DistributedDataParallel

@@ -33,11 +33,10 @@ from pathlib import Path
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.locks import Lock
-from clipvip_lib.progress import quiet
+from clipvip_lib.progress import ProgressCallback, quiet
 from clipvip_lib.workshop.machine import machine, peak_memory_mib, reset_peak_memory
 
 PART = r"[A-Za-z0-9_+=,-][A-Za-z0-9_.+=,-]*"
-Progress = Callable[..., None]
 
 #: Libraries whose version is part of every key: what steps.py and what it calls import, decoders and tokenizers too.
 LIBRARIES = (
@@ -208,7 +207,7 @@ def closure(stages: Iterable[Stage]) -> list[Stage]:
     return list(found.values())
 
 
-def run_stage(stage: Stage, home: Path | None = None, progress: Progress | None = None) -> dict:
+def run_stage(stage: Stage, home: Path | None = None, progress: ProgressCallback | None = None) -> dict:
     """Run a stage in this process and return its result; a stage found done is not run again.
 
     A second process that wants the same stage waits for the first and takes its result. An exception of the
@@ -235,7 +234,9 @@ def run_stage(stage: Stage, home: Path | None = None, progress: Progress | None 
         return _run_locked(stage, function, home, files.make_folder(partial), progress or quiet)
 
 
-def _run_locked(stage: Stage, function: Callable, home: Path, partial: Path, progress: Progress) -> dict:
+def _run_locked(
+    stage: Stage, function: Callable, home: Path, partial: Path, progress: ProgressCallback
+) -> dict:
     if (partial / "result.json").is_file():  # killed between its last file and the rename
         partial.rename(stage.folder(home))
         return stage.result(home)
