@@ -38,7 +38,7 @@ from clipvip_lib.data.shards import NeverFetched, index_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_bytes, write_json
 from clipvip_lib.locks import Lock
-from clipvip_lib.progress import quiet
+from clipvip_lib.progress import ProgressCallback, quiet
 from clipvip_lib.streams.ahead import ahead
 from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions
@@ -95,7 +95,7 @@ def caption_shards(
     parquet: bool = False,
     rank: int = 0,
     ranks: int = 1,
-    progress: Callable[[int, int, str], None] = quiet,
+    progress: ProgressCallback = quiet,
     say: Callable[[str], None] = lambda text: None,
     poll: float = 2.0,
 ) -> Tally:

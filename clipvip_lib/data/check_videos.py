@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from clipvip_lib.data.annotations.reading import Record, Tell
 from clipvip_lib.data.container import VideoError, look
 from clipvip_lib.data.structure import announced_end_and_turns
 from clipvip_lib.data.video_files import VideoFiles, clip_seconds
+from clipvip_lib.progress import ProgressCallback
 
 FRAMES = 12  # of a video, as in the paper, and its middle frame: what is timed; a frame store keeps more
 # Annotated lengths are rounded to seconds, and cutters end at a key picture near by.
@@ -82,7 +83,7 @@ def check(
     *,
     sample: int,
     until: float,
-    progress: Callable[[int, int, str], None],
+    progress: ProgressCallback,
     kept_frames: int | None = None,
 ) -> tuple[int, int, Decoding | None]:
     """(bytes of all videos, number of files opened, what decoding costs); faults go to ``tell``.

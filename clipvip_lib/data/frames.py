@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from clipvip_lib.data import frame_folders, transform
 from clipvip_lib.data.video import VideoError, middle_index, uniform_indices
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
+from clipvip_lib.progress import ProgressCallback
 
 Source = bytes | str | Path
 JPEG = b"\xff\xd8"  # how a still image begins
@@ -40,7 +41,7 @@ def write_store(
     frames: int,
     size: int,
     antialias: bool,
-    progress: Callable[[int, int, str], None],
+    progress: ProgressCallback,
 ) -> int:
     """Decode ``count`` videos (files, frame folders, bytes; or JPEG stills, as videos of one frame) into one .npy file.
 
