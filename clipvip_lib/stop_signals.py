@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 
 WATCHED = (signal.SIGTERM, signal.SIGINT)
@@ -43,11 +43,11 @@ class StopSignals:
     may get a second one: with ``patient`` it is taken for the same wish. Without, a second signal acts as usual.
     """
 
-    def __init__(self, patient: bool = False):
-        self.number, self.patient, self._before = 0, patient, {}
+    def __init__(self, patient: bool = False, watched: Sequence[signal.Signals] = WATCHED):
+        self.number, self.patient, self.watched, self._before = 0, patient, watched, {}
 
     def __enter__(self) -> StopSignals:
-        self._before = {number: signal.signal(number, self._came) for number in WATCHED}
+        self._before = {number: signal.signal(number, self._came) for number in self.watched}
         return self
 
     def __exit__(self, *_) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.progress import ProgressCallback
-from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
+from clipvip_lib.stop_signals import WATCHED, StoppedBetweenSteps, StopSignals
 from clipvip_lib.training.batches import BatchSource
 from clipvip_lib.training.ranks import together
 from clipvip_lib.training.recipes import TrainRecipe
@@ -34,6 +34,7 @@ def train(
     snapshot: Callable[[int], None] | None = None,
     snapshots: Sequence[int] = (),
     report: Callable[[dict], None] | None = None,
+    signals: bool = True,
 ) -> None:
     """Train ``model`` in place for ``recipe.steps`` steps, going on from the run's checkpoint if there is one.
 
@@ -42,6 +43,8 @@ def train(
         ``recipe.evaluations`` times at equal distances. The model ends with the weights of the best one.
     snapshot: called on every rank at ``snapshots`` (numbers of steps done).
     report: called on the main rank with each row of metrics.jsonl.
+    signals: whether SIGTERM and SIGINT stop the training between two steps, with a checkpoint; without, whoever
+        started the process decides what they do.
 
     Raises:
         ClipVipError: the loss or gradient is not finite (on all ranks alike), memory is too small, data fail.
@@ -60,7 +63,7 @@ def train(
 
     saved_at = time.monotonic()
     with (
-        StopSignals(patient=ranks.store is not None) as stop,
+        StopSignals(ranks.store is not None, WATCHED if signals else ()) as stop,
         run.metrics.open("a") if ranks.main else contextlib.nullcontext() as rows,
     ):
         for step in range(start, recipe.steps):
