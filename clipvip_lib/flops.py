@@ -77,12 +77,12 @@ class ClipSizes:
 # --------------------------------------------------------------------------------------------- CLIP-ViP
 
 
-def attention_pairs(sizes: ClipSizes, frames: int | None = None) -> int:
+def attention_pairs(attention: str, proxies: int, frames: int, patches: int) -> int:
     """Query-key pairs of one layer for one video: 33.5 thousand for B/32, 12 frames, 4 proxies; full 350 thousand."""
-    M, N, L = sizes.proxies, sizes.frames if frames is None else frames, sizes.patches
-    if sizes.attention == "full":
+    M, N, L = proxies, frames, patches
+    if attention == "full":
         return (M + N * L) ** 2
-    if sizes.attention == "proxy":
+    if attention == "proxy":
         return M * (M + N * L) + N * L * (M + L)
     return N * (1 + L) ** 2
 
@@ -93,7 +93,7 @@ def video_flops(sizes: ClipSizes, frames: int | None = None) -> int:
     joint = sizes.attention in ("proxy", "full")
     sequences = 1 if joint else N  # without proxies every frame is a sequence of its own
     tokens = sizes.proxies + N * L if joint else 1 + L
-    pairs = attention_pairs(sizes, frames) // sequences
+    pairs = attention_pairs(sizes.attention, sizes.proxies, N, L) // sequences
     one = _tower(tokens, D, sizes.mlp, sizes.layers, pairs) + 2 * D * sizes.embed_dim
     total = patch_flops(sizes, frames) + sequences * one
     if sizes.attention == "sequential":

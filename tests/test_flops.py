@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -15,7 +16,6 @@ from clipvip_lib.losses import needs
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.clip_vip import ATTENTIONS, ClipViP, ClipViPConfig
 from clipvip_lib.models.ofa import EOS, OFA, OFAConfig
-from clipvip_lib.study.steps import attention_pairs
 
 B32, B16 = ClipSizes(), ClipSizes(patch_size=16)
 
@@ -94,14 +94,6 @@ def _last_layer(sizes: ClipSizes) -> int:
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_pairs_are_those_of_the_cost_stage(attention):
-    sizes = dataclasses.replace(B32, attention=attention)
-    kind = "mean_pool" if attention == "sequential" else attention
-    assert flops.attention_pairs(sizes) == attention_pairs(kind, 4, 12, 49)
-    assert flops.attention_pairs(dataclasses.replace(B32, frames=2)) == attention_pairs("proxy", 4, 2, 49)
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_parameters_are_the_models(attention):
     model = small(attention)
     assert flops.clip_parameters(ClipSizes.of(model.config)) == sum(p.numel() for p in model.parameters())
@@ -157,3 +149,17 @@ def test_a_beam_that_ends_earlier_costs_less():
     found = counted(lambda: beam_search(model, ids(1, 5), pixels, BeamSettings(beam_size=2, max_len_b=9)))
     two, ten = (flops.ofa_flops(config, 32, 5, 2, steps) for steps in (2, 10))
     assert two < found < ten  # two steps, and the biases of positions for all ten
+
+
+@pytest.mark.parametrize(
+    ("attention", "pairs"), (("proxy", 33_532), ("full", 350_464), ("mean_pool", 30_000))
+)
+def test_pairs_are_those_counted_in_a_mask(attention, pairs):
+    proxies, frames, patches = 4, 12, 49
+    frame = np.r_[np.zeros(proxies), np.repeat(np.arange(1, frames + 1), patches)]
+    masks = {
+        "proxy": (frame[:, None] == 0) | (frame == 0) | (frame[:, None] == frame),
+        "full": np.ones((len(frame), len(frame)), bool),
+    }
+    counted = masks[attention].sum() if attention in masks else frames * (1 + patches) ** 2
+    assert flops.attention_pairs(attention, proxies, frames, patches) == counted == pairs

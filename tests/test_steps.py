@@ -81,20 +81,6 @@ def test_captions_are_judged_by_the_things_that_they_name(text, first, every):
     assert judged == {"there": ["blue star", "red circle"], "first_right": first, "all_right": every}
 
 
-@pytest.mark.parametrize(
-    ("attention", "pairs"), (("proxy", 33_532), ("full", 350_464), ("mean_pool", 30_000))
-)
-def test_pairs_are_those_counted_in_a_mask(attention, pairs):
-    proxies, frames, patches = 4, 12, 49
-    frame = np.r_[np.zeros(proxies), np.repeat(np.arange(1, frames + 1), patches)]
-    masks = {
-        "proxy": (frame[:, None] == 0) | (frame == 0) | (frame[:, None] == frame),
-        "full": np.ones((len(frame), len(frame)), bool),
-    }
-    counted = masks[attention].sum() if attention in masks else frames * (1 + patches) ** 2
-    assert steps.attention_pairs(attention, proxies, frames, patches) == counted == pairs
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here: tests/test_gpu.py trains on it")
 def test_every_training_goes_to_the_device_that_it_is_told(world, tmp_path):
     """Without a GPU each ends where its model is moved to one."""

@@ -22,6 +22,7 @@ from clipvip_lib.data.frames import FrameStore, still, write_store
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_json
+from clipvip_lib.flops import attention_pairs
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
 from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.workshop.stages import version
@@ -572,13 +573,3 @@ def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
             )
         progress(len(rows), len(arms) * len(config["frames"]), "forms timed")
     return {"rows": rows, "batch": config["batch"], "threads": torch.get_num_threads()}
-
-
-def attention_pairs(attention: str, proxies: int, frames: int, patches: int) -> int:
-    """Query-key pairs of one layer for one video (the authors' facts: 33.5 k against 350 k for B/32, 12 frames)."""
-    tokens = proxies + frames * patches
-    if attention == "full":
-        return tokens * tokens
-    if attention == "proxy":
-        return proxies * tokens + frames * patches * (proxies + patches)
-    return frames * (1 + patches) ** 2
