@@ -14,7 +14,6 @@ import contextlib
 import mmap
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from multiprocessing.connection import Connection, wait
 
 import numpy as np
 
+from clipvip_lib.children import Child
 from clipvip_lib.data.shards import Entry, NeverFetched, read_sample
 from clipvip_lib.data.video import middle_index, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
@@ -111,14 +111,14 @@ class DecodePool:
     def __init__(self, view: View, workers: int, slots: int) -> None:
         self.view, self.slots = view, slots
         self._free = list(range(slots))
-        self._tasks: dict[int, tuple[Task, int, _Worker | None]] = {}  # number -> task, slot, who has it
+        self._tasks: dict[int, tuple[Task, int, _Decoder | None]] = {}  # number -> task, slot, who has it
         self._done: dict[int, Result] = {}
         self._frames_of: dict[int, np.ndarray] = {}
         self._memory, self._workers = None, []
         if workers:
             self._memory, handle = _shared_memory(slots * int(np.prod(view.shape)))
             try:
-                self._workers = [_Worker(number, handle, view, slots) for number in range(workers)]
+                self._workers = [_Decoder(number, handle, view, slots) for number in range(workers)]
             finally:
                 os.close(handle)
         self._slots = _slots(self._memory, view, slots) if workers else None
@@ -153,7 +153,7 @@ class DecodePool:
             self._free.append(task_slot)
         return result, frames if result.status == "clip" else None
 
-    def _hear(self, awaited: _Worker) -> None:
+    def _hear(self, awaited: _Decoder) -> None:
         ready = wait([worker.connection for worker in self._workers], timeout=STUCK_SECONDS)
         if not ready:
             raise ClipVipError(
@@ -170,7 +170,7 @@ class DecodePool:
             worker.numbers.remove(number)
             self._done[number] = result
 
-    def _at(self, worker: _Worker) -> str:
+    def _at(self, worker: _Decoder) -> str:
         """What a worker is at: it takes its tasks in order."""
         return f"at {self._tasks[worker.numbers[0]][0].name}" if worker.numbers else "waiting for work"
 
@@ -181,29 +181,14 @@ class DecodePool:
         self._workers, self._slots = [], None
 
 
-class _Worker:
-    """A worker process as its parent sees it."""
+class _Decoder(Child):
+    """A decoding process as its parent sees it."""
 
     def __init__(self, number: int, memory: int, view: View, slots: int) -> None:
-        self.number, self.numbers = number, []  # of the tasks that it has, in order
-        ours, theirs = socket.socketpair()
         environment = dict(os.environ, PYTHONFAULTHANDLER="1", **dict.fromkeys(THREADS, "1"))
-        with theirs:
-            handles = (theirs.fileno(), memory)
-            self.process = subprocess.Popen(
-                # -P: a file in the user's folder must not shadow a library
-                [sys.executable, "-P", "-c", MAIN, *map(str, handles)],
-                stdin=subprocess.DEVNULL,
-                env=environment,
-                pass_fds=handles,
-                start_new_session=True,  # Ctrl-C in the terminal reaches the parent only, which decides
-            )
-        self.connection = Connection(ours.detach())
+        super().__init__(["-c", MAIN], environment=environment, handles=[memory])
+        self.number, self.numbers = number, []  # of the tasks that it has, in order
         self.send((view, slots))
-
-    def send(self, message: object) -> None:
-        with contextlib.suppress(OSError):  # it is dead: the end of its pipe will be heard
-            self.connection.send(message)
 
     def epitaph(self, busy: str) -> str:
         """A sentence on how the worker died."""
@@ -221,11 +206,6 @@ class _Worker:
         return (
             f"decoding worker {self.number} (process {self.process.pid}) {how} while it was {busy}, {advice}"
         )
-
-    def kill(self) -> None:
-        self.connection.close()
-        self.process.kill()
-        self.process.wait()
 
 
 def _shared_memory(size: int) -> tuple[mmap.mmap, int]:

@@ -29,6 +29,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
+from clipvip_lib.children import Child
 from clipvip_lib.workshop.stages import load_function
 
 GRACE_SECONDS = 3.0  # how long a copy may take to end its children before it is killed
@@ -36,7 +37,7 @@ POLL_SECONDS = 0.02
 # Arrow's allocator starts a thread when pandas imports it.
 ENVIRONMENT = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}
 FRESH = sys.platform != "linux"  # after such imports, macOS's own libraries do not survive a fork
-ENDED = (EOFError, OSError)  # what Link and Child raise when the warm process has ended
+ENDED = (EOFError, OSError)  # what Link and Copy raise when the warm process has ended
 
 ours: Link | None = None  # in a copy, its connection to the warm process
 
@@ -59,7 +60,7 @@ class Link:
         folder: str | Path,
         output: int = 1,
         channel: int | None = None,
-    ) -> Child:
+    ) -> Copy:
         """A process that calls ``module:function`` with the arguments, which JSON can hold, in a session of its own.
 
         environment, folder: all its variables, and where it works. output: the descriptor that it prints to.
@@ -71,10 +72,10 @@ class Link:
         self.connection.send(("start", self.started, task | {"environment": dict(environment)}, len(handles)))
         for handle in handles:
             send_handle(self.connection, handle, None)
-        return Child(self, self.started)
+        return Copy(self, self.started)
 
 
-class Child:
+class Copy:
     """A process that the warm process started, with the methods of subprocess.Popen that jupyter_client calls."""
 
     stdin = stdout = stderr = None
@@ -119,21 +120,14 @@ class Warm(Link):
 
     def __init__(self, modules: Iterable[str], environment: Mapping[str, str], log: Path):
         self.log = log
-        mine, its = socket.socketpair()
-        with its, log.open("ab") as output:
-            self.process = subprocess.Popen(
-                # -P: a file in the user's folder must not shadow a library
-                [sys.executable, "-P", "-m", "clipvip_lib.workshop.warm", str(its.fileno())],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**environment, **ENVIRONMENT},
-                pass_fds=[its.fileno()],
-                start_new_session=True,  # Ctrl-C in the terminal reaches the parent only, which decides
-            )
-        super().__init__(Connection(mine.detach()))
-        with contextlib.suppress(OSError):  # if it is dead already, who asks it for something will hear so
-            self.connection.send((list(modules), FRESH))
+        with log.open("ab") as output:
+            arguments = ["-m", "clipvip_lib.workshop.warm"]
+            child = Child(arguments, environment={**environment, **ENVIRONMENT}, output=output)
+        self.process = child.process
+        super().__init__(child.connection)
+        child.send(
+            (list(modules), FRESH)
+        )  # if it is dead already, whoever asks it for something will hear so
 
     def end(self) -> None:
         """End it with all that was started over it and its children: those may leave in GRACE_SECONDS."""
