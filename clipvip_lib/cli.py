@@ -1,8 +1,8 @@
 """``clipvip``: the study from the command line.
 
 A command is a module of ``commands/`` with ``add(commands)``, which adds its parser; heavy modules are
-imported when the command runs, so that ``--help`` and a wrong name answer at once. Bad input is one sentence
-on stderr and exit code 2, a failed stage is 1.
+imported when the command runs, so that ``--help`` and a wrong name answer at once. Bad input prints one sentence
+on stderr and exits with code 2; a failed stage exits with 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from clipvip_lib.commands import caption, check_data, convert_texts, embed, repr
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.stop_signals import signals_raise
 
-KEPT = "what was done is kept, run the same command to go on"
+KEPT = "what was done is kept; run the same command to continue"
 
 
 class Parser(argparse.ArgumentParser):
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as stop:
         if isinstance(stop.code, int) and stop.code > 128:  # SIGTERM, SIGHUP
-            with contextlib.suppress(OSError):  # of a SIGHUP the terminal is gone
+            with contextlib.suppress(OSError):  # after a SIGHUP the terminal is gone
                 name = signal.Signals(stop.code - 128).name
                 print(f"clipvip: stopped by {name}; {KEPT}", file=sys.stderr)
         raise

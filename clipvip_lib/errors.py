@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ClipVipError(ValueError):
-    """Bad input or a state that a user can mend; its text is one sentence, shown without a traceback."""
+    """Bad input or a state that a user can fix; its text is one sentence, shown without a traceback."""
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ClipVipError:

@@ -27,7 +27,7 @@ def home() -> Path:
         return named.expanduser().resolve()
     except RuntimeError as error:  # ~somebody who is not known here
         raise ClipVipError(
-            f"CLIPVIP_HOME is {str(named)!r}: expected a folder, got no known user's; choose another one"
+            f"CLIPVIP_HOME is {str(named)!r}: expected a folder, got an unknown user's home; choose another one"
         ) from error
 
 
@@ -75,7 +75,7 @@ def _why_not_written(error: Exception, partial: Path) -> str | None:
     if isinstance(error, OSError) and error.errno is not None:
         ours = error.errno in FULL or error.filename in (None, str(partial), partial)
         return error.strerror if ours else None
-    # torch and safetensors have errors of their own for a disk that became full
+    # torch and safetensors raise their own errors when a disk is full
     if isinstance(error, ClipVipError) or shutil.disk_usage(partial.parent).free > 2**16:
         return None
     return os.strerror(errno.ENOSPC)
@@ -114,5 +114,5 @@ def read_json(path: str | Path) -> object:
     except (
         ValueError,
         RecursionError,
-    ) as error:  # no JSON, no UTF-8, a number of thousands of digits, or too deep
+    ) as error:  # not JSON, not UTF-8, a number of thousands of digits, or too deep
         raise ClipVipError(f"{path} is not JSON ({error}); write it again or remove it") from error

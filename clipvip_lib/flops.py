@@ -1,9 +1,9 @@
 """How much CLIP-ViP and OFA compute: FLOPs of their matrix products and numbers of weights, by arithmetic.
 
-What is special: nothing is built or run. A formula takes sizes and gives FLOPs (a multiplication and an addition
-are two), and tests hold it equal to what torch counts in the running models, product by product. So a model that
-no machine here can hold has its cost read from its configuration. Norms, softmaxes and activations are left out:
-they cost memory traffic, hardly any arithmetic.
+Nothing is built or run: a formula takes sizes and gives FLOPs (a multiplication and an addition are two), and tests
+hold it equal to what torch counts in the running models, product by product. So the cost of a model that no machine
+here can hold is read from its configuration. Norms, softmaxes and activations are left out: they cost memory
+traffic, hardly any arithmetic.
 
 Legend: M proxies, N frames, L patches per frame, S = M + N*L tokens, D width, T text tokens, E embedding; for OFA
 C image cells, S = C + prompt tokens, U decoding steps, K beam.
@@ -44,7 +44,7 @@ class ClipSizes:
 
     @classmethod
     def of(cls, config) -> ClipSizes:
-        """The sizes in a ``ClipViPConfig``. Raises ClipVipError if its pictures or patches are no squares."""
+        """The sizes in a ``ClipViPConfig``. Raises ClipVipError if its pictures or patches are not square."""
         vision, text = config.vision_config, config.text_config
         if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
             raise ClipVipError(
@@ -91,7 +91,7 @@ def video_flops(sizes: ClipSizes, frames: int | None = None) -> int:
     """FLOPs of ``encode_video`` for one video of N frames (by default the model's); 1 frame: a middle frame F."""
     N, L, D = sizes.frames if frames is None else frames, sizes.patches, sizes.width
     joint = sizes.attention in ("proxy", "full")
-    sequences = 1 if joint else N  # without proxies every frame is a sequence of its own
+    sequences = 1 if joint else N  # without proxies every frame is its own sequence
     tokens = sizes.proxies + N * L if joint else 1 + L
     pairs = attention_pairs(sizes.attention, sizes.proxies, N, L) // sequences
     one = _tower(tokens, D, sizes.mlp, sizes.layers, pairs) + 2 * D * sizes.embed_dim
@@ -128,7 +128,7 @@ def forward_flops(sizes: ClipSizes, sources: frozenset[str], tokens: int | None 
 
 
 def step_flops(sizes: ClipSizes, sources: frozenset[str], tokens: int | None = None) -> int:
-    """FLOPs of a training step for one clip: a product forward is two backward, but for the pixels' gradient.
+    """FLOPs of a training step for one clip: each forward product costs two backward, but for the pixels' gradient.
 
     Checkpointed activations or gradient caching compute the forward pass once more: add ``forward_flops``.
     """
@@ -142,7 +142,7 @@ def _layer(tokens: int, width: int, mlp: int, pairs: int) -> int:
 
 
 def _tower(tokens: int, width: int, mlp: int, layers: int, pairs: int) -> int:
-    """All layers; of the last one only keys and values are needed of every token, the rest of one."""
+    """All layers; the last one needs only keys and values of every token, and the rest of one token."""
     last = 4 * tokens * width**2 + 4 * width**2 + 4 * tokens * width + 4 * width * mlp
     return (layers - 1) * _layer(tokens, width, mlp, pairs) + last
 
@@ -172,9 +172,9 @@ def _layer_parameters(width: int, mlp: int) -> int:
 def ofa_flops(config, image_size: int, prompt: int, beam: int, steps: int, images: int = 1) -> int:
     """FLOPs of captioning a batch of images with OFA: stem, encoder, and a beam that runs for all its steps.
 
-    config: an ``OFAConfig``. prompt: its tokens with ``<s>`` and ``</s>``. beam: hypotheses an image. steps:
+    config: an ``OFAConfig``. prompt: its tokens with ``<s>`` and ``</s>``. beam: hypotheses per image. steps:
     decoding steps, at most the longest caption plus one for ``</s>`` (an image whose beam ends earlier costs less, so
-    this is an upper bound). The biases of positions are computed once a batch.
+    this is an upper bound). The biases of positions are computed once per batch.
     """
     D, cells = config.d_model, (-(-image_size // 16)) ** 2
     S = cells + prompt
@@ -187,7 +187,7 @@ def ofa_flops(config, image_size: int, prompt: int, beam: int, steps: int, image
     a_hypothesis = config.decoder_layers * (steps * token + seen) + steps * 2 * D * config.vocab_size
     shared = 4 * S * D**2 + 2 * S * S * D  # the encoder's bias
     shared += 4 * steps * D**2 + 2 * steps**2 * D  # the decoder's own
-    shared += 2 * (steps + S) * D**2 + 2 * steps * S * D  # and that of its sight of the encoder
+    shared += 2 * (steps + S) * D**2 + 2 * steps * S * D  # and the cross-attention's
     return images * (an_image + beam * a_hypothesis) + shared
 
 

@@ -1,10 +1,10 @@
 """Locks between processes: each is held by one living process, or by nobody.
 
-They are the operating system's (``flock``), not a file's mere presence or age. The kernel lets go of a lock the moment
-its process dies, by whatever signal, so nothing has to be cleaned up and no clock is compared; while a process lives,
-even one that is stopped or slow, nobody else gets what it holds. Between machines that share a folder the lock must be
-on a file: local disks, NFS (version 4, or 3 with its lock service), GPFS and CephFS keep such locks; Lustre does where
-it is mounted with ``flock``.
+They are the operating system's locks (``flock``); a file's mere presence or age means nothing. The kernel releases a
+lock the moment its process dies, by whatever signal, so nothing has to be cleaned up and no clocks are compared. While
+a process lives, even stopped or slow, nobody else gets what it holds. Between machines that share a folder the lock
+must be on a file: local disks, NFS (version 4, or 3 with its lock service), GPFS and CephFS keep such locks; Lustre
+does where it is mounted with ``flock``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Taken(ClipVipError):
 
 
 class Lock:
-    """The lock of a folder that is there, or of a file, which is made and says who holds it: ``with Lock(path): ..``
+    """The lock of an existing folder, or of a file, which is created and says who holds it: ``with Lock(path): ..``
 
     wait: wait for its turn; without it, `Taken` is raised if another process has the lock.
     Attribute ``left_by``: who held the file's lock and died with it, or ended with a full disk; "" if nobody did.

@@ -8,10 +8,10 @@ term is one cross-entropy over the batch:
                                                                     j != i of exp(s q_i.x_j) )
 
 with s = exp(logit_scale). For the ordinary InfoNCE of a pair the negatives are the positive's own source. In
-"V-S,C" a video has two positives, its subtitle and its caption; each stands in a term of its own against ALL
-other subtitles and captions, and the video's other positive is left out of the denominator.
+"V-S,C" a video has two positives, its subtitle and its caption. Each stands in its own term against ALL other
+subtitles and captions, and the video's other positive is left out of the denominator.
 
-Source: CLIP-ViP (arXiv 2209.06430), section 3.5 and table 5; the authors' loss classes, which SUM the terms.
+Source: CLIP-ViP (arXiv 2209.06430), section 4 and table 5; the authors' loss classes, which SUM the terms.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def pair(a: str, b: str) -> tuple[Term, Term]:
     return Term(a, b, (b,)), Term(b, a, (a,))
 
 
-#: V against S and C at once: two positives for a video; from text to video two ordinary terms.
+#: V against S and C at once: two positives per video; from text to video two ordinary terms.
 V_SC = (
     Term("V", "S", ("S", "C")),
     Term("V", "C", ("S", "C")),
@@ -90,7 +90,7 @@ def ocl_loss(
     reduction: "mean" of the terms (variants then share one scale, also under gradient clipping), or their
     "sum" (the authors' code).
     caption_mask: bool [B], False where a clip has no caption: that caption is neither a positive nor a
-    negative, and a term is the mean over the rows that it has. None: every clip has one.
+    negative, and a term is the mean over its remaining rows. None: every clip has one.
 
     Computed in float32 or wider whatever the autocast. Raises ClipVipError for an unknown loss or reduction,
     a missing source, or features of different shapes.

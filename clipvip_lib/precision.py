@@ -2,7 +2,7 @@
 
 A GPU multiplies bfloat16 in hardware, and so does a processor with AVX-512 BF16 or AMX: two times as fast as float32.
 On any other processor PyTorch imitates it, and a product may take fifty times as long as in float32. No list of
-processors would stay right, so that a processor's products are timed: a few milliseconds each, once a process.
+processors would stay right, so products are timed instead: a few milliseconds each, once per process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
-#: bfloat16 must multiply so many times as fast as float32. Hardware reaches 1.8 and more, imitation 0.02 to 0.9.
+#: How many times as fast as float32 bfloat16 must multiply. Hardware reaches 1.8 and more, imitation 0.02 to 0.9.
 GAIN = 1.2
 #: The product that is timed, [ROWS, INNER] x [INNER, COLUMNS]: like those of a mini model's training step.
 ROWS, INNER, COLUMNS = 1024, 96, 384

@@ -2,7 +2,7 @@
 
 ``smoke`` runs every notebook in seconds (what the tests run); ``mini`` is the default, a complete small study on
 two laptop cores; ``mini-gpu`` is the same study trained on a GPU; ``paper`` is the published study. Every number has
-its reason, or its source, beside it.
+its reason or its source beside it.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class ModelSize:
     context_length: int = 40
     proxies: int = 4
     antialias: bool = (
-        True  # resizing 128 to 48 pixels without it drops edges; the authors' 224 px rule is without
+        True  # resizing 128 to 48 pixels without it drops edges; the authors' 224 px rule does without
     )
 
 
@@ -82,7 +82,7 @@ class Recipe:
     clip_norm: float = 1.0
     warmup: float = 0.05  # share of the steps
     evaluations: int = 3  # checkpoints along the way that are tried on the validation split
-    # "auto": the faster one on the device that trains (precision.py). No size: a run in another one is the same study.
+    # "auto": the faster one on the training device (precision.py). Not a size: a run in another one is the same study.
     precision: str = field(default="auto", repr=False)
 
 
@@ -91,29 +91,29 @@ class Profile:
     """One size of the whole study."""
 
     name: str
-    # Where the embedded world's models are trained. No size: a run on another device is the same study (repr), and
+    # Where the embedded world's models are trained. Not a size: a run on another device is the same study (repr) with
     # another result (stages' configurations hold it).
     device: str = field(default="cpu", repr=False, kw_only=True)
-    # In which precision all its models compute (precision.py); no size either.
+    # In which precision all its models compute (precision.py); not a size either.
     precision: str = field(default="auto", repr=False, kw_only=True)
     world: WorldSize = field(default_factory=WorldSize)
     model: ModelSize = field(default_factory=ModelSize)
     captioner: CaptionerSize = field(default_factory=CaptionerSize)
     pretrain: Recipe = Recipe(steps=600, batch=128)
     # One epoch of hdvila-100m. Batches of 32 (eight videos) teach order as soon as 64 do, at half the cost. The rate is
-    # the largest at which the baseline's mean pooling, post-pretrained and fine-tuned, is not a standard error below
-    # itself without post-pretraining (study/calibration.json): a study of post-pretraining must move the model.
+    # the largest at which the baseline's mean pooling, post-pretrained and fine-tuned, does not fall a standard error
+    # below itself without post-pretraining (study/calibration.json): a study of post-pretraining must move the model.
     postpretrain: Recipe = Recipe(steps=500, batch=32, lr=2e-4)
     finetune: Recipe = Recipe(steps=360, batch=32)
     finetune_rates: tuple[float, ...] = (
         2e-4,
         5e-4,
-    )  # of which study/rates.py chooses for each arm, on validation
+    )  # study/rates.py chooses one of these for each arm, on validation
     curve_points: int = 3  # checkpoints along post-pretraining that notebook 01 fine-tunes
     proxy_counts: tuple[int, ...] = (1, 2, 4, 8)
     probe_epochs: int = 8  # of the two probes of the world's card
     bootstrap: int = 2_000  # resamples of an interval
-    # Trained for each seed, from other initial weights: with one, the NMI of alt-text was 0.15 to 0.65 by seed.
+    # Each seed trains all, from different initial weights: with one, the NMI of alt-text was 0.15 to 0.65 by seed.
     text_encoders: int = 3
     nmi_texts: int = 600  # texts of each set
     nmi_resamples: int = 100

@@ -1,8 +1,8 @@
 """Progress with rate and remaining time that reads well in a terminal, in JupyterLab and in a log.
 
-What is special: one callable, ``progress(done, total, note)``, is all that the science knows of it. A
-terminal and JupyterLab get one line that is rewritten in place; a log (papermill, a pipe, a file) gets a
-plain line about every ten seconds, because carriage returns and widgets leave such logs unreadable.
+One callable, ``progress(done, total, note)``, is all that the science knows of it. A terminal and JupyterLab get
+one line that is rewritten in place; a log (papermill, a pipe, a file) gets a plain line about every ten seconds,
+because carriage returns and widgets leave such logs unreadable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ProgressCallback = Callable[..., None]
 
 
 def quiet(done: int, total: int, note: str = "") -> None:
-    """The progress of those who want none."""
+    """Shows nothing, for callers that want no progress."""
 
 
 def duration(seconds: float) -> str:
@@ -53,7 +53,7 @@ def detect_mode(stream: TextIO) -> str:
 
 
 class InPlaceLine:
-    """One line that is rewritten (terminal, jupyter) or printed anew (plain) on each ``show``."""
+    """One line that is rewritten (terminal, jupyter) or printed again (plain) on each ``show``."""
 
     def __init__(self, stream: TextIO | None = None, mode: str | None = None):
         self.stream = stream if stream is not None else sys.stdout
@@ -87,7 +87,7 @@ class InPlaceLine:
             self.stream.write(text)
             self.stream.flush()
         except (BrokenPipeError, ValueError):
-            # The reader (a closed pager or pipe) is gone; the work itself goes on.
+            # The reader (a closed pager or pipe) is gone; the work itself continues.
             pass
 
 

@@ -1,7 +1,7 @@
 """``AutoConfig`` and ``AutoModel`` of transformers know CLIP-ViP after ``import clipvip_lib``.
 
 Importing the model takes seconds (torch, transformers), which ``import clipvip_lib`` and the command line must
-not. So it is put off until transformers itself is imported, whenever and by whomever that happens.
+not. So it waits until transformers itself is imported, wherever that happens.
 """
 
 from __future__ import annotations

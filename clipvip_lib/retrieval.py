@@ -1,10 +1,8 @@
 """Retrieval as it is measured: exact, in chunks, fair to ties, both directions; simple, DSL and QB-Norm.
 
-What is special:
-
-* A rank is three numbers a query (``QueryRanks``): candidates strictly better than its best positive, negatives
+* A rank is three numbers per query (``QueryRanks``): candidates strictly better than its best positive, negatives
   tied with it, and positives at that score. R@K of a tied query is the *expected* success over a random order
-  of the ties; the authors' rule (each tie is one more row of the table) is there by name.
+  of the ties; the authors' rule (each tie is one more row of the table) is available by name.
 * The whole score matrix is never needed: queries come in chunks, and DSL's softmax, which wants all queries
   at once, is gathered in a first pass over the same chunks. ``ranks_of_scores`` is the plain full-matrix
   form.
@@ -16,7 +14,7 @@ What is special:
   query bank is TRAINING queries. ``SCORINGS`` says which is which.
 
 Shapes: Q queries, C candidates, E embedding, B bank queries. Scores are float64: in float32 exp(100 x)
-underflows over the range of cosines and would make ties that are not there.
+underflows over the range of cosines and would create ties that do not exist.
 """
 
 from __future__ import annotations
@@ -99,7 +97,7 @@ def similarity(queries: object, candidates: object) -> np.ndarray:
 def similarity_chunks(
     queries: object, candidates: object, chunk: int | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """``similarity`` a chunk of rows at a time: pairs (rows, scores [rows, C]); ``chunk`` is rows a chunk."""
+    """``similarity`` a chunk of rows at a time: pairs (rows, scores [rows, C]); ``chunk`` is rows per chunk."""
     queries, candidates = unit_rows(queries, "queries"), unit_rows(candidates, "candidates")
     if queries.shape[1] != candidates.shape[1]:
         raise ClipVipError(
@@ -172,7 +170,7 @@ def join_ranks(parts: Iterable[QueryRanks]) -> QueryRanks:
 def positive_lists(targets: object, queries: int, candidates: int) -> tuple[np.ndarray, np.ndarray]:
     """Positives of each query in one flat array: (indices [n], where each query's begin [Q]).
 
-    ``targets``: an int array [Q] (one positive a query), a boolean array [Q, C], or Q lists of indices.
+    ``targets``: an int array [Q] (one positive per query), a boolean array [Q, C], or Q lists of indices.
     Raises ClipVipError if a query has no positive, an index is outside, or the number of queries differs.
     """
     if hasattr(targets, "detach"):
@@ -267,7 +265,7 @@ def retrieve(
     """Ranks of both directions, {"text_to_video": [Q texts], "video_to_text": [videos that have a text]}.
 
     text [Q, E], video [C, E]; video_of_text: int [Q], the one video of each text. A video's positives are all
-    its texts; a video without any is a candidate but no query. ``bank_text`` and ``bank_video``: training
+    its texts; a video without any is a candidate but not a query. ``bank_text`` and ``bank_video``: training
     features for QB-Norm. Example: ``metrics(retrieve(text, video,
     np.arange(1000))["text_to_video"])["R@1"]``.
     """
@@ -365,7 +363,7 @@ def scorer(
 def dsl(similarities: np.ndarray, temperature: float = DSL_TEMPERATURE) -> np.ndarray:
     """Dual softmax of a full matrix [Q, C]: similarity x softmax over the queries (axis 0) of T x similarity.
 
-    Give the matrix of the direction that is asked: texts x videos, or videos x texts. Transductive.
+    Pass the matrix of the direction that is asked: texts x videos, or videos x texts. Transductive.
     Source: CAMoE (Cheng et al. 2021); T = 100 as in the authors' run_video_retrieval.py.
     """
     similarities = np.asarray(similarities, dtype=np.float64)
@@ -423,9 +421,9 @@ def qb_norm(
 def paragraphs(sentences: Sequence[str], videos: Sequence[Hashable]) -> tuple[list[str], list[Hashable]]:
     """Join each video's sentences, in the order given, into one paragraph: (paragraphs, their videos).
 
-    The paragraph protocol of DiDeMo and ActivityNet: one query a video, all its sentences joined by a space,
+    The paragraph protocol of DiDeMo and ActivityNet: one query per video, all its sentences joined by a space,
     in annotation order (as CLIP4Clip's loaders do). The sentence protocol needs no function: every
-    sentence is a query of its own, ``retrieve(text, video, video_of_text)``. It asks a harder question (a
+    sentence is its own query, ``retrieve(text, video, video_of_text)``. It asks a harder question (a
     sentence tells a part of the video): a paragraph model scored by single sentences has R@1 near 20 on
     DiDeMo, and is not broken. Raises ClipVipError if the lengths differ or a sentence is empty.
     """

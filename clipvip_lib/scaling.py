@@ -1,16 +1,16 @@
-"""What a study at the published size would take, on paper: seconds a step on many GPUs, and what limits them.
+"""What a study at the published size would take, on paper: seconds per step on many GPUs, and what limits them.
 
-What is special: every quantity is a plain product of counted work (flops.py, bytes of features and gradients) and
-of ``Assumptions``, each of which stands there with its unit and its reason. Nothing here was measured on many GPUs;
-read the walls (which resource ends the scaling, and when) rather than the last digit of the hours.
+Every quantity is a plain product of counted work (flops.py, bytes of features and gradients) and of
+``Assumptions``, each with its unit and its reason. Nothing here was measured on many GPUs; read the walls (which
+resource ends the scaling, and when) rather than the last digit of the hours.
 
 The step of a cluster of R GPUs is taken as
 
     seconds = max( towers + gather + loss,  all-reduce,  decode,  read )
 
-gathering waits for the towers and the loss for gathering; the all-reduce of gradients runs beside the backward pass,
-decoding and reading beside everything. So it is the best case: overlap is perfect and no rank is slower than
-another. ``starvation`` shows what a data loader's chance adds to it.
+Gathering waits for the towers and the loss waits for gathering; the all-reduce of gradients runs beside the backward
+pass, decoding and reading beside everything. So it is the best case: overlap is perfect and no rank is slower than
+another. ``starvation`` shows what chance in a data loader adds to it.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ class Assumptions:
     loss_tflops: float = _assumed(27.0, "TFLOP/s", "the loss is float32: 0.4 of an H100's 67")
     cores_per_gpu: float = _assumed(16.0, "cores", "that decode for one GPU; hosts have 12 to 32")
     decode_ms: float = _assumed(
-        95.0, "ms a core", "12 frames of a 10 s clip, 320x240: decord on an EPYC core"
+        95.0, "ms per core", "12 frames of a 10 s clip, 320x240: decord on an EPYC core"
     )
-    middle_ms: float = _assumed(50.0, "ms a core", "the middle frame alone: half of the clip is decoded")
+    middle_ms: float = _assumed(50.0, "ms per core", "the middle frame alone: half of the clip is decoded")
     clip_mb: float = _assumed(0.5, "MB", "that clip at 0.4 Mbit/s")
     packed_ms: float = _assumed(
-        15.0, "ms a core", "a clip stored as its 12 frames alone, all intra: the same core"
+        15.0, "ms per core", "a clip stored as its 12 frames alone, all intra: the same core"
     )
     packed_mb: float = _assumed(0.2, "MB", "12 such frames at 17 kB")
     gpus_per_machine: float = _assumed(8.0, "GPUs", "share a machine and its network")
     nvlink_gb: float = _assumed(450.0, "GB/s", "between GPUs of a machine, each way")
-    network_gb: float = _assumed(50.0, "GB/s", "between machines, each way: one 400 Gbit/s card a machine")
+    network_gb: float = _assumed(50.0, "GB/s", "between machines, each way: one 400 Gbit/s card per machine")
     storage_gb: float = _assumed(20.0, "GB/s", "that the storage gives to all machines together")
     gpu_hour_price: float = _assumed(2.5, "USD", "an hour of one such GPU, rented; prices differ fourfold")
 
@@ -97,10 +97,10 @@ class Assumptions:
 
 
 def gathered_bytes(batch: int, ranks: int, sources: int, embed: int) -> float:
-    """Bytes that each rank receives a step: the features of all other ranks' clips, once.
+    """Bytes that each rank receives per step: the features of all other ranks' clips, once.
 
-    Their gradients are not sent: every rank computes the loss of the whole batch (distributed.gather). A loss that
-    is shared out over ranks would send as many bytes again, see ``loss_flops`` for what it saves.
+    Their gradients are not sent: every rank computes the loss of the whole batch (``ranks.gather``). A loss that
+    is shared out over ranks would send as many bytes again; ``loss_flops`` says what it would save.
     """
     return batch * sources * embed * FLOAT32 * (ranks - 1) / ranks
 
@@ -116,7 +116,7 @@ def loss_flops(loss: str, batch: int, embed: int) -> int:
 
 
 def loss_bytes(loss: str, batch: int) -> int:
-    """Bytes of similarities that a rank keeps for the backward pass, at the least: B x B a product."""
+    """Bytes of similarities that a rank keeps for the backward pass, at least: B x B per product."""
     return _products(loss) * batch**2 * FLOAT32
 
 
@@ -173,13 +173,13 @@ def training_step(
 ) -> StepTime:  # fmt: skip
     """The step of a global batch on a number of GPUs.
 
-    clip_flops: of one clip's training step (``flops.step_flops``). sources: features a clip that are gathered.
+    clip_flops: of one clip's training step (``flops.step_flops``). sources: gathered features per clip.
     Raises ClipVipError if there are more GPUs than clips in the batch.
     """
     _check_gpus(gpus)
     if batch < gpus:
         raise ClipVipError(
-            f"a batch of {batch} on {gpus} GPUs: expected a clip for each at least; take fewer GPUs or a larger batch"
+            f"a batch of {batch} on {gpus} GPUs: expected at least one clip each; take fewer GPUs or a larger batch"
         )
     between = assumed.nvlink_gb if gpus <= assumed.gpus_per_machine else assumed.network_gb
     return StepTime(
@@ -192,7 +192,7 @@ def training_step(
 
 
 def caption_step(image_flops: float, gpus: int, assumed: Assumptions, batch: int = 64) -> StepTime:
-    """A batch of captions on every GPU: no rank waits for another. image_flops: ``flops.ofa_flops`` an image."""
+    """A batch of captions on every GPU: no rank waits for another. image_flops: ``flops.ofa_flops`` per image."""
     _check_gpus(gpus)
     towers = batch * image_flops / (assumed.gpu_tflops * assumed.caption_share * 1e12)
     return StepTime(towers, **_feeding(batch * gpus, gpus, assumed.middle_ms, assumed))
@@ -240,8 +240,8 @@ def starvation(
     order in which clips are ready. spread, step_spread: standard deviation over mean of the two times, gamma
     distributed (1: exponential, 0: none). A tenth of the steps warms up and is not counted.
 
-    The formula to compare with: 1 - min(1, decoded a second / consumed a second). Chance can only add to it.
-    Raises ClipVipError for a time, number or spread that makes no data loader, or a buffer below a batch.
+    The formula to compare with: 1 - min(1, decoded per second / consumed per second). Chance can only add to it.
+    Raises ClipVipError for a time, number or spread that no data loader can have, or a buffer below a batch.
     """
     if not (decode_seconds > 0 and step_seconds > 0 and min(workers, batch, steps) >= 1):
         raise ClipVipError(
@@ -250,7 +250,7 @@ def starvation(
         )
     if buffer < batch:
         raise ClipVipError(
-            f"a buffer of {buffer} clips never holds a batch of {batch}; make it as large at least"
+            f"a buffer of {buffer} clips never holds a batch of {batch}; make it at least as large"
         )
     if not (spread >= 0 and step_spread >= 0):
         raise ClipVipError(f"expected spreads of 0 or more, got {spread} and {step_spread}")

@@ -1,4 +1,4 @@
-"""What a signal does: a wish that a loop sees between two steps, or an exception, instead of a silent end."""
+"""What a signal does: a loop sees it as a wish between two steps, or it raises an exception; no silent end."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def test_a_pickle_runs_nothing(write, tmp_path, monkeypatch):
         path.write_bytes(pickle.dumps(collections.defaultdict(list, ordered), protocol=protocol))
         assert load_benchmark("msvd", root, "test") == good
     path.write_bytes(b"no pickle")
-    with pytest.raises(ClipVipError, match=r"raw-captions\.pkl is no whole pickle"):
+    with pytest.raises(ClipVipError, match=r"raw-captions\.pkl is not a whole pickle"):
         load_benchmark("msvd", root, "test")
 
 

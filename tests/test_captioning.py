@@ -64,7 +64,7 @@ def test_a_folder_that_is_no_captioner_is_refused(tiny, tmp_path):
         Captioner.load(folder)
     del config["ofa"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ClipVipError, match="no whole captioner"):
+    with pytest.raises(ClipVipError, match="not a whole captioner"):
         Captioner.load(folder)
 
 

@@ -323,7 +323,7 @@ FILES = {
     "pointer.safetensors": (LFS, "git-LFS pointer"),
     "page.pt": (b"\n<!DOCTYPE html><html><body>Sign in", "web page"),
     "noise.pt": (bytes(range(256)) * 4, "expected tensors only"),
-    "text.pt": (b"hello there", "no file of weights"),
+    "text.pt": (b"hello there", "not a file of weights"),
     "list.pt": (None, "expected a state dict of named tensors, got list"),
     "steps.pt": (None, "a dict with step: int"),
     "other.pt": (None, "expected the weights of a CLIP-ViP, .*patch_embedding.weight"),

@@ -85,7 +85,7 @@ def test_errors_and_interruptions_of_a_command(monkeypatch, capsys):
     assert capsys.readouterr().err == "clipvip: unknown profile 'x'\n"
     monkeypatch.setattr(pipeline, "reproduce", raising(KeyboardInterrupt()))
     assert cli.main(["reproduce"]) == 130
-    assert "run the same command to go on" in capsys.readouterr().err
+    assert "run the same command to continue" in capsys.readouterr().err
     monkeypatch.setattr(pipeline, "reproduce", raising(SystemExit(143)))
     with pytest.raises(SystemExit) as caught:
         cli.main(["reproduce"])

@@ -125,7 +125,7 @@ def test_every_kind_is_read_as_read_frames_reads_it(tmp_path):
         (["cut.tar"], "cut.tar is damaged"),
         (["no{.tar"], "brace"),
         (["a", ""], "expected the name of a file or folder, got ''"),
-        (["*.avi"], "no tar file"),
+        (["*.avi"], "not tar files"),
     ],
 )
 def test_what_is_not_there_or_not_clear_is_refused(tmp_path, monkeypatch, sources, words):

@@ -182,7 +182,7 @@ def test_a_device_that_is_not_there(weights):
         load_encoder(weights, device="cuda:99")
     with pytest.raises(ClipVipError, match="cannot be used"):
         load_encoder(weights, device="gpu")
-    with pytest.raises(ClipVipError, match="'meta' cannot be used .it is no cpu or cuda"):
+    with pytest.raises(ClipVipError, match="'meta' cannot be used .it is not cpu or cuda"):
         load_encoder(weights, device="meta")
 
 

@@ -185,7 +185,7 @@ def test_a_bad_lmdb_is_named(tmp_path):
     with pytest.raises(ClipVipError, match="no LMDB .*absent"):
         LmdbTexts(tmp_path / "absent")
     (tmp_path / "data.mdb").write_bytes(b"no LMDB at all" * 999)
-    with pytest.raises(ClipVipError, match="is no LMDB that can be read"):
+    with pytest.raises(ClipVipError, match="is not an LMDB that can be read"):
         LmdbTexts(tmp_path)
     two = json.dumps([{"image_id": "x", "caption": "one"}, {"image_id": "y", "caption": "two"}])
     listed = json.dumps([{"image_id": "listed", "caption": ["a dog"]}])

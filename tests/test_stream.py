@@ -58,7 +58,7 @@ def test_patterns_name_tars_and_nothing_else(corpus, shards):
     ("pattern", "message"),
     (
         ("{00003..00006}.tar", r"2 of 4 names of the shard pattern .* first .*00005\.tar"),
-        ("x*.tar", "1 of 1 names .* are no tar file"),
+        ("x*.tar", "1 of 1 names .* are not tar files"),
         ("{00000..00002.tar", "expected a closing brace"),
     ),
 )

@@ -176,7 +176,7 @@ def test_a_checkpoint_of_another_run_or_half_of_one_is_refused(made, tmp_path, m
     content = (tmp_path / "checkpoint.pt").read_bytes()
     (tmp_path / "checkpoint.pt").write_bytes(content[: len(content) // 2])
     assert cli.main(options(made, tmp_path)) == 2
-    assert "or half of it; remove it to start anew" in capsys.readouterr().err
+    assert "or half of it; remove it to start from scratch" in capsys.readouterr().err
     (tmp_path / "checkpoint.pt").write_bytes(content)
     assert cli.main(options(made, tmp_path, chunk=3)) == 0  # what is free to change
 

@@ -230,7 +230,7 @@ def test_a_checkpoint_of_another_shape_is_refused(pairs, tmp_path, flat):
     with pytest.raises(ClipVipError, match="does not fit this model"):
         run(pairs, tmp_path, recipe, net=model("mean_pool"))
     (tmp_path / "checkpoint.pt").write_bytes(before[: len(before) // 2])
-    with pytest.raises(ClipVipError, match="cannot resume from .*remove it to start anew"):
+    with pytest.raises(ClipVipError, match="cannot resume from .*remove it to start from scratch"):
         run(pairs, tmp_path)
 
 

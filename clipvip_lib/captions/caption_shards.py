@@ -1,16 +1,14 @@
-"""Auxiliary captions of a whole corpus (paper section 3.2): many shards, any number of processes and devices.
+"""Auxiliary captions of a whole corpus (paper section 4): many shards, any number of processes and devices.
 
-What is special:
-
-* a shard's captions appear once and whole, ``00000.tar`` -> ``00000.captions.jsonl``, the sidecar that
-  ``captioning.read_captions`` reads and post-pretraining takes; what is there is not made again; Parquet, where it
-  is asked for, is a copy that is written again when it is older;
-* shards are dealt out by locks (shard_locks.py), so ranks share work without talking, and what a dead one held is
-  taken up by the living or by the next start; two never work at one shard;
-* middle frames are decoded, and brought to the captioner's size, in threads while the model works, across the
-  borders of shards: the model never waits for a shard to begin;
-* a sample that cannot be read stops the run by its name, or is skipped and written down with its reason as far as
-  ``skip_share`` allows; it never gets another sample's caption.
+* A shard's captions appear once and whole, ``00000.tar`` -> ``00000.captions.jsonl``, the sidecar that
+  ``captioner.read_captions`` reads and post-pretraining takes. What is there is not made again. Parquet, where it
+  is asked for, is a copy that is written again when it is older.
+* Shards are dealt out by locks (shard_locks.py), so ranks share work without talking. What a dead one held is taken
+  up by the living or by the next start. Two never work at one shard.
+* Middle frames are decoded, and brought to the captioner's size, in threads while the model works, across the
+  borders of shards: the model never waits for a shard to begin.
+* A sample that cannot be read stops the run by its name, or is skipped and written down with its reason as far as
+  ``skip_share`` allows. It never gets another sample's caption.
 
 A shard is cut into batches of nearly one size (1000 samples at 64: 16 of 62 or 63, not 15 of 64 and one of 40), so
 no device runs a small last batch, and a batch is the same however many processes share the corpus: so are the texts.
@@ -99,7 +97,7 @@ def caption_shards(
     say: Callable[[str], None] = lambda text: None,
     poll: float = 2.0,
 ) -> Tally:
-    """Caption the middle frame of every clip of ``shards`` into ``out``; returns when all are done, by whomever.
+    """Caption the middle frame of every clip of ``shards`` into ``out``; returns when all are done, by any process.
 
     Args:
         shards: tar files as video2dataset writes them (key.mp4 or key.jpg; key.txt is not looked at).
@@ -197,7 +195,7 @@ def _same_maker(out: Path, tasks: list[ShardTask], made_by: dict) -> None:
         told = ", ".join(f"{name} {before.get(name)!r} then, {made_by.get(name)!r} now" for name in names)
         raise ClipVipError(
             f"{out} holds captions made in another way ({told}); choose another folder, or remove that one to caption "
-            "anew"
+            "again"
         )
 
 
@@ -225,7 +223,7 @@ def _caption(item: _Batch, captioner: ImageCaptioner) -> None:
 
 
 def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None], parquet: bool) -> None:
-    """Write a shard's files, the captions last, for they show that it is done; then the same as Parquet."""
+    """Write a shard's files, the captions last, because they show that it is done; then the same as Parquet."""
     task = shard.held.task
     skipped = task.out.with_name(task.shard.stem + ".skipped.jsonl")
     if shard.bad:
@@ -247,7 +245,7 @@ def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None], parquet: bo
 
 
 def _parquet(task: ShardTask) -> ShardTask:
-    """A shard's Parquet is a task with a lock of its own: once the captions are there, others may write it too."""
+    """A shard's Parquet is a task with its own lock: once the captions are there, others may write it too."""
     return ShardTask(task.shard, parquet_path(task.out))
 
 
@@ -286,7 +284,7 @@ def _line(row: dict[str, str]) -> str:
 
 @dataclass(frozen=True)
 class _Reader:
-    """From shards to batches of middle frames; runs in a thread of its own, and decodes in ``threads`` others."""
+    """From shards to batches of middle frames; runs in its own thread, and decodes in ``threads`` others."""
 
     size: int | None
     batch: int
@@ -329,7 +327,7 @@ class _Reader:
         if len(shard.bad) > allowed:
             raise ClipVipError(
                 f"{len(shard.bad)} of {shard.total} samples of shard {shard.held.task.shard} cannot be read and "
-                f"{allowed} may be skipped, the last: {error}; mend the shard or allow more with --skip-share"
+                f"{allowed} may be skipped, the last: {error}; fix the shard or allow more with --skip-share"
             ) from error
 
 

@@ -1,6 +1,6 @@
 """From a clip to an auxiliary caption: middle frame -> OFA -> at most 16 tokens -> a line beside the shard.
 
-Paper section 3.2. ``Captioner`` is an OFA with its tokenizer and beam; the authors' is the released
+Section 4 of the paper. ``Captioner`` is an OFA with its tokenizer and beam; the authors' is the released
 OFA-large, the mini study trains a small one (captioner_training.py). ``caption_shard`` writes the captions of
 one tar shard whole or not at all.
 """
@@ -96,7 +96,7 @@ class Captioner:
             image_size, precision = config["image_size"], config["precision"]
         except (KeyError, TypeError) as error:
             raise ClipVipError(
-                f"{folder} is no whole captioner (config.json: {error}); train or save it again"
+                f"{folder} is not a whole captioner (config.json: {error}); train or save it again"
             ) from error
         model, _ = load_ofa(folder, config=sizes)
         return cls(model, OFATokenizer.load(folder / "tokenizer.json"), image_size, beam, precision)
@@ -119,7 +119,7 @@ def caption_shard(
 ) -> int:
     """Caption the middle frame of each clip of a tar shard; returns how many captions ``out`` holds.
 
-    ``out`` (by default ``captions_path(shard)``) gets a JSON line {"key", "caption"} a sample, in the shard's
+    ``out`` (by default ``captions_path(shard)``) gets one JSON line {"key", "caption"} per sample, in the shard's
     order, whole or not at all; a shard that has it already is skipped. Raises ClipVipError naming the shard
     when it is missing, empty, or cut, with the position, and the sample when a video cannot be read.
     """

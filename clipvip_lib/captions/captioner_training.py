@@ -1,8 +1,8 @@
 """Trains a small OFA, as the mini study needs one: OFA's own first captioning stage, on caption pairs.
 
 The loss is the authors' label-smoothed cross-entropy. One thing is not OFA's: a released OFA starts from a ResNet
-trained on ImageNet and from long pre-training, a small one from nothing. Its ResNet therefore first learns, and goes
-on learning, which words the caption holds (``_WordHead``), from the same captions: without it no trial within the
+trained on ImageNet and from long pre-training, a small one from nothing. Its ResNet therefore first learns, and keeps
+learning, which words the caption holds (``_WordHead``), from the same captions. Without it no trial within the
 mini budget named the right thing in a quarter of its captions.
 """
 
@@ -86,10 +86,10 @@ def train_captioner(
 ) -> tuple[Captioner, list[dict]]:
     """Train a small OFA on uint8 RGB images [H, W, 3] and one caption for each.
 
-    Tokenizer and weights depend on the data and ``seed`` alone (bit for bit on one thread), also when a run
-    was killed and goes on from ``folder``/checkpoint.pt. The ResNet alone learns for ``size.stem_steps``,
-    then all of OFA for ``size.steps``. Returns the captioner and a row per
-    10 steps: step, phase, loss, words (loss of the words), and for captions nll per token.
+    Tokenizer and weights depend on the data and ``seed`` alone (bit for bit on one thread), also when a run was
+    killed and resumes from ``folder``/checkpoint.pt. The ResNet alone learns for ``size.stem_steps``, then all of
+    OFA for ``size.steps``. Returns the captioner and one row per 10 steps: step, phase, loss, words (loss of the
+    words), and for captions nll per token.
 
     Raises ClipVipError for too few pairs, an empty caption or a loss that is not finite.
     """
@@ -140,7 +140,7 @@ class _WordHead(nn.Module):
         """features [B, channels, h, w], caption ids [B, U] -> binary cross-entropy, a sum over words."""
         logits = self.proposal(features.flatten(2).transpose(1, 2)).float().amax(1) - 4.0  # words are rare
         held = torch.zeros_like(logits).scatter_(1, tokens, 1.0)
-        held[:, :4] = 0.0  # special tokens are no words
+        held[:, :4] = 0.0  # special tokens are not words
         return F.binary_cross_entropy_with_logits(logits, held, reduction="sum") / len(tokens)
 
 
@@ -253,6 +253,6 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # torch raises many kinds for a file that is not its own
             raise ClipVipError(
-                f"{path} is no checkpoint of this captioner; remove it to train from the start"
+                f"{path} is not a checkpoint of this captioner; remove it to train from the start"
             ) from error
         self.step, self.history = state["step"], state["history"]

@@ -2,7 +2,7 @@
 
 The interface is small, ``ImageCaptioner``: images in, one sentence each out. OFA's weights and the way they are used
 (480 pixels, beam 5, 16 tokens: facts of the authors' caption script) are the default; the other implementation is
-for those who cannot get them. Whose captions a folder holds is told by ``describe``.
+for those who cannot get them. ``describe`` says whose captions a folder holds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class ImageCaptioner(Protocol):
     """What captions a corpus.
 
     image_size: side of the square to which images may be brought beforehand (transform.resize, antialiased)
-    without another caption coming out; None if they are to be given as they were decoded.
+    without changing the caption; None if they must be given as they were decoded.
     """
 
     image_size: int | None
@@ -59,7 +59,7 @@ def load_ofa_captioner(
     Args:
         weights: fairseq's .pt, Hugging Face's folder, or a folder of ``Captioner.save``.
         bpe: folder with GPT-2's vocab.json and merges.txt; by default ``weights`` if it is a folder.
-        size, beam, max_tokens: pixels a side, hypotheses, tokens at most; by default 480, 5 and 16, for a saved
+        size, beam, max_tokens: pixels per side, hypotheses, tokens at most; by default 480, 5 and 16, for a saved
             captioner those that it was saved with.
 
     Raises ClipVipError if weights or tokenizer are missing, damaged or do not belong together.
@@ -67,7 +67,7 @@ def load_ofa_captioner(
     folder = Path(weights)
     if folder.is_dir() and "ofa" in _fields(folder):
         if bpe is not None:
-            raise ClipVipError(f"{folder} has a tokenizer of its own: expected no other one; leave --bpe out")
+            raise ClipVipError(f"{folder} has its own tokenizer: expected no other one; leave --bpe out")
         saved = Captioner.load(folder)
         model, tokenizer, settings = saved.model, saved.tokenizer, saved.beam
         size = size or saved.image_size
@@ -82,7 +82,7 @@ def load_ofa_captioner(
     longest = 16 * model.config.image_bucket_size
     if not 1 <= size <= longest:
         raise ClipVipError(
-            f"this OFA sees images of 1 to {longest} pixels a side, got {size}; choose another size"
+            f"this OFA sees images of 1 to {longest} pixels per side, got {size}; choose another size"
         )
     precision = choose(precision, device)
     if precision == "bfloat16":
@@ -127,8 +127,8 @@ def _released_tokenizer(weights: Path, bpe: str | Path | None) -> OFATokenizer:
 class HuggingFaceCaptioner:
     """A vision-to-text model of Hugging Face that describes an image without a prompt: BLIP, GIT, ViT-GPT2 and others.
 
-    model: its name (downloaded once by transformers) or a folder. Code that comes with a model is never run. The image
-    size is its own. Captions lose punctuation as OFA's do.
+    model: its name (downloaded once by transformers) or a folder. Code that comes with a model is never run. It brings
+    its own image size. Captions lose punctuation as OFA's do.
 
     Raises ClipVipError if it cannot be loaded, or does not caption a first picture.
     """
@@ -189,7 +189,7 @@ class HuggingFaceCaptioner:
         return texts
 
     def _end_generation_well(self) -> None:
-        """A saved limit of length gives way to ours; GPT-2's decoders have no padding of their own."""
+        """A saved limit of length gives way to ours; GPT-2's decoders lack a padding token."""
         settings = self.model.generation_config
         settings.max_length = None
         if settings.pad_token_id is None:

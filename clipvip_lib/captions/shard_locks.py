@@ -38,7 +38,7 @@ class Held:
         return self.lock.left_by
 
     def release(self) -> None:
-        """Let go. The lock's file goes with a task that is done: who opens it later finds the task done."""
+        """Let go. The lock's file goes with a task that is done: a process that opens it later finds the task done."""
         if self.task.out.exists():
             self.task.lock.unlink(missing_ok=True)
         self.lock.release()
@@ -77,10 +77,10 @@ def deal(
     pause: Callable[[], bool],
     waiting: Callable[[list[ShardTask]], None],
 ) -> Iterator[Held]:
-    """Yield tasks to do, each held; ends when all are done, by whomever. The taker releases them.
+    """Yield tasks to do, each held; ends when all are done, by any process. The taker releases them.
 
     A rank begins with its own share, tasks[rank::ranks], then helps the others from the far end, then waits for what
-    others hold: if they die, it takes that up. ``pause`` sleeps a little and returns whether to go on; ``waiting``
+    others hold: if they die, it takes that up. ``pause`` sleeps a little and returns whether to continue; ``waiting``
     is told once what is waited for.
     """
     own = tasks[rank::ranks]

@@ -4,7 +4,7 @@ A set is scored by single sentences (every sentence is a query) or by paragraphs
 order, joined to one text). The protocol belongs to the set and is stated here: a paragraph set that is scored by
 single sentences gives far lower numbers (R@1 near 20 on ActivityNet; users of the authors' code ran into this
 repeatedly). Videos are files with any suffix or folders of frames. Missing ones are counted and refused unless their
-number is allowed, and then the items say which are left out, so that a score can say so too.
+number is allowed. Then the items say which are left out, so that a score can say so too.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def load_benchmark(
         root: folder with the annotation files and videos/ (or the set's own name for it).
         split: "train", "val" or "test". Where a set comes without a validation split, "val" is the training videos
             named in held_out.txt (``hold_out`` writes it), and "train" the others.
-        allow_missing: so many videos of the split may be missing; they are left out, and ``Items.missing`` names them.
+        allow_missing: how many videos of the split may be missing; they are left out, and ``Items.missing`` names them.
         videos: folder of the videos, if it is not under ``root``.
 
     Raises:
@@ -195,7 +195,7 @@ def load_benchmark(
         texts = texts_of(record, known.protocol)
         if not texts or not all(texts):
             raise ClipVipError(
-                f"{name} {split}: video {record.video_id} has an empty or no text in {root}; remove or mend it"
+                f"{name} {split}: video {record.video_id} has an empty or no text in {root}; remove or fix it"
             )
         found = files.find(record.names)
         if len(found) > 1:
@@ -244,7 +244,7 @@ def read_records(name: str, root: Path, split: str, tell: Tell = reading.refuse)
     chosen = set(reading.distinct(reading.read_list(held, tell), held, tell))
     records = known.read(root, "train", tell)
     for video in sorted(chosen - {record.video_id for record in records}):
-        tell("no-sentence", f"{held}: {video} is not among the training videos; remove or mend it")
+        tell("no-sentence", f"{held}: {video} is not among the training videos; remove or fix it")
     return [record for record in records if (record.video_id in chosen) == (split == "val")]
 
 
@@ -270,7 +270,7 @@ def _check_frames(record: Record, folder: Path) -> None:
     if there != record.frames:
         raise ClipVipError(
             f"video {record.video_id}: expected num_frame = {record.frames} pictures in {folder}, got {there}; extract "
-            "the frames again, or mend num_frame"
+            "the frames again, or correct num_frame"
         )
 
 

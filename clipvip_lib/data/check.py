@@ -1,8 +1,8 @@
-"""Looks a downstream set over before anybody trains on it: `clipvip check-data`.
+"""Checks a downstream set before anybody trains on it: `clipvip check-data`.
 
-Each fault has a code word (``CODES``). An error makes scores wrong or loading impossible, a warning is to be known.
-Annotations are read by the very readers of ``load_benchmark``, which here tell all faults in place of refusing the
-first; files are looked at by check_videos.py. What is checked in full and what on a sample is said.
+Each fault has a code word (``CODES``). An error makes scores wrong or loading impossible; a warning is good to know.
+The readers of ``load_benchmark`` read the annotations too, and here report all faults instead of refusing the first;
+check_videos.py looks at the files. The report says what was checked in full and what on a sample.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ERRORS = {
     "ambiguous-video": "several files have a video's name",
     "empty-file": "a file, or all pictures of a folder, have no bytes",
     "cut-file": "a file is shorter than its headers announce",
-    "unreadable-video": "a file is no video, or damaged",
+    "unreadable-video": "a file is not a video, or is damaged",
     "wrong-duration": "a video's length is far from the annotation's: it was wrongly cut",
     "frames-missing": "a frame folder has a gap, or another number of pictures than num_frame",
     "wrong-frames": "decord returns other frames than a second decoder",
@@ -126,13 +126,13 @@ def check_set(
 
     Args:
         videos: folder of the videos, if it is not under ``root``.
-        allow_missing: so many missing videos of a split are a warning.
-        sample: so many videos at most are decoded by two decoders; 0 for all.
-        seconds: decoding stops at half of them, opening the other files when they have passed; with ``sample`` 0
-            neither does.
-        kept_frames: of a clip in the frame store that is trained from; without it no store is reckoned.
+        allow_missing: up to this many missing videos of a split are a warning.
+        sample: at most this many videos are decoded by two decoders; 0 for all.
+        seconds: decoding stops after half of them, opening the other files after all of them; with ``sample`` 0
+            neither stops.
+        kept_frames: of a clip in the frame store that is trained from; without it the store's size is not computed.
 
-    Raises ClipVipError for an unknown set, or a ``root`` that is no folder.
+    Raises ClipVipError for an unknown set, or a ``root`` that is not a folder.
     """
     if name not in SETS:
         raise unknown("benchmark", name, SETS)
@@ -208,13 +208,13 @@ def _check_texts(name: str, records: dict[str, list[Record]], notes: Notes) -> N
             elif blank == len(record.sentences) or (blank and not paragraph):
                 notes(
                     "empty-caption",
-                    f"{where} has {blank} empty of {len(record.sentences)} texts; remove or mend them",
+                    f"{where} has {blank} empty of {len(record.sentences)} texts; remove or fix them",
                 )
             elif blank:
                 notes("empty-part", f"{where} has {blank} empty of {len(record.sentences)} sentences")
             for text in record.sentences:
                 if MOJIBAKE.search(text):
-                    notes("broken-letters", f"{where}: {text[:60]!r}; decode the file anew")
+                    notes("broken-letters", f"{where}: {text[:60]!r}; decode the file again")
         lists = [record for record in listed if len(record.sentences) > 1]
         if name == "jsonl" and split == "test" and lists:
             notes(

@@ -33,15 +33,15 @@ STORE_SIZE = 224
 Found = dict[str, list[tuple[Record, Path]]]
 
 
-# Where decord is trusted with an ordinary file; in others (LSMDC's and MSVD's .avi) a doubt is no fault of the file.
+# Where decord is trusted with an ordinary file; in others (LSMDC's and MSVD's .avi) a doubt is not the file's fault.
 ORDINARY = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """Measured on ``clips`` of the sample, of which ``by_pyav`` were not left to decord: seconds a clip (12 frames and
-    the middle one) on one core; what that makes of all clips, in core hours; and the bytes of their frame store at
-    224 x 224, if it was told how many frames of a clip that keeps.
+    """Measured on ``clips`` clips of the sample (``by_pyav`` of them were not left to decord): seconds per clip (12
+    frames and the middle one) on one core; what that makes of all clips, in core hours; and the bytes of their frame
+    store at 224 x 224, if it was told how many frames of a clip that keeps.
     """
 
     clips: int
@@ -88,7 +88,7 @@ def check(
 ) -> tuple[int, int, Decoding | None]:
     """(bytes of all videos, number of files opened, what decoding costs); faults go to ``tell``.
 
-    ``sample``: so many are decoded twice, 0 for all; then the clock does not matter. ``until``: a time.monotonic() at
+    ``sample``: how many are decoded twice, 0 for all; then the clock does not matter. ``until``: a time.monotonic() at
     which to stop opening files; decoding takes at most half of what is left till then, and at least one file.
     ``kept_frames``: of a clip in a frame store, without its middle one.
     """
@@ -104,7 +104,7 @@ def check(
     order = sorted(readable, key=lambda path: hashlib.sha256(path.name.encode()).digest())
     deep = order if sample == 0 else order[:sample]
     spent: list[tuple[float, bool]] = []
-    half = (time.monotonic() + until) / 2  # of ActivityNet's long videos a few may fill it
+    half = (time.monotonic() + until) / 2  # a few of ActivityNet's long videos may fill it
     opened = 0
     for path in deep:
         if opened and sample and time.monotonic() > half:
@@ -247,7 +247,7 @@ def _decode_twice(path: Path, tell: Tell) -> list[tuple[float, bool]]:
         return []
     if total != seen.frames or not agree(frames, np.stack([shown[i] for i in _wanted(seen.frames)])):
         tell(
-            "wrong-frames", f"{path}: decord returns other frames than PyAV; write the file anew with ffmpeg"
+            "wrong-frames", f"{path}: decord returns other frames than PyAV; write the file again with ffmpeg"
         )
     return [(seconds, False)]
 

@@ -1,4 +1,4 @@
-"""Which videos some files, folders and shards hold, and their frames, decoded ahead of whoever uses them.
+"""Which videos some files, folders and shards hold, and their frames, decoded before they are needed.
 
 A clip is a video file, a folder of numbered pictures, or a member of a tar shard (found by its offset, so that a
 shard's samples are decoded side by side). Decoding runs in threads: decord and FFmpeg leave Python's lock while they
@@ -33,7 +33,7 @@ MOST_WORKERS = 16
 class Clip:
     """One video: its id, its absolute path, and in a shard its entry.
 
-    stamp: size and time of change, by which a file that was replaced is known.
+    stamp: size and time of change, which tell a file that was replaced.
     """
 
     id: str
@@ -70,7 +70,7 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
 
     A folder's clips are sorted by path; one with pictures and no video in it is a frame folder. Shard patterns
     (``{00000..00099}.tar``) are data/shards.py's. Samples of a shard without a video or picture
-    (video2dataset's failed downloads) are no clips; hidden files neither.
+    (video2dataset's failed downloads) are not clips; neither are hidden files.
 
     Args:
         ids: "name": the path below the given folder without its suffix, a file's stem, a sample's key;
@@ -100,7 +100,7 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
 
 
 def _check_name(clip: Clip) -> None:
-    """A name with bytes that are no UTF-8 cannot be written to ids.jsonl, and the rows beside it would be lost."""
+    """A name with bytes that are not UTF-8 cannot be written to ids.jsonl, and the rows beside it would be lost."""
     try:
         (clip.id + clip.name).encode()
     except UnicodeEncodeError as error:
@@ -206,8 +206,8 @@ def decode_ahead(
 ) -> Iterator[Decoded]:
     """The frames of clips, in their order, decoded in threads while the caller computes.
 
-    A clip that cannot be read comes with its error, and the caller decides. At most ``ahead`` clips (or two a
-    worker) wait in memory. ``workers``: threads, by default one a core; 0 decodes when asked.
+    A clip that cannot be read comes with its error, and the caller decides. At most ``ahead`` clips (or two per
+    worker) wait in memory. ``workers``: threads, by default one per core; 0 decodes when asked.
 
     Raises ClipVipError for fewer workers than 0.
     """
@@ -248,9 +248,9 @@ def decode_ahead(
 
 
 def workers_of(workers: int | None) -> int:
-    """How many threads decode, by default one a core. Raises ClipVipError for fewer than 0."""
+    """How many threads decode, by default one per core. Raises ClipVipError for fewer than 0."""
     if workers is not None and workers < 0:
-        raise ClipVipError(f"workers expected 0 or more, got {workers}; leave it out for one a core")
+        raise ClipVipError(f"workers expected 0 or more, got {workers}; leave it out for one per core")
     return min(usable_cores(), MOST_WORKERS) if workers is None else workers
 
 

@@ -1,13 +1,13 @@
 """A cheap look into a video file before any frame is decoded: may decord be trusted with it?
 
-decord is fast and, on most files, exact. On some it is wrong without a word: it returns frames that an edit
+decord is fast and, on most files, exact. On some it is silently wrong: it returns frames that an edit
 list hides, starts at the wrong frame where a group of pictures is open (a key picture followed by pictures
 that come before it in time), jumps into the middle of intra-refresh video, mixes up the frames of MPEG-TS
 and of H.264 in AVI; and a cut AVI file, or a damaged MP4 in fragments, ends the whole process. What may go
 wrong shows in the container's packets, without decoding, in 0.4 ms for a clip of 16 frames; what is doubtful
 is then decoded from its start with PyAV (video.py).
 
-The look also refuses what is no whole video: missing, empty and cut files, text, pages of HTML. It cannot
+The look also refuses anything that is not a whole video: missing, empty and cut files, text, pages of HTML. It cannot
 see damage inside a packet (`video.check_video` finds most of it), nor where MPEG-TS or live Matroska, which
 announce no length, once ended: if such a file was cut, its last picture may be damaged.
 """
@@ -60,7 +60,7 @@ def look(source: str | Path | bytes, name: str | None = None) -> Look:
 
     The stream is the one with the largest picture; cover art is left out.
 
-    Raises VideoError for a missing, empty or cut file, one that is no video, and one without frames.
+    Raises VideoError for a missing, empty or cut file, one that is not a video, and one without frames.
     """
     label = describe(source, name)
     display = _turns_of_whole_file(source, label)
@@ -91,7 +91,7 @@ def open_container(source: str | Path | bytes, label: str) -> av.container.Input
     """Open with PyAV; what FFmpeg does not know as a video raises VideoError."""
     file = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
     try:
-        # Titles in another alphabet's encoding are no reason to refuse a video.
+        # Titles in another alphabet's encoding are not a reason to refuse a video.
         return av.open(file, options={"format_whitelist": DEMUXERS}, metadata_errors="replace")
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(
@@ -119,7 +119,7 @@ def _doubt_about_file(container, stream, streams, matrix) -> str:
     if [s.width * s.height for s in streams].count(stream.width * stream.height) > 1:
         return "several video streams of one size: their pictures do not tell which one decord takes"
     if matrix not in QUARTER_TURNS:
-        return "a display matrix that is no quarter turn"
+        return "a display matrix that is not a quarter turn"
     return ""
 
 
@@ -145,7 +145,7 @@ def _look_at_packets(container, stream) -> tuple[int, str]:
     if broken:
         return shown, "packets marked as damaged"
     if None in times or len(set(times)) < len(times):
-        return shown, "packets without a time of their own"
+        return shown, "packets without their own time"
     if not clean or not _groups_are_closed(times, keys):
         return shown, "an open group of pictures: decord starts at the wrong frame after a jump"
     if stream.frames not in (0, len(times)):

@@ -6,7 +6,7 @@
   10m a random subset of the videos of the 100m;
 * ``msrvtt`` (sentences) and ``didemo`` (paragraphs): video files and those sets' own annotation files.
 
-Nothing here reaches a model but through these files: what the scene description knows is lost, as in life. The
+A model sees this only through these files: what the scene description knows is lost, as in life. The
 one exception is ``truth.json`` beside each benchmark, which only evaluation reads, to show results apart for
 queries that tell the order and those that do not.
 """
@@ -252,7 +252,7 @@ def _msrvtt_annotations(folder: Path, rows: list[dict]) -> dict:
 
 
 def _didemo_annotations(folder: Path, rows: list[dict]) -> dict:
-    """DiDeMo's {train,val,test}_data.json: one entry a described moment, in order of time."""
+    """DiDeMo's {train,val,test}_data.json: one entry per described moment, in order of time."""
     entries: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     truth = {}
     for row in rows:

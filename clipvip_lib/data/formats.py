@@ -2,7 +2,7 @@
 
 The world writes ``msrvtt`` (sentences) and ``didemo`` (paragraphs) itself (corpora.py). A set of the same protocol is
 written from one of them: its own annotation files, ids, folder layout and file type (H.264 in MP4 or AVI without a
-new encoding, or a folder of pictures), so that what is read back is the same videos and texts in another dress.
+new encoding, or a folder of pictures), so that the same videos and texts are read back from another format.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def rewrite(
 
 
 def as_avi(path: Path) -> bytes:
-    """The video stream of an MP4 in an AVI container; the packets are copied, nothing is encoded anew."""
+    """The video stream of an MP4 in an AVI container; the packets are copied, nothing is encoded again."""
     buffer = io.BytesIO()
     with av.open(str(path)) as read, av.open(buffer, "w", format="avi") as out:
         old = read.streams.video[0]
@@ -129,7 +129,7 @@ def _of(clips: list[ClipToWrite], *splits: str) -> list[ClipToWrite]:
     return [clip for clip in clips if clip.split in splits]
 
 
-# ------------------------------------------------------- one writer a set: (folder, name, clips) -> names of files
+# ----------------------------------------------------- one writer per set: (folder, name, clips) -> names of files
 
 
 def _write_msrvtt(folder: Path, name: str, clips: list[ClipToWrite]) -> list[str]:

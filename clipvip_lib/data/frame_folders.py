@@ -1,7 +1,7 @@
 """A folder of numbered pictures, read as the video that they were taken from.
 
-The authors keep ActivityNet and others so: <clip_id>/<clip_id>_000.jpg, counted from zero with at least three digits
-(XPretrain, CLIP-ViP/src/datasets/dataset_video_retrieval.py); ffmpeg counts from one. Both are read, and
+The authors keep ActivityNet and others like this: <clip_id>/<clip_id>_000.jpg, counted from zero with at least three
+digits (XPretrain, CLIP-ViP/src/datasets/dataset_video_retrieval.py); ffmpeg counts from one. Both are read, and
 frame 0 of the "video" is the first picture. A gap in the numbers is a lost picture, after which every index would
 show another moment: such a folder is refused, never read as if it were whole.
 """
@@ -95,7 +95,7 @@ def read_folder(folder: str | Path, indices: Indices, name: str | None = None) -
     outside = wanted[(wanted < 0) | (wanted >= len(files))]
     if outside.size:
         raise VideoError(
-            f"frame {outside[0]} is not in {label}: expected 0 to {len(files) - 1}, for it has {len(files)} pictures"
+            f"frame {outside[0]} is not in {label}: expected 0 to {len(files) - 1}, it has {len(files)} pictures"
         )
     opened: dict[int, np.ndarray] = {}
     for index in sorted(set(wanted.tolist())):

@@ -55,7 +55,7 @@ def write_store(
     if there are fewer or more sources than ``count``. The file is written whole or not at all.
     """
     if frames < 1:
-        raise ClipVipError(f"expected at least 1 frame a clip, got {frames}")
+        raise ClipVipError(f"expected at least 1 frame per clip, got {frames}")
 
     def wanted(total: int) -> list[int]:
         return [*uniform_indices(total, frames), middle_index(total)]

@@ -27,7 +27,7 @@ def hold_out(name: str, root: str | Path, count: int, seed: int = 0) -> Path:
         raise unknown("benchmark", name, SETS)
     path = Path(root) / HELD_OUT
     if "val" in SETS[name].splits:
-        raise ClipVipError(f"{name} comes with a validation split: nothing is to be held out; use it")
+        raise ClipVipError(f"{name} comes with a validation split: there is nothing to hold out; use it")
     if any((Path(root) / file).exists() for file in (HELD_OUT, VALIDATION)):
         raise ClipVipError(
             f"{root} has a validation split already ({HELD_OUT} or {VALIDATION}): remove it first"

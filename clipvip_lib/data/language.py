@@ -14,7 +14,7 @@ import numpy as np
 
 from clipvip_lib.data.world import DrawnClip, Thing, pick
 
-# Share of people's captions that tell the event (MSR-VTT's captions mostly name an action), and one phrase a motion:
+# Share of people's captions that tell the event (MSR-VTT's captions mostly name an action), and one phrase per motion:
 # set by when order is learned. With 0.6 and two or three phrases a model that can learn order had not begun to after
 # 400 steps of fine-tuning, with 0.8 and two it learned it after 200 to 300, with these after 100 to 200.
 TELLS_ORDER = 0.85
@@ -25,7 +25,7 @@ SUBTITLE_CHATTER = 0.35  # subtitles with no content at all; ASR of talk that is
 SUBTITLE_NEIGHBOUR = 0.2  # subtitles about the neighbouring clip: speech runs ahead of or behind the picture
 SUBTITLE_TELLS_EVENT = 0.35  # of the subtitles with content, those that speak of what happens
 ALT_TELLS_EVENT = 0.3  # alt-text that names the motion
-ANNOTATORS = 5  # captions a training clip (MSR-VTT has 20; five keep the files small)
+ANNOTATORS = 5  # captions per training clip (MSR-VTT has 20; five keep the files small)
 
 SHAPE = {
     "circle": ("circle", "disc"),
@@ -128,7 +128,7 @@ def caption(clip: DrawnClip, rng: np.random.Generator) -> tuple[str, bool]:
 
 
 def _event_clauses(clip: DrawnClip, rng: np.random.Generator) -> list[str]:
-    """The events in order, a clause each: ["a red circle grows", "a blue star vanishes"]."""
+    """The events in order, one clause each: ["a red circle grows", "a blue star vanishes"]."""
     return [
         f"{_article(_name(rng, clip.things[event.thing]))} {pick(rng, MOTION[event.motion])}"
         for event in clip.events
@@ -153,7 +153,7 @@ def _inventory(clip: DrawnClip, rng: np.random.Generator) -> str:
 
 
 def paragraph(clip: DrawnClip, rng: np.random.Generator) -> list[str]:
-    """One sentence an event, in order, as DiDeMo's several descriptions of moments of a video."""
+    """One sentence per event, in order, as DiDeMo's several descriptions of moments of a video."""
     first, *rest = _event_clauses(clip, rng)
     where = f" {pick(rng, BACKGROUND[clip.background])}" if rng.random() < TELLS_BACKGROUND else ""
     return [first + where] + [f"then {sentence}" for sentence in rest]

@@ -1,9 +1,9 @@
 """Tar shards as video2dataset writes them (key.mp4 or key.jpg, key.txt, key.json): their samples, found and read.
 
-A shard's headers are read first, about 20 microseconds a file, and an `Entry` says where a sample's files begin. So a
-shuffle buffer holds addresses where others hold gigabytes, a position in it is a few numbers, and a sample's bytes
+A shard's headers are read first, about 20 microseconds per file, and an `Entry` says where a sample's files begin. So
+a shuffle buffer holds addresses where others hold gigabytes, and a position in it is a few numbers. A sample's bytes
 are read when its turn comes, by the process that decodes them. The order of a shard is kept: clips of one long video
-stand together, which training relies on.
+stand together, and training relies on that.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Sample:
 
 
 class NeverFetched(ClipVipError):
-    """A sample without media, of which key.json says that video2dataset could not fetch it."""
+    """A sample without media: key.json says that video2dataset could not fetch it."""
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -108,7 +108,7 @@ def _files(shard: str | Path, entry: Entry, extensions: Iterable[str]) -> dict[s
         raise ClipVipError(f"{entry.key} of {shard}: {entry.error}; write the shard again")
     found = {}
     try:
-        with Path(shard).open("rb") as file:  # once a sample: over a network, opening is what takes long
+        with Path(shard).open("rb") as file:  # once per sample: over a network, opening is what takes long
             for extension in extensions:
                 start, length = entry.files.get(extension, (0, 0))
                 file.seek(start)
@@ -143,7 +143,7 @@ def _media(shard: str | Path, entry: Entry, found: dict[str, bytes]) -> bytes:
 def _about(shard: str | Path, entry: Entry, found: dict[str, bytes]) -> dict:
     try:
         return json.loads(found.get("json", b"{}"))
-    except (ValueError, RecursionError) as error:  # no JSON, no text at all, or too deep
+    except (ValueError, RecursionError) as error:  # not JSON, not text at all, or too deep
         raise ClipVipError(
             f"{entry.key}.json of shard {shard} is not JSON that people write ({error}); write the shard again"
         ) from error
@@ -232,14 +232,14 @@ def expand(pattern: str | Path) -> list[Path]:
             found.append(Path(name))
             continue
         wanted = f"{glob.escape(name)}/*.tar" if Path(name).is_dir() else name
-        # Not Path.glob, which takes no absolute pattern.
+        # Not Path.glob, which cannot take an absolute pattern.
         tars = sorted(Path(tar) for tar in glob.glob(wanted) if tar.endswith(".tar"))  # noqa: PTH207
         found += tars
         if not tars:
             missing.append(name)
     if missing:
         raise ClipVipError(
-            f"{len(missing)} of {len(names)} names of the shard pattern {str(pattern)!r} are no tar file, first "
+            f"{len(missing)} of {len(names)} names of the shard pattern {str(pattern)!r} are not tar files, first "
             f"{missing[0]}; fetch what is missing or name fewer"
         )
     return found

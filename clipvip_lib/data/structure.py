@@ -1,8 +1,8 @@
 """Where a video file should end, and how its tracks are to be turned: read from a few bytes of its headers.
 
-FFmpeg plays what is there of a cut file and says nothing; but the formats announce their length: the boxes
-of MP4, the segment of Matroska, the RIFF parts of AVI, the packets of MPEG-TS by their size. And an MP4's
-display matrix, without which decord cannot be judged, is not to be had from PyAV before a frame is decoded.
+FFmpeg plays what is there of a cut file and says nothing. But the formats announce their length: the boxes
+of MP4, the segment of Matroska, the RIFF parts of AVI, the packets of MPEG-TS by their size. And PyAV does not
+give an MP4's display matrix, without which decord cannot be judged, before a frame is decoded.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _mp4_matrices(file: BinaryIO, start: int, stop: int) -> dict[int, tuple[int,
                     long = head[:1] == b"\1"
                     (track,) = struct.unpack_from(">I", head, 20 if long else 12)
                     matrices[track] = _matrix(head, 52 if long else 40)
-    # A turn of the whole movie on top of its tracks' is left to PyAV: (2, 2, 2, 2) is no quarter turn.
+    # A turn of the whole movie on top of its tracks' is left to PyAV: (2, 2, 2, 2) is not a quarter turn.
     return matrices if movie == UPRIGHT else dict.fromkeys(matrices, (2, 2, 2, 2))
 
 
@@ -115,7 +115,7 @@ def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _matroska_projection(file: BinaryIO) -> dict[int, tuple[int, ...]]:
-    """Tracks turned by a Projection element: sought by its identifier alone, for it is very rare."""
+    """Tracks turned by a Projection element: sought by its identifier alone, because it is very rare."""
     file.seek(0)
     return dict.fromkeys(range(1, 9), (2, 2, 2, 2)) if b"\x76\x70" in file.read(1024) else {}
 

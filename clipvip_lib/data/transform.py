@@ -1,6 +1,6 @@
 """From frames as they are shown to the tensor that a model takes.
 
-Two ways of resizing stand side by side, for they give other pixels. The authors of CLIP-ViP resize the
+Two ways of resizing stand side by side, because they give different pixels. The authors of CLIP-ViP resize the
 float tensor bicubically without antialiasing (torchvision of 2022: aliased when it shrinks), and keep no
 aspect. CLIP itself and OFA resize the 8-bit picture with Pillow, antialiased. Neither crops nor augments.
 """
@@ -53,7 +53,7 @@ def preprocess(frames: np.ndarray, size: int, antialias: bool = False) -> torch.
 
     By default in the authors' order, to the last bit of float32: divide by 255, bicubic resize, mean and
     standard deviation (XPretrain, CLIP-ViP/src/datasets/dataloader.py). Values may leave the 8-bit range at
-    edges, for a bicubic overshoots and nothing is clamped. ``antialias`` resizes with Pillow first, as CLIP
+    edges, because a bicubic overshoots and nothing is clamped. ``antialias`` resizes with Pillow first, as CLIP
     does.
 
     Raises ClipVipError for another dtype or shape, or a size below 1.

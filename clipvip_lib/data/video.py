@@ -3,7 +3,7 @@
 One reader for every video of the study, from a path or from the bytes of a tar shard. decord decodes; where
 the container shows that decord would count or return other frames than the file shows (container.py: edit
 lists, open groups of pictures, other containers and codecs), PyAV decodes from the start in the order
-shown. What neither reads surely is refused by name. Nothing is kept between calls: a decord reader that is
+shown. What neither can read reliably is refused by name. Nothing is kept between calls: a decord reader that is
 shared by threads or crosses a fork can hang (dmlc/decord issues 194, 269, 294).
 
 Frame indices follow the authors' rule (XPretrain, CLIP-ViP/src/datasets/dataset_video_retrieval.py).
@@ -82,7 +82,7 @@ def read_frames(source: Source, indices: Indices, name: str | None = None) -> np
     indices: ``read_frames(path, lambda total: uniform_indices(total, 12))``. ``name`` stands for bytes in
     errors.
 
-    Raises VideoError, naming the file: it is missing, empty, cut, damaged, without frames or no video; an
+    Raises VideoError, naming the file: it is missing, empty, cut, damaged, without frames or not a video; an
     index is not in it; no index is asked for.
     """
     label = describe(source, name)
@@ -105,7 +105,7 @@ def _checked(indices: Sequence[int] | np.ndarray, total: int, label: str) -> np.
     outside = indices[(indices < 0) | (indices >= total)]
     if outside.size:
         raise VideoError(
-            f"frame {outside[0]} is not in {label}: expected 0 to {total - 1}, for it shows {total} frames"
+            f"frame {outside[0]} is not in {label}: expected 0 to {total - 1}, it shows {total} frames"
         )
     return indices.astype(np.int64)
 

@@ -1,7 +1,7 @@
 """Finds the video that an annotation names: a file with any suffix, in any subfolder, or a folder of frames.
 
-Sets are passed on in many layouts (LSMDC in a folder a film, MSVD as .avi or .mp4, ActivityNet as frames), so the
-folder is listed once and looked up by name without suffix. Two candidates for one name are never chosen between.
+Sets are passed on in many layouts (LSMDC in one folder per film, MSVD as .avi or .mp4, ActivityNet as frames), so the
+folder is listed once and looked up by name without suffix. If two candidates match one name, none is chosen.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class VideoFiles:
             self._by_stem.setdefault(stem(path.name), []).append(path)
 
     def find(self, names: Sequence[str]) -> list[Path]:
-        """What answers to the first of ``names`` that anything answers to: no path, one, or several.
+        """The paths that match the first of ``names`` with any match: none, one, or several.
 
         A name with a suffix (``a.mov``) is taken exactly if it is there, else with another suffix. A name with
         folders (``film/clip``) is taken there if it is there, else by its last part.

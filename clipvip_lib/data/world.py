@@ -21,7 +21,7 @@ import numpy as np
 
 PIXELS = 128  # side of a frame: small enough to encode in 7 ms, large enough for 8 shapes to be told apart
 FPS = 3  # low, as most corpora are sampled at a few frames a second
-# Seven (2.3 seconds), of which evaluation takes 0, 2, 4, 6: the same times forwards and backwards. Of 16 it took
+# Seven (2.3 seconds); evaluation takes 0, 2, 4, 6: the same times forwards and backwards. Of 16 it took
 # 0, 4, 8, 15: a probe of one frame then told a motion from its opposite in 56 %, mean pooling in 68 % of size changes.
 FRAMES = 7
 CLIPS_PER_VIDEO = 4  # a batch that takes whole videos holds clips that differ in their motion only
@@ -54,11 +54,11 @@ STILL_PASSING = 0.15
 STILL_FADING = 0.05  # share of a still image's things that are half visible, as in the middle of appearing
 # Sizes of a still image's things, as a share of RADIUS: with any size at any place the captioner told 27 % of shapes.
 STILL_SIZES = (0.95, 1.15)
-DRIFT = 6.0  # largest camera drift over a clip in pixels: less than a fifth of a patch, so it is no event
+DRIFT = 6.0  # largest camera drift over a clip in pixels: less than a fifth of a patch, so it is not an event
 LIGHT = 0.15  # largest change of brightness over a clip
 TWO_EVENTS = 0.3  # share of sentence clips with two events in order; paragraph clips always have two
 # Shares of videos with one and two things; the rest have three. Set by the baseline: with 0.2 and 0.5 its R@1 was 24,
-# for of three things it found the scene in 14 to 25 %, of one or two in 63 %; with these it was 31.
+# because of three things it found the scene in 14 to 25 %, of one or two in 63 %; with these it was 31.
 ONE_THING, TWO_THINGS = 0.3, 0.6
 
 # Splits share no scene: a scene (its things and background) belongs to the split that its hash names.
@@ -117,7 +117,7 @@ def split_of(scene: str) -> str:
 
 
 def rng_for(*path: object) -> np.random.Generator:
-    """A generator of its own for every named thing, whatever was drawn before: ``rng_for(seed, "msrvtt", 3)``."""
+    """Its own generator for every named thing, whatever was drawn before: ``rng_for(seed, "msrvtt", 3)``."""
     digest = hashlib.sha256("/".join(str(p) for p in path).encode()).digest()
     return np.random.Generator(np.random.PCG64(int.from_bytes(digest[:16], "little")))
 
@@ -162,7 +162,7 @@ def sample_video(
     backgrounds: tuple[str, ...] = BACKGROUNDS,
     most: int = 3,
 ) -> list[DrawnClip]:
-    """The CLIPS_PER_VIDEO clips of a video: pairs of clips that do and undo, every pair with places of its own."""
+    """The CLIPS_PER_VIDEO clips of a video: pairs of clips that do and undo, every pair with its own places."""
     things, background = sample_scene(rng, split, backgrounds, most)
     texture = int(rng.integers(2**31))
     clips: list[DrawnClip] = []
@@ -272,7 +272,7 @@ def _paint(canvas: np.ndarray, thing: Thing, x: float, y: float, radius: float, 
 
 @functools.lru_cache(maxsize=1024)
 def _mask(shape: str, radius: int) -> np.ndarray:
-    """Coverage of a shape of this radius, float32 [2r+3, 2r+3] in [0, 1], from 4 x 4 samples a pixel."""
+    """Coverage of a shape of this radius, float32 [2r+3, 2r+3] in [0, 1], from 4 x 4 samples per pixel."""
     side, fine = 2 * radius + 3, 4
     axis = ((np.arange(side * fine) + 0.5) / fine - side / 2) / radius
     x, y = axis[None, :], axis[:, None]

@@ -1,9 +1,9 @@
 """Videos and texts to folders of features (`clipvip embed`): any weights, any number of files, resumed after a kill.
 
-What is special: a folder of features knows the weights that made it by a checksum over the model itself (weights,
-configuration, vocabulary), so rows of two models never stand in one folder, and a query is encoded by the same model or
-not at all. A plain CLIP has no trained proxies: unless told otherwise it is taken as "mean_pool", its frames seen
-apart, for proxies drawn at random would only blur it.
+A folder of features knows the weights that made it by a checksum over the model itself (weights, configuration,
+vocabulary). So rows of two models never stand in one folder, and a query is encoded by the same model or not at all.
+A plain CLIP has no trained proxies: unless told otherwise it is taken as "mean_pool", its frames seen apart, because
+proxies drawn at random would only blur it.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def _device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in DEVICES:  # "meta" computes nothing, and says so only later
-            raise RuntimeError(f"it is no {' or '.join(DEVICES)}")
+            raise RuntimeError(f"it is not {' or '.join(DEVICES)}")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's word for a torch without CUDA is an assertion
         reason = (str(error).strip().splitlines() or ["unknown"])[0]
@@ -168,7 +168,7 @@ def embed_videos(
         if skipped > skip_bad:
             raise ClipVipError(
                 f"{skipped} videos could not be read before (see {Path(out) / 'skipped.jsonl'}): expected at most "
-                f"{skip_bad}; mend them, or allow them with --skip-bad {skipped}"
+                f"{skip_bad}; fix them, or allow them with --skip-bad {skipped}"
             )
         progress(done, len(clips), "embedded before" if not todo else "")
         options = {"precision": precision, "batch": batch, "workers": workers}
@@ -214,7 +214,7 @@ def embed_texts(
     for id, text in texts:
         if not is_unicode(id) or not is_unicode(text):
             raise ClipVipError(
-                f"the text {id!a} expected Unicode, got half a character ({text[:60]!a}); mend it"
+                f"the text {id!a} expected Unicode, got half a character ({text[:60]!a}); fix it"
             )
         if id in seen:
             raise ClipVipError(
@@ -259,7 +259,7 @@ def _versions() -> dict:
 def encoder_of(
     settings: dict, weights: str | None = None, pretrained_tag: str | None = None, device: str = "auto"
 ) -> Embedder:
-    """The encoder that made some features, by their settings; ``weights`` names anew where it lies.
+    """The encoder that made some features, by their settings; ``weights`` says where it lies now, if it moved.
 
     Raises ClipVipError if the weights are gone, or are not those that the features were made with, or the settings
     do not say how.

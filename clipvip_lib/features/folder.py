@@ -7,8 +7,8 @@
     settings.json    what every row must have in common; another start must agree
     parts/           the same in pieces, each file whole or absent, with its rows and ids in one file
 
-Rows and ids are never apart: a part holds both, the join (feature_writer.py) places both by id, and a reader compares
-the checksums. Parts stay, for the next start (more videos, or one that was replaced) takes what is done from them.
+Rows and ids are never apart: a part holds both, the join (writer.py) places both by id, and a reader compares
+the checksums. Parts stay: the next start (more videos, or one that was replaced) takes what is done from them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ COLUMNS = {
     "texts": {"id": "string", "text": "string"},
 }
 
-#: Up to so many bytes of features.npy are read for the checksum each time they are opened, about half a second; a
+#: Up to this many bytes of features.npy are read for the checksum each time they are opened, about half a second; a
 #: larger file only if its size or time is not that of meta.json (it was copied, or changed).
 PARQUET = "features.parquet"
 ALWAYS_CHECKED = 2**28
@@ -49,7 +49,7 @@ class Features:
         if not (folder / "meta.json").is_file():
             if (folder / "settings.json").is_file():
                 raise ClipVipError(
-                    f"the features in {folder} are not finished; run the same `clipvip embed` again, it goes on"
+                    f"the features in {folder} are not finished; run the same `clipvip embed` again, it continues"
                 )
             texts = " (those of texts are in texts/)" if (folder / "texts" / "meta.json").is_file() else ""
             raise ClipVipError(
@@ -101,7 +101,7 @@ class Features:
     def chunks(self, rows: int = 65536) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, float32 [at most ``rows``, E]) from the first row to the last.
 
-        Raises ClipVipError for a row that is no unit vector: it would win or lose every search.
+        Raises ClipVipError for a row that is not a unit vector: it would win or lose every search.
         """
         for start in range(0, len(self.array), rows):
             part = np.asarray(self.array[start : start + rows], dtype=np.float32)
@@ -119,7 +119,7 @@ class Features:
 def is_that_of(path: Path, meta: Mapping[str, object]) -> bool:
     """Whether features.npy is the file that meta.json tells of: by its checksum, or a large one's size and time.
 
-    The size is that of rows and width, which whoever reads the array compares.
+    The size is that of rows and width, which the reader of the array compares.
     """
     about = path.stat()
     if about.st_size > ALWAYS_CHECKED and about.st_mtime_ns == meta.get("features_mtime_ns"):
@@ -170,7 +170,7 @@ def write_part(
 def read_part(path: Path) -> tuple[np.ndarray, list[dict], list[dict]]:
     """(features [m, E], their m rows, skipped rows). Raises ClipVipError if the part is damaged."""
     try:
-        # Opened here: of a damaged file numpy would leave it open.
+        # Opened here: numpy would leave a damaged file open.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as part:
             features = part["features"]
             rows, skipped = (

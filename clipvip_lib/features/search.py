@@ -91,7 +91,7 @@ def search(features: Features, queries: object, top: int = 10) -> tuple[np.ndarr
     """The k nearest rows of each query [Q, E], best first: (rows int64 [Q, k], cosines float64 [Q, k]).
 
     k is cut to the number of rows; equal cosines come in the rows' order. Raises ClipVipError for queries of another
-    width, top below 1, or a row that is no unit vector.
+    width, top below 1, or a row that is not a unit vector.
     """
     queries, k = _checked(features, queries, top)
     margin = MARGIN[str(features.array.dtype)]
@@ -184,7 +184,7 @@ def _faiss():
 
 
 def _index(faiss, features: Features):
-    """The index beside the features, built anew if it is not there or belongs to others."""
+    """The index beside the features, built again if it is not there or belongs to others."""
     path, about_path = features.folder / INDEX, features.folder / INDEX_ABOUT
     about = {
         "rows": len(features),
@@ -195,7 +195,7 @@ def _index(faiss, features: Features):
     if path.is_file() and about_path.is_file() and read_json(about_path) == about:
         return faiss.read_index(str(path))
     for _ in features.chunks(CHUNK):
-        pass  # a row that is no unit vector is named before FAISS fails on it in its own words
+        pass  # a row that is not a unit vector is named before FAISS fails on it in its own words
     cells = max(1, min(round(4 * len(features) ** 0.5), len(features) // 39))
     quantizer = faiss.IndexFlatIP(features.array.shape[1])
     index = faiss.IndexIVFFlat(quantizer, features.array.shape[1], cells, faiss.METRIC_INNER_PRODUCT)

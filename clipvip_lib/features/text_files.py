@@ -15,10 +15,10 @@ ID_FIELDS, TEXT_FIELDS = ("id", "video_id"), ("text", "sentence", "caption")
 
 
 def read_texts(path: str | Path) -> list[tuple[str, str]]:
-    """(id, text) pairs of a file: .jsonl (id, text), .csv (columns id, text), or any other with one text a line.
+    """(id, text) pairs of a file: .jsonl (id, text), .csv (columns id, text), or any other with one text per line.
 
     A field may also be called as benchmarks do, video_id and sentence or caption; without an id it is the line's
-    number from 1. Raises ClipVipError naming file and line for what is no UTF-8, JSON or CSV, or an empty text.
+    number from 1. Raises ClipVipError naming file and line for what is not UTF-8, JSON or CSV, or an empty text.
     """
     path = Path(path)
     try:
@@ -62,7 +62,7 @@ def _csv(path: Path, content: str) -> Iterable[tuple[int, dict]]:
             yield reader.line_num, row
     except csv.Error as error:
         raise ClipVipError(
-            f"{path} is not CSV from line {reader.line_num + 1} on ({error}); mend it (a quote may not be closed, or "
+            f"{path} is not CSV from line {reader.line_num + 1} on ({error}); fix it (a quote may not be closed, or "
             "not be doubled within a text)"
         ) from error
 
@@ -71,7 +71,7 @@ def _json(path: Path, number: int, line: str) -> dict:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ClipVipError(f"line {number} of {path} is not JSON ({error.msg}); mend it") from error
+        raise ClipVipError(f"line {number} of {path} is not JSON ({error.msg}); fix it") from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets in brackets
         raise ClipVipError(
             f"line {number} of {path}: expected an object with id and text, got a number too long or brackets too "
@@ -86,13 +86,13 @@ def _pair(path: Path, number: int, row: dict) -> tuple[str, str]:
     text = next((row[name] for name in TEXT_FIELDS if name in row), None)
     if None in row or not isinstance(text, str) or not text.strip():  # None: csv's name for columns too many
         raise ClipVipError(
-            f"line {number} of {path}: expected a text, got {str(row.get(None, text))[:60]!r}; mend "
+            f"line {number} of {path}: expected a text, got {str(row.get(None, text))[:60]!r}; fix "
             "or remove it (in .csv a text with commas stands in quotes)"
         )
     id = str(next((row[name] for name in ID_FIELDS if row.get(name) is not None), number))
     if not is_unicode(id) or not is_unicode(text):
         raise ClipVipError(
-            f"line {number} of {path}: expected Unicode, got half a character ({id[:30]!a}, {text[:30]!a}); mend it"
+            f"line {number} of {path}: expected Unicode, got half a character ({id[:30]!a}, {text[:30]!a}); fix it"
         )
     return id, text.strip()
 

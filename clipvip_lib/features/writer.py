@@ -1,4 +1,4 @@
-"""Writes a folder of features in parts, so that a kill costs at most one, and joins them by id (features.py)."""
+"""Writes a folder of features in parts, so that a kill costs at most one, and joins them by id (folder.py)."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ class FeatureWriter:
     def add(self, row: dict, stamp: str, feature: np.ndarray) -> None:
         """A row: what is known of it ("id" first) and its feature [E].
 
-        Raises ClipVipError if its length is not 1, or a text of the row has no UTF-8.
+        Raises ClipVipError if its length is not 1, or a text of the row cannot be UTF-8.
         """
         length = float(np.linalg.norm(feature.astype(np.float64)))
         if not abs(length - 1) < 0.01:  # NaN too
@@ -159,7 +159,7 @@ class FeatureWriter:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has come as a part of its own, whole or not at all."""
+        """Write what has come as its own part, whole or not at all."""
         if not self._rows and not self._skipped:
             return
         path = self.folder / "parts" / f"{self._next:06d}.npz"
@@ -174,8 +174,7 @@ class FeatureWriter:
         """Write features.npy and ids.jsonl with the rows of ``ids``, in this order; returns meta.json's content.
 
         Ids that were skipped have no row; rows of other ids stay in the parts. ``about`` goes into meta.json. What is
-        there already and would be the same is left. Raises ClipVipError for an id of which nothing is known, and if
-        none has a row.
+        there already and would be the same is left. Raises ClipVipError for an unknown id, and if none has a row.
         """
         self.flush()
         if absent := [id for id in ids if id not in self._known]:
@@ -195,7 +194,7 @@ class FeatureWriter:
         if len(found.widths) != 1:
             raise ClipVipError(
                 f"the parts in {self.folder / 'parts'} have widths {sorted(found.widths)}: expected one; remove the "
-                "folder and embed anew"
+                "folder and embed again"
             )
         content = lines(found.rows)
         meta = {
@@ -221,13 +220,13 @@ class FeatureWriter:
         return meta
 
     def _stamps(self, ids: Iterable[str]) -> str:
-        """Of which state of each item the rows are: a run that broke off may have left newer ones in the parts."""
+        """Which state of each item the rows show: a run that broke off may have left newer ones in the parts."""
         told = [[id, self._known[id].stamp] for id in ids]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def _joined_before(self, meta: Mapping[str, object]) -> dict | None:
         """The meta.json that is there, if it and both files are what a join would write now."""
-        with contextlib.suppress(ClipVipError, OSError):  # absent or damaged: written anew
+        with contextlib.suppress(ClipVipError, OSError):  # absent or damaged: written again
             old = read_json(self.folder / "meta.json")
             if (
                 isinstance(old, dict)
@@ -270,7 +269,7 @@ def _written(row: dict) -> dict:
         if isinstance(value, str) and not is_unicode(value):
             raise ClipVipError(
                 f"the {name} of {row['id']!a} expected Unicode, got half a character ({value[:60]!a}); rename or "
-                "mend it"
+                "fix it"
             )
     return row
 

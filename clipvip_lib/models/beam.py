@@ -25,7 +25,7 @@ class BeamSettings:
     """Defaults are the authors' caption script's; lengths count tokens (not words), without end-of-text.
 
     At most ``max_len_a * prompt tokens + max_len_b`` tokens; scores are divided by length ** lenpen.
-    ``no_repeat_ngram_size`` 0 allows repeats. Raises ClipVipError for values that make no search.
+    ``no_repeat_ngram_size`` 0 allows repeats. Raises ClipVipError for values that no search can use.
     """
 
     beam_size: int = 5
@@ -101,7 +101,7 @@ def _candidates(logp: Tensor, beams: _Beams, t: int) -> tuple[Tensor, Tensor, Te
     """The best 2 K continuations of each image: scores, beams they continue, tokens; each [B, 2 K]."""
     vocab, beam = logp.shape[2], beams.tokens.shape[1]
     total = logp + beams.scores[:, :, -1:]
-    if t == 0:  # all beams are alike still
+    if t == 0:  # all beams are still alike
         total = total[:, :1]
     flat = total.flatten(1)
     scores, index = flat.topk(min(2 * beam, flat.shape[1] - 1))
@@ -130,9 +130,9 @@ def _collect(
 
 
 def _continue(beams: _Beams, ended: Tensor, candidates: tuple[Tensor, ...], keep: Tensor) -> Tensor:
-    """Go on with the first K candidates that do not end; returns the flat rows that they continue.
+    """Continue with the first K candidates that do not end; returns the flat rows that they continue.
 
-    There are always as many: each of K hypotheses ends in at most one of 2 K candidates, at the first step only
+    There are always enough: each of K hypotheses ends in at most one of 2 K candidates, and at the first step only
     one does. So fairseq's flags for slots that it could not fill are not needed.
     """
     scores, parents, tokens = candidates
@@ -153,7 +153,7 @@ def _continue(beams: _Beams, ended: Tensor, candidates: tuple[Tensor, ...], keep
 def beam_search(
     model: OFA, ids: Tensor, images: Tensor | None, settings: BeamSettings | None = None
 ) -> list[list[Hypothesis]]:
-    """Captions of prompt ids [B, T] and images [B, 3, h, w]: up to K hypotheses an image, best first.
+    """Captions of prompt ids [B, T] and images [B, 3, h, w]: up to K hypotheses per image, best first.
 
     The model should be in ``eval()``. Captions are never longer than the model's positions. Raises ClipVipError
     when the vocabulary is smaller than the beam needs or min_len is more than the longest caption.

@@ -9,10 +9,10 @@ model they want:
     an open_clip name   "ViT-B-32" with a tag ("laion2b_s34b_b79k") or a weights file; names and qkv are converted
     a model in memory   ``adapt``: an image-text trained CLIP-ViP gets another attention
 
-Every weight of the model must come from the source or be one that CLIP-ViP adds to CLIP, every weight of the
-source must go somewhere or be dropped by name with a reason, shapes must agree, values must be finite. If
-not: one sentence, and no model. What happened is in the ``LoadReport``. Temporal embedding and patch positions
-are interpolated only when asked for.
+Every weight of the model must come from the source or be one that CLIP-ViP adds to CLIP. Every weight of the source
+must go somewhere or be dropped by name with a reason. Shapes must agree and values must be finite. If not, loading
+fails with one sentence. The ``LoadReport`` says what happened. Temporal embedding and patch positions are
+interpolated only when asked for.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ POSITIONS = "vision_model.embeddings.position_embedding.weight"
 PATCHES = "vision_model.embeddings.patch_embedding.weight"
 POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
-#: All released CLIPs have heads of this width; a bare state dict does not tell.
+#: All released CLIPs have heads of this width; a bare state dict does not say.
 HEAD_WIDTH = 64
 
 
@@ -65,8 +65,8 @@ def load_checkpoint(
 ) -> tuple[ClipViP | OFA, LoadReport]:
     """The model whose weights ``source`` holds, a ClipViP or an OFA, and the report.
 
-    source, pretrained_tag, options: as for ``load_clip_vip``; an OFA takes ``config`` alone. Which model it is
-    is read off the names of the weights. Raises ClipVipError as ``load_clip_vip`` and ``load_ofa``.
+    source, pretrained_tag, options: as for ``load_clip_vip``; an OFA takes ``config`` alone. The names of the weights
+    tell which model it is. Raises ClipVipError as ``load_clip_vip`` and ``load_ofa``.
     """
     if others := sorted(set(options) - OPTIONS):
         raise unknown("option of load_checkpoint", others[0], OPTIONS)
@@ -96,8 +96,8 @@ def load_clip_vip(
 ) -> tuple[ClipViP, LoadReport]:
     """A CLIP-ViP with the weights of a folder, a file, or an open_clip model, and the report.
 
-    attention, proxies, frames, image_size: of the model to build; each defaults to the source's, where the
-    source has none to "proxy", 4 and 12.
+    attention, proxies, frames, image_size: of the model to build; each defaults to the source's, or to "proxy", 4
+    and 12 where the source has none.
     pretrained_tag: for an open_clip name, the tag or a file. A file does not say its activation, the name does
     ("ViT-B-32-quickgelu" for OpenAI's and other QuickGELU weights).
     config: for a bare file, when its shapes do not tell all (heads of another width than 64, not QuickGELU).
@@ -242,7 +242,7 @@ def load_weights(
     state, report = tidy(state, source)
     wanted = model.state_dict()
     unknown = [n for n in state if n not in wanted and allow_dropped and is_added(n)]
-    if model.config.attention in JOINT:  # fewer proxies than the source's are no reason to drop trained ones
+    if model.config.attention in JOINT:  # having fewer proxies is not a reason to drop trained ones
         unknown = [n for n in unknown if n.startswith("frame_transformer.")]
     for name in unknown:
         report.dropped[name] = f"attention {model.config.attention!r} has no such weight"

@@ -1,9 +1,8 @@
 """CLIP's byte-pair tokenizer without a network, and a small version of it for small models.
 
-Special: the vocabulary is the file that open_clip ships, found without importing open_clip (which costs
-seconds); the merges are made by the ``tokenizers`` library, the cleaning and the splitting into words are
-open_clip's rules, so ids are open_clip's ids for any text (a test compares them). A word's pieces are looked
-up once.
+The vocabulary is the file that open_clip ships, found without importing open_clip (which costs seconds). The
+``tokenizers`` library makes the merges; the cleaning and the splitting into words follow open_clip's rules. So ids
+are open_clip's ids for any text (a test compares them). A word's pieces are looked up once.
 
 A model of a few hundred thousand weights cannot afford 49,408 embedding rows. ``ClipTokenizer.for_texts``
 keeps the ids that occur in some texts and renumbers them: row 0 is <unk>, then the kept pieces in CLIP's
@@ -111,7 +110,7 @@ class ClipTokenizer:
 
 
 def clean(text: str) -> str:
-    """open_clip's cleaning: broken encodings and HTML entities mended, white space single, lower case."""
+    """open_clip's cleaning: broken encodings and HTML entities repaired, white space single, lower case."""
     # Plain ASCII is what ftfy, the slow part, leaves alone.
     if not text.isascii() or not text.isprintable() or "&" in text:
         text = html.unescape(html.unescape(ftfy.fix_text(text)))

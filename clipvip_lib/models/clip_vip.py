@@ -6,7 +6,7 @@ carry the names of the authors' released checkpoint after its ``clipmodel.`` pre
     vision_model.embeddings.added_cls           [M-1, D]  proxies 2..M; proxy 1 is CLIP's class embedding
     vision_model.embeddings.temporal_embedding  [1, T, D] added to a frame's patches, interpolated if N != T
 
-The switch ``attention`` selects the four ways of the paper's ablation (section 4.3) to see N frames:
+The switch ``attention`` selects the four ways of the paper's ablation (section 5, table 2) to see N frames:
 
     proxy       one sequence of M proxies and N*L patches; patches see the proxies and their own frame
     full        the same M + N*L tokens, every token sees every token
@@ -16,7 +16,7 @@ The switch ``attention`` selects the four ways of the paper's ablation (section 
 
 Legend: B batch, M proxies, N frames, L patches per frame, S = M + N*L tokens, D width, H heads, K head width,
 E embedding, T length of a table or a text.
-Source: CLIP-ViP (arXiv 2209.06430) section 3.4; CLIP4Clip (arXiv 2104.08860) section 3.3.
+Source: CLIP-ViP (arXiv 2209.06430) section 4; CLIP4Clip (arXiv 2104.08860) section 3.3.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ClipViPConfig(CLIPConfig):
     """CLIP's configuration and four fields of this project.
 
     attention: one of ATTENTIONS. proxies: M (also the class tokens of "full").
-    temporal_size: frames that have a temporal embedding of their own.
+    temporal_size: frames that have their own temporal embedding.
     sequence_layers: layers of "sequential"'s transformer (CLIP4Clip: 4).
     Raises ClipVipError for an unknown attention, or a number below 1.
     """
@@ -196,7 +196,7 @@ class ViPEmbeddings(CLIPVisionEmbeddings):
         """``patches`` of frames as they are shown, uint8 [B, N, H, W, 3] -> [B, N, L, D], normalised on the way.
 
         CLIP's mean and deviation go into the weights, so bytes are cut, not floats: an eighth of a mini model's
-        training step. 128 is taken off first, for -128 to 127 are exact in bfloat16.
+        training step. 128 is subtracted first, because -128 to 127 are exact in bfloat16.
         """
         p, q = self.patch_embedding.kernel_size
         B, N, H, W, _ = frames.shape
@@ -223,7 +223,7 @@ class ViPEmbeddings(CLIPVisionEmbeddings):
 
 
 class FrameTransformer(nn.Module):
-    """CLIP4Clip's seqTransf, [B, N, E] -> [B, N, E]: to a frame's feature is added what the others tell.
+    """CLIP4Clip's seqTransf, [B, N, E] -> [B, N, E]: adds to each frame's feature what the others tell.
 
     Layers of CLIP's text tower on E-wide frame features, each frame seeing all. Raises ClipVipError if there
     are more frames than positions (``temporal_size``).
@@ -273,7 +273,7 @@ class ClipViP(CLIPModel):
                 "attention_dropout expected 0, as in all CLIPs: proxy attention has none; set it to 0"
             )
         for each in (config, config.vision_config, config.text_config):
-            # Not a user's choice: any other implementation would attend to the wrong tokens without a word.
+            # Not a user's choice: any other implementation would silently attend to the wrong tokens.
             each._attn_implementation = proxy_attention.NAME
         vision = config.vision_config
         sizes = vision.image_size, vision.patch_size
@@ -370,10 +370,10 @@ class ClipViP(CLIPModel):
         """Token ids [B, T] -> features [B, E], L2-normalised, float32 or wider.
 
         The feature is the state at the first largest id, the end of the text.
-        mask: [B, T], 1 where a token stands, 0 on the padding to the right; what the padding holds is then of
-        no matter (attention is causal, so the end of the text never sees what follows it).
+        mask: [B, T], 1 where a token stands, 0 on the padding to the right. What the padding holds then does not
+        matter (attention is causal, so the end of the text never sees what follows it).
 
-        Raises ClipVipError for ids that are not [B, T], longer than the context, or (on a CPU) not of the
+        Raises ClipVipError for ids that are not [B, T], longer than the context, or (on a CPU) outside the
         vocabulary.
         """
         config = self.config.text_config
@@ -404,7 +404,7 @@ class ClipViP(CLIPModel):
 
     @staticmethod
     def _check_mask(ids: Tensor, mask: Tensor) -> None:
-        """Ones, then zeros: padding to the left, or an additive mask, would be read wrongly without a word."""
+        """Ones, then zeros: padding to the left, or an additive mask, would silently be read wrongly."""
         if mask.shape != ids.shape:
             raise ClipVipError(
                 f"the mask expected {list(ids.shape)} as the ids, got {list(mask.shape)}; pass both alike"
@@ -501,14 +501,14 @@ class ClipViP(CLIPModel):
         return BaseModelOutputWithPooling(pooler_output=self.encode_text(input_ids, attention_mask))
 
     def set_attn_implementation(self, *_args, **_kwargs):
-        """Refused: another implementation would attend to the wrong tokens without a word."""
+        """Refused: another implementation would silently attend to the wrong tokens."""
         raise ClipVipError(
             "CLIP-ViP's attention is part of the model, transformers' implementations cannot take its place; "
             f"choose attention= one of {', '.join(ATTENTIONS)} in the configuration"
         )
 
     def added_parameters(self) -> list[nn.Parameter]:
-        """Proxies and temporal embedding: they start from nothing and may take a learning rate of their own.
+        """Proxies and temporal embedding: they start from nothing and may take their own learning rate.
 
         The transformer of "sequential" starts from the text tower, and is not among them.
         """
@@ -527,7 +527,7 @@ def is_added(name: str) -> bool:
 def last_layer_of_one_token(layer: nn.Module, hidden: Tensor, last: Tensor | None = None) -> Tensor:
     """What a transformers CLIPEncoderLayer makes of one token, [B, S, D] -> [B, D].
 
-    Without ``last`` token 0, which attends to all (a video); with ``last``, int64 [B], that token, which attends to
+    Without ``last``: token 0, which attends to all (a video). With ``last``, int64 [B]: that token, which attends to
     itself and all before it (a text's end).
 
     The feature needs only that token of the last layer. So all but keys and values is computed for one token:

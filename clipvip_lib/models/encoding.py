@@ -1,7 +1,7 @@
 """Files and strings to features: what ``ClipViP.encode_videos`` and ``encode_texts`` do.
 
-Frames go to the model as bytes: they are resized in the authors' way and rounded to 8 bits, a quarter of what floats
-would take from the decoding threads to the device. Post-pretraining and fine-tuning see the same bytes.
+Frames go to the model as bytes: they are resized in the authors' way and rounded to 8 bits, so a quarter of what
+floats would take moves from the decoding threads to the device. Post-pretraining and fine-tuning see the same bytes.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def encode_videos(
         antialias: resize with Pillow, as CLIP does (and the mini study); by default the authors' way.
         precision: float32, bfloat16 (autocast) or "auto", the faster one on the model's device.
         batch: videos that are encoded together; by default 2 on a CPU (a larger one falls out of its caches), else 32.
-        workers: threads that decode; by default one a core.
+        workers: threads that decode; by default one per core.
 
     Raises VideoError naming a video that cannot be read; ClipVipError for no path, or numbers below 1.
     """
@@ -123,7 +123,7 @@ def encode_texts(
     a string.
     """
     tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
-    tokenizer(texts if isinstance(texts, str) else texts[:1])  # refuses what is no list of strings
+    tokenizer(texts if isinstance(texts, str) else texts[:1])  # refuses all but a list of strings
     rows = []
     for start in range(0, len(texts), batch):
         ids, mask = tokenizer(texts[start : start + batch])
@@ -184,7 +184,7 @@ def _saved_tokenizer(model, beside: str | Path | None) -> Path | None:
         return None
     from transformers.utils import cached_file
 
-    # Whatever keeps it from being found (no network, a folder that is gone by now) leaves CLIP's own to be checked.
+    # If anything keeps it from being found (no network, a folder that is gone by now), CLIP's own is checked instead.
     quiet = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
     try:
         found = cached_file(name, TOKENIZER, revision=getattr(model.config, "_commit_hash", None), **quiet)

@@ -1,7 +1,7 @@
 """What became of every weight of a checkpoint, and the rule that refuses one that does not fit.
 
 Weights are loaded whole or not at all: ``fit`` raises one sentence if a name is missing, left over, of another shape or
-type, or not finite, before anything is written. The authors' loader logged a line and went on (R@1 = 0).
+type, or not finite, before anything is written. The authors' loader logged a line and continued (R@1 = 0).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 class LoadReport:
     """What became of every weight: names loaded; names added, dropped or changed, each with how or why.
 
-    assumed: what the weights do not tell of the configuration, and what was taken.
+    assumed: what the weights do not say about the configuration, and what was taken instead.
     """
 
     source: str
@@ -35,7 +35,7 @@ class LoadReport:
     assumed: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        """Names with the same reason stand in one line; of many the first three."""
+        """Names with the same reason share one line; of many names the first three are shown."""
         lines = [f"{self.source}: {len(self.loaded)} weights loaded"]
         for title in ("added", "dropped", "changed", "assumed"):
             reasons: dict[str, list[str]] = {}
@@ -78,7 +78,7 @@ def fit(
                 ("missing", list(missing)),
                 ("left over", _with_nearest(extra, wanted)),
                 ("of another shape", shapes),
-                ("of a type that is no weight's", kinds),
+                ("of a type that no weight has", kinds),
             )
             if found
         ]

@@ -23,7 +23,7 @@ cosine similarity.
 | Frames with a temporal embedding | {temporal_size} (others are interpolated) |
 | Frame size | {image_size} pixels, patches of {patch_size} |
 | Vision tower | {vision} |
-| Text tower | {text}, {vocab_size} tokens, at most {context} a text |
+| Text tower | {text}, {vocab_size} tokens, at most {context} per text |
 | Feature width | {projection_dim} |
 | Parameters | {parameters:,} |
 
@@ -39,8 +39,8 @@ scores = texts @ videos.T
 
 Pixels are resized to the frame size and normalised by CLIP's mean and standard deviation.
 
-What the weights were trained on is not recorded here: whoever publishes them should say it, with the licences of
-the data and of the weights that they started from.
+What the weights were trained on is not recorded here. If you publish them, say it, with the licences of the data
+and of the weights that they started from.
 """
 
 

@@ -1,11 +1,11 @@
-"""OFA, the captioner of CLIP-ViP (paper section 3.2): middle frame in, one sentence out.
+"""OFA, the captioner of CLIP-ViP (paper section 4): middle frame in, one sentence out.
 
 OFA is in no current library, so its captioning path is written here after the authors' code (OFA-Sys/OFA,
 fairseq ``models/ofa/unify_transformer.py`` and the Hugging Face port on ``feature/add_transformers``).
-What is special, against an ordinary encoder-decoder transformer:
+It differs from an ordinary encoder-decoder transformer:
 
 * the image enters as the cells of a three-stage ResNet, *before* the prompt's tokens;
-* positions are never added to the tokens: they make a bias of their own (``position_bias``), the same for
+* positions are never added to the tokens: they make their own bias (``position_bias``), the same for
   every layer, beside a learnt bias per layer and relative distance;
 * NormFormer: a LayerNorm after each attention and one inside each feed-forward, and a gain per head
   (``c_attn``) before the output projection;
@@ -616,7 +616,7 @@ class DecodingState:
         return decoder.output_projection(decoder.layer_norm(x))
 
     def reorder(self, hypotheses: Tensor, images: Tensor | None = None) -> None:
-        """Go on with these rows of the flat [B * beam] hypotheses; ``images`` are the ones kept, if fewer."""
+        """Continue with these rows of the flat [B * beam] hypotheses; ``images`` are the ones kept, if fewer."""
         for cache in self.caches:
             cache.keys, cache.values = cache.keys[hypotheses], cache.values[hypotheses]
             if images is not None:
@@ -662,7 +662,7 @@ class OFA(nn.Module):
     def encode(self, ids: Tensor, images: Tensor | None) -> Encoded:
         """Prompt ids int64 [B, T] (``<s> prompt </s>``, padded right) and images float [B, 3, h, w].
 
-        Images may have any size up to 16 * image_bucket_size pixels a side, all alike, normalised as by
+        Images may have any size up to 16 * image_bucket_size pixels per side, all alike, normalised as by
         ``ofa_preprocess``; None encodes the text alone. Raises ClipVipError for shapes that do not fit.
         """
         if ids.dim() != 2:
@@ -707,7 +707,7 @@ _FAIRSEQ = (  # whole path components, so that attn_ln is never taken for a part
 def ofa_state_dict(raw: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Weights in either released layout (fairseq's ``["model"]`` or Hugging Face's) -> (ours, dropped).
 
-    Values are as they were. ``dropped`` says of each key left out why. Unknown keys are kept, so that strict
+    Values are as they were. ``dropped`` says why each key was left out. Unknown keys are kept, so that strict
     loading names them.
     """
     kept: dict[str, Tensor] = {}

@@ -28,7 +28,7 @@ def load_ofa(source: str | Path, *, config: OFAConfig | None = None) -> tuple[OF
     """An OFA in evaluation mode, float32, with the weights of a released file or folder, and the report.
 
     source: fairseq's .pt, a Hugging Face folder or its file of weights, or a folder of ``Captioner.save``.
-    config: if the shapes shall not decide; what does not fit it is refused.
+    config: used in place of the sizes read off the shapes; weights that do not fit it are refused.
 
     Raises ClipVipError, in one sentence, for a source that is none of these, a file that is damaged or is
     something else, or weights that are missing, left over, of another shape or not finite.
@@ -67,7 +67,7 @@ def infer_ofa_config(state: State, source: str = "the given weights") -> OFAConf
     """Sizes of an OFA from the shapes of its weights (Hugging Face's names).
 
     Dropout and drop-path, which no shape tells, are the defaults. Raises ClipVipError if a weight that tells a
-    size is missing: then this is no OFA.
+    size is missing: then this is not an OFA.
     """
 
     def shape(name: str) -> torch.Size:

@@ -16,7 +16,7 @@ Cost: the query-key pairs grow linearly with N, M*S + N*L*(M+L), not as S*S: 33.
 thousand for 12 frames of ViT-B/32, 0.48 against 5.55 million for B/16. The picture above is never built: it
 is two attentions without a mask, and a test holds them equal to the masked one.
 
-Source: CLIP-ViP (arXiv 2209.06430), section 3.4 "Video proxy mechanism"; the authors' code
+Source: CLIP-ViP (arXiv 2209.06430), section 4 "Video proxy mechanism"; the authors' code
 ``modeling/CLIP_ViP.py`` (class CLIPAttention), microsoft/XPretrain at c37c904.
 
 Legend: B batch, H heads, K head width, M proxies, N frames, L patches per frame, S = M + N*L tokens.
@@ -33,7 +33,7 @@ from clipvip_lib.errors import ClipVipError
 #: The name under which ``attention_interface`` is plugged into transformers (see clip_vip.py).
 NAME = "clip_vip"
 
-#: Up to so many scores a head, training on a CPU is faster with explicit attention: they stay in the cache.
+#: Up to this many scores per head, training on a CPU is faster with explicit attention: they stay in the cache.
 EXPLICIT_SCORES = 512 * 512
 
 
@@ -98,8 +98,8 @@ def attention_interface(module, query, key, value, attention_mask=None, **kwargs
 
     query, key, value: [B, H, S, K]; returns ([B, S, H, K], None). With ``proxies``, ``frames`` and
     ``patches`` in kwargs: proxy attention; with ``is_causal`` (transformers' text tower passes it): causal;
-    else full attention. transformers builds no mask for a plugged-in function, so one that comes is a mistake
-    and raises ClipVipError.
+    else full attention. transformers builds no mask for a plugged-in function, so a mask is a mistake and raises
+    ClipVipError.
     """
     if attention_mask is not None:
         raise ClipVipError(

@@ -14,8 +14,8 @@ def proxy_maps(model: ClipViP, pixels: Tensor, layer: int = -1) -> Tensor:
     """Attention of every proxy in one layer, the mean over heads.
 
     pixels: frames [B, N, 3, H, W]. layer: which of the vision tower's, the last without it.
-    Returns [B, M, N, rows, columns], each proxy's share of attention on each patch; what is missing to a sum of
-    one goes to the proxies themselves. Raises ClipVipError for a model without proxies or without that layer.
+    Returns [B, M, N, rows, columns], each proxy's share of attention on each patch; the rest, up to a sum of one,
+    goes to the proxies themselves. Raises ClipVipError for a model without proxies or without that layer.
     """
     if model.config.attention != "proxy":
         raise ClipVipError(

@@ -1,8 +1,7 @@
-"""Files of weights, read without running what is in them, and named for what they are when they are no
-weights.
+"""Reads files of weights without running what is in them, and says what a file is if it does not hold weights.
 
 A download that went wrong leaves a git-LFS pointer, a web page or half a file under the right name; a pickle
-can run any code. So: ``.pt`` with weights_only, and one clear sentence for everything else.
+can run any code. So ``.pt`` files are read with weights_only, and everything else gets one clear sentence.
 """
 
 from __future__ import annotations
@@ -189,9 +188,9 @@ def _read_torch(path: Path) -> object:
             "code, "
             "and were not run; download it again or ask for a .safetensors file"
         ) from error
-    except Exception as error:  # whatever torch makes of bytes that are no checkpoint
+    except Exception as error:  # whatever torch makes of bytes that are not a checkpoint
         raise ClipVipError(
-            f"{path} is damaged, cut short or no file of weights ({_first(error)}); download or write it "
+            f"{path} is damaged, cut short or not a file of weights ({_first(error)}); download or write it "
             "again"
         ) from error
 

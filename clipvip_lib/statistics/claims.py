@@ -1,7 +1,5 @@
 """The ten claims of the paper as data, declared before they are tested, and the rule that judges them.
 
-What is special:
-
 * A claim is a sentence and the contrasts that it asserts, ALL of which must hold. A contrast is a weighted
   sum of arms on the same test queries (mostly one arm minus another) and the side of zero that is claimed.
 * Evidence is paired over seeds and queries (clipvip_lib/statistics/intervals.py); several contrasts are corrected by
@@ -51,7 +49,7 @@ class Measure(NamedTuple):
 
 @dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of measures, (weight, measure) a row; claimed: ``greater`` or ``less`` than zero."""
+    """A weighted sum of measures, one (weight, measure) per row; claimed: ``greater`` or ``less`` than zero."""
 
     name: str
     terms: tuple[tuple[float, Measure], ...]
@@ -213,7 +211,7 @@ Evidence = Mapping[Contrast, "np.ndarray | Difference | tuple[float, float, floa
 def evidence_from_hits(hits: Mapping[Measure | tuple[str, ...], np.ndarray]) -> dict[Contrast, np.ndarray]:
     """Evidence for each contrast whose measures are all there: paired values in POINTS, [seeds, queries].
 
-    hits: per-query hits (0 to 1, ``Ranks.hits``) as [seeds, queries] (or [queries]: one seed) by Measure, or
+    hits: per-query hits (0 to 1, ``QueryRanks.hits``) as [seeds, queries] (or [queries]: one seed) by Measure, or
     by a plain tuple (arm, benchmark, metric, scoring). Seeds and queries must stand in the same order in all
     arms. A contrast that lacks a measure is left out, and its claim will be "not run". Raises ClipVipError if
     the arms of a contrast differ in shape.

@@ -1,14 +1,13 @@
 """How sure a number is: bootstrap intervals of a mean, and of a paired difference over seeds and queries.
 
-What is special: with three or five seeds a plain percentile bootstrap over seeds and queries is wrong both
-ways. Simulated with a known effect and 300 queries, its 95 % interval held the effect in 80 to 89 % of the
-cases where seeds differ most (2 to 5 seeds: too few values to resample), and in 99 to 100 % where neither
-seeds nor queries do (resampling both counts the residual three times). So ``paired_difference`` draws the
-same bootstrap - seeds, then queries - but takes only the SHAPE from the draws; the width comes from the
-variance components of the two-way table seeds x queries (Owen, "The pigeonhole bootstrap", 2007, for the
-three-fold count) and Student's t with Satterthwaite's degrees of freedom (Hesterberg, "What teachers should
-know about the bootstrap", 2015, for the stretch). Its coverage, held by tests/test_intervals.py: 93 to 97 %
-from five seeds on, 92.5 to 97 % with three, about 90 % with two that differ much.
+With three or five seeds a plain percentile bootstrap over seeds and queries is wrong both ways. Simulated with a
+known effect and 300 queries, its 95 % interval held the effect in 80 to 89 % of the cases where seeds differ most (2
+to 5 seeds: too few values to resample), and in 99 to 100 % where neither seeds nor queries do (resampling both counts
+the residual three times). So ``paired_difference`` draws the same bootstrap - seeds, then queries - but takes only
+the SHAPE from the draws; the width comes from the variance components of the two-way table seeds x queries (Owen,
+"The pigeonhole bootstrap", 2007, for the three-fold count) and Student's t with Satterthwaite's degrees of freedom
+(Hesterberg, "What teachers should know about the bootstrap", 2015, for the stretch). Its coverage, held by
+tests/test_intervals.py: 93 to 97 % from five seeds on, 92.5 to 97 % with three, about 90 % with two that differ much.
 
 Shapes: S seeds, Q queries. The queries are the same for all seeds, and both arms share seeds and queries.
 """
@@ -77,7 +76,7 @@ class Difference:
 
 def student(freedom: float):
     """Student's t with ``freedom`` degrees of freedom; the normal distribution if they are infinite."""
-    from scipy import stats  # 0.4 s: only who asks for an interval pays
+    from scipy import stats  # 0.4 s, paid only where an interval is asked for
 
     return stats.norm if np.isinf(freedom) else stats.t(freedom)
 
@@ -85,7 +84,7 @@ def student(freedom: float):
 def mean_interval(
     values: np.ndarray, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
-    """(mean, low, high) of values [Q], such as ``Ranks.hits(1)``: scipy's percentile bootstrap over queries.
+    """(mean, low, high) of values [Q], such as ``QueryRanks.hits(1)``: scipy's percentile bootstrap over queries.
 
     Raises ClipVipError if there are fewer than two values or one is not finite.
     """
@@ -133,7 +132,7 @@ def crossed_error(table: np.ndarray) -> tuple[float, float, tuple[float, float, 
     """Standard error of the mean of a table [S, Q], its degrees of freedom, three variance components.
 
     Model: value = effect + seed + query + rest, all random. The components (between seeds, between queries,
-    of the rest) are estimated by mean squares and floored at 0; one seed has no component of its own.
+    of the rest) are estimated by mean squares and floored at 0; with one seed there is none between seeds.
     """
     seeds, queries = table.shape
     mean, by_seed, by_query = table.mean(), table.mean(axis=1), table.mean(axis=0)
@@ -210,7 +209,7 @@ def from_interval(
 
 
 def pool_draws(values: np.ndarray, draws: np.ndarray, texts: int = 0) -> Difference:
-    """One Difference from a measure that is no mean over queries (NMI), measured once a seed on the same texts.
+    """One Difference from a measure that is not a mean over queries (NMI), measured once per seed on the same texts.
 
     values: the measure of each seed [S]. draws: the same on resampled texts [S, R]; draw r holds the same texts for
     all seeds. texts: how many stand in a set. The variance of the mean is that between seeds over S, and that of the

@@ -4,9 +4,9 @@ CLIP-ViP's preliminary study: embed two text sets, cluster their union with k-me
 normalised mutual information of cluster and origin. 0: the clusters know nothing of the origin, one language;
 1: the clusters are the two sets. The clustering and the NMI are scikit-learn's.
 
-What is special: both sets are cut to the same size first (NMI depends on the mix), k-means starts many times,
-and chance comes from resampling texts, each resample clustered anew from the full set's centres. The draws are kept:
-text encoders that see the same draws can be averaged, or compared, draw by draw.
+Both sets are cut to the same size first (NMI depends on the mix), k-means starts many times, and chance comes from
+resampling texts, each resample clustered again from the full set's centres. The draws are kept: text encoders that
+see the same draws can be averaged, or compared, draw by draw.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from clipvip_lib.retrieval import unit_rows
 class Resampled:
     """A measure of texts, and what it is on resampled texts.
 
-    value: NMI (0 to 1), or a difference of two. draws: float [R], the same with texts drawn anew; two measures made
+    value: NMI (0 to 1), or a difference of two. draws: float [R], the same with texts drawn again; two measures made
     with one ``seed`` from sets of the same sizes see the same texts in each draw. texts: the number taken from a set.
     """
 
@@ -45,7 +45,7 @@ def mean_over_encoders(measures: Sequence[Resampled]) -> Resampled:
     """
     if len({(each.texts, len(each.draws)) for each in measures}) != 1:
         raise ClipVipError(
-            "a mean over text encoders: expected one measure of the same texts an encoder, got "
+            "a mean over text encoders: expected one measure of the same texts per encoder, got "
             f"{[(each.texts, len(each.draws)) for each in measures]} (texts, draws); embed the same texts with each"
         )
     value = float(np.mean([each.value for each in measures]))

@@ -1,4 +1,4 @@
-"""Two probes of the embedded world, which are no arms of a claim: can order be learned, is it needed?
+"""Two probes of the embedded world, which are not arms of a claim: can order be learned, is it needed?
 
 A motion and its opposite show the same frames in another order. A classifier that sees all frames in order must
 tell the two apart on clips that it has never seen (else no model could learn order here); one that sees a single

@@ -1,4 +1,4 @@
-"""Runs an iterator in a thread of its own, a few items ahead of who reads them: reading overlaps with the model."""
+"""Runs an iterator in its own thread, a few items ahead of its reader, so that reading overlaps with the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def ahead(items: Generator[T], depth: int, stop: threading.Event) -> Iterator[It
                 if stop.is_set():
                     break
             put("end", None)
-        except BaseException as error:  # whatever it is, it belongs to who reads
+        except BaseException as error:  # whatever it is, it belongs to the reader
             put("error", error)
         finally:
             items.close()

@@ -95,7 +95,7 @@ def _frames(media: bytes, task: Task, view: View) -> np.ndarray:
         return transform.resize(still(media, task.name).copy(), view.size, view.antialias)[None]
 
     def wanted(total: int) -> list[int]:
-        # A generator of its own each time, for a doubtful file is asked twice.
+        # Its own generator each time, because a doubtful file is asked twice.
         jitter = np.random.default_rng(task.seed) if view.jitter else None
         return [*uniform_indices(total, view.frames, jitter), middle_index(total)]
 
@@ -140,7 +140,7 @@ class DecodePool:
         """The result of a task, and a copy of its frames if it is a clip. Waits for it.
 
         Raises ClipVipError if the worker that has it died or hangs, RuntimeError with its traceback if it failed
-        for a reason that is no fault of the sample.
+        for a reason that is not the sample's fault.
         """
         while number not in self._done:
             self._hear(self._tasks[number][2])

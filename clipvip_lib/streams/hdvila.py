@@ -56,7 +56,7 @@ def seconds(time: str | float) -> float:
 def read_metadata(path: str | Path) -> Iterator[Video]:
     """The videos of one metadata file, in order.
 
-    Raises ClipVipError naming file and line: it cannot be read, is not JSON, lacks a field, or a span is no time or
+    Raises ClipVipError naming file and line: it cannot be read, is not JSON, lacks a field, or a span is not a time or
     ends before it begins.
     """
     for number, row in json_lines(path):
@@ -74,7 +74,7 @@ def read_metadata(path: str | Path) -> Iterator[Video]:
         for clip in clips:
             if clip.end <= clip.start:
                 raise ClipVipError(
-                    f"line {number} of {path}: clip {clip.clip_id} ends at {clip.end} s, before it begins; mend it"
+                    f"line {number} of {path}: clip {clip.clip_id} ends at {clip.end} s, before it begins; fix it"
                 )
         yield video
 
@@ -160,7 +160,7 @@ def _milliseconds(time: float) -> int:
 class LmdbTexts:
     """An LMDB of the authors, read only: ``get(clip_id)`` is its text, or None.
 
-    Raises ClipVipError: the package lmdb is missing, ``path`` is no LMDB, a text is not UTF-8 or a list of captions
+    Raises ClipVipError: the package lmdb is missing, ``path`` is not an LMDB, a text is not UTF-8 or a list of captions
     that lacks the clip's.
     """
 
@@ -182,7 +182,7 @@ class LmdbTexts:
             self._read = self._environment.begin()
             self.count = self._environment.stat()["entries"]
         except lmdb.Error as error:
-            raise ClipVipError(f"{path} is no LMDB that can be read ({error}); fetch it again") from error
+            raise ClipVipError(f"{path} is not an LMDB that can be read ({error}); fetch it again") from error
 
     def get(self, clip_id: str) -> str | None:
         key = clip_id.encode(errors="replace")  # half a character is in no LMDB's keys

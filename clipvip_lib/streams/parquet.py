@@ -1,7 +1,7 @@
 """Captions as Parquet, for tools that work by columns: ``00000.captions.parquet`` with the texts key and caption.
 
-``clipvip caption --parquet`` writes it beside the JSON lines, which are read first; captions of other tools, of which
-only Parquet is there, are read in their place (sidecars.py). pyarrow is an extra: it is imported only where Parquet is
+``clipvip caption --parquet`` writes it beside the JSON lines, which are read first. Captions of other tools, which may
+exist as Parquet alone, are read in their place (sidecars.py). pyarrow is an extra: it is imported only where Parquet is
 asked for or found.
 """
 
@@ -38,7 +38,7 @@ def write_captions(path: str | Path, captions: Mapping[str, str]) -> Path:
     import pyarrow.parquet as pq
 
     columns = dict(zip(COLUMNS, (list(captions), list(captions.values())), strict=True))
-    try:  # The type is named: of a shard without a caption it could not be told.
+    try:  # The type is named: a shard without a caption would not show it.
         table = pa.table({name: pa.array(texts, pa.string()) for name, texts in columns.items()})
     except (ValueError, pa.ArrowException) as error:  # JSON can hold half a character, UTF-8 cannot
         raise ClipVipError(
@@ -58,7 +58,7 @@ def read_captions(path: Path) -> dict[str, str]:
 
     expected = f"expected Parquet with the columns {' and '.join(COLUMNS)}"
     try:
-        # Opened here: of a path pyarrow would take columns (a=b/) or another file system (s3:) out of its name.
+        # Opened here: from a path's name pyarrow would take columns (a=b/) or another file system (s3:).
         with path.open("rb") as file, pq.ParquetFile(file) as found:
             names = found.schema_arrow.names
             whole = all(names.count(name) == 1 for name in COLUMNS)

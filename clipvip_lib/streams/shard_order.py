@@ -1,13 +1,13 @@
 """The order in which one rank sees the samples of a corpus: pure arithmetic, no file is decoded here.
 
 * An epoch is a permutation of the shards, drawn from (seed, epoch). Ranks take whole shards in turn; the shards
-  that are left over (fewer than there are ranks) are shared sample by sample. So every sample comes once an epoch
+  that are left over (fewer than there are ranks) are shared sample by sample. So every sample comes once per epoch
   on exactly one rank, whether shards divide or not, and nobody needs to know how large a shard is.
 * Inside a rank, samples pass a shuffle buffer, which is emptied at the end of the epoch.
 * Every draw is a hash of (seed, epoch, rank, ranks, number of the draw): there is no generator whose state would
   have to be kept. A position is the epoch, the place in the list of shards, and the addresses in the buffer.
 
-Positions of all ranks can be dealt out anew to another number of ranks: what no rank had seen of the epoch under way
+Positions of all ranks can be dealt out again to another number of ranks: what no rank had seen of the current epoch
 is seen once by one of the new ones, and then the next epoch begins.
 """
 
@@ -54,7 +54,7 @@ def deal(units: Sequence[Unit], rank: int, ranks: int) -> list[Unit]:
     whole = len(units) // ranks * ranks
     own = list(units[:whole][rank::ranks])
     for place, unit in enumerate(units[whole:]):
-        # Turned by one from unit to unit, for the first part of a unit may be one sample longer.
+        # Turned by one from unit to unit, because the first part of a unit may be one sample longer.
         part = (rank + place) % ranks
         own.append(Unit(unit.shard, unit.first + part * unit.step, unit.step * ranks))
     return own
@@ -72,7 +72,7 @@ class Order:
 
     open_shard: from a shard's number to its samples; called when the order comes to it.
     shuffle: samples in the buffer; below 2, samples keep the order of their shards.
-    rounds: False: one round through the rank's share is an epoch. True: rounds, each dealt out anew, go on until
+    rounds: False: one round through the rank's share is an epoch. True: rounds, each dealt out again, continue until
         ``start_epoch``.
     """
 
@@ -88,14 +88,14 @@ class Order:
         self.start_epoch(0)
 
     def start_epoch(self, epoch: int) -> None:
-        """Forget what is left of the epoch under way and begin another."""
+        """Forget what is left of the current epoch and begin another."""
         self.epoch, self.round = epoch, 0
         self._begin()
 
     def _begin(self, carried: list[Unit] | None = None) -> None:
         self._carried = carried  # of an epoch that other ranks began; else None
         self._units = carried if carried is not None else self._own_units(self.epoch, self.round)
-        self._unit, self._taken, self._draws = 0, 0, 0  # _taken: of the unit under way
+        self._unit, self._taken, self._draws = 0, 0, 0  # _taken: of the current unit
         self._open: Sequence[Any] | None = None
         self._buffer: list[tuple[int, int, Any]] = []
 
@@ -177,7 +177,7 @@ class Order:
     def find(self, places: Sequence[Sequence[int]]) -> list[Any]:
         """The items at some (shard, sample); each shard is opened once.
 
-        Raises ClipVipError for a sample that its shard has not: it is not the shard that it was.
+        Raises ClipVipError for a sample that its shard does not have: the shard has changed.
         """
         opened = {shard: self.open_shard(shard) for shard in sorted({shard for shard, _ in places})}
         for shard, sample in places:
@@ -192,12 +192,12 @@ class Order:
         return [(*place, item) for place, item in zip(places, self.find(places), strict=True)]
 
     def carry(self, states: Sequence[dict], pending: Sequence[Sequence[Sequence[int]]]) -> None:
-        """Go on from the positions of another number of ranks.
+        """Continue from the positions of another number of ranks.
 
         states: what ``state`` gave on each of the old ranks; pending: for each, the (epoch, shard, sample) that had
         left the order but reached nobody.
 
-        If all stand before the same epoch, it begins as ever. Else they may be in different epochs; all that
+        If all stand before the same epoch, it begins as usual. Else they may be in different epochs; all that
         none of them has seen, up to the end of the latest epoch, becomes one rest, which is dealt out.
         """
         epoch = max(state["epoch"] for state in states)
@@ -226,7 +226,7 @@ def _stands_before(epoch: int, state: dict, pending: Sequence[Sequence[int]]) ->
 
 
 def _rest(state: dict, shards: int, seed: int, rank: int, ranks: int) -> list[Unit]:
-    """The units that the order has not come to, the one under way from its next sample on."""
+    """The units that the order has not come to, and the current one from its next sample."""
     carried = state["carried"]
     if carried is None:
         units = epoch_units(shards, seed, state["epoch"], state["round"], rank, ranks)

@@ -69,7 +69,7 @@ class ShardSet:
         return [Listed(entry, texts.get(entry.key), captions.get(entry.key)) for entry in entries]
 
     def fingerprint(self) -> str:
-        """Of the list: number and names without folders, for corpora move."""
+        """Of the list: number and names without folders, because corpora move."""
         names = "\n".join(path.name for path in self.paths)
         return f"{len(self.paths)}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"
 

@@ -1,6 +1,6 @@
 """Texts from elsewhere, as sidecars of the shards they belong to.
 
-A shard knows its samples by key; subtitles, captions and tables know clips by ids of their own. The link is what
+A shard knows its samples by key; subtitles, captions and tables know clips by their own ids. The link is what
 key.json says of a sample: a field with the id, fields that make it up, or the video and the span.
 """
 
@@ -136,7 +136,7 @@ def ids_by_span(metadata: Iterable[str | Path]) -> Callable[[str, dict], str | N
 def own_subtitles(key: str, about: dict) -> str | None:
     """The subtitles that video2dataset kept of a clip: key.json's clip_subtitles [{"start", "end", "lines"}].
 
-    lines is a list, or one by language ({"en": [...]}), of which the first is taken. Automatic subtitles roll: a
+    lines is a list, or one per language ({"en": [...]}); then the first is taken. Automatic subtitles roll: a
     line stands again in the entry that follows it, and is taken once.
     """
     entries = about.get("clip_subtitles")

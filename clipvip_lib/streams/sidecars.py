@@ -1,7 +1,7 @@
 """Texts that stand beside a tar shard, by key, so that a shard of many gigabytes is never written again.
 
 ``00000.captions.jsonl`` holds what OFA says of the middle frames, ``00000.texts.jsonl`` subtitles or alt-texts where
-the shard has none (HD-VILA's shards have not): JSON lines {"key", "caption"} and {"key", "text"}.
+the shard has none (HD-VILA's shards have none): JSON lines {"key", "caption"} and {"key", "text"}.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ COUNTED = ("samples", "skipped", "absent")
 
 
 class Books:
-    """Counts since the beginning (``total``) and of the epoch under way (``epoch``) on one rank.
+    """Counts since the beginning (``total``) and of the current epoch (``epoch``) on one rank.
 
     share: of an epoch's samples that may be skipped; 0: the first one is an error.
     log: file that gets a JSON line {"shard", "key", "reason", "rank"} for each skipped sample, or None.
@@ -48,7 +48,7 @@ class Books:
         if self.log is not None:
             line = {"shard": str(shard), "key": key, "reason": reason, "rank": self.rank}
             try:
-                with self.log.open("ab", buffering=0) as file:  # one write a line: ranks may share the file
+                with self.log.open("ab", buffering=0) as file:  # one write per line: ranks may share the file
                     file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
             except OSError as error:
                 raise ClipVipError(
@@ -79,7 +79,7 @@ class Books:
             where = f"; all are in {self.log}" if self.log else ""
             raise ClipVipError(
                 f"rank {self.rank} skipped {skipped} of {seen} samples of epoch {epoch} ({skipped / seen:.1%}), "
-                f"expected at most {self.share:.1%} (skip_share); {last}{where}; mend the shards or allow more"
+                f"expected at most {self.share:.1%} (skip_share); {last}{where}; fix the shards or allow more"
             )
 
     def state(self) -> dict:
@@ -89,7 +89,7 @@ class Books:
         self.total, self.epoch, self.round = dict(state["total"]), dict(state["epoch"]), state["round"]
 
     def carry(self, states: Sequence[dict], ranks: int) -> None:
-        """Go on from the books of another number of ranks: rank 0 keeps the totals, so that sums over ranks stay
+        """Continue from the books of another number of ranks: rank 0 keeps the totals, so that sums over ranks stay
         right; the epoch's counts are shared out."""
         self.total = {
             name: sum(state["total"][name] for state in states) if self.rank == 0 else 0 for name in COUNTED

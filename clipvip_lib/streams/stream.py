@@ -1,9 +1,9 @@
 """Clips from tar shards, decoded and shuffled, for training on corpora that no memory holds.
 
-What is special: every sample once an epoch over all ranks; an order that depends on the seed and the ranks, never
-on the number of workers; a position that is a few kilobytes of JSON and is found again exactly, in the middle of
-the shuffle buffer too. A sample that cannot be read is counted, named in a log and left out, up to a stated
-share; then the run stops. Nothing is replaced by another sample, as the authors' code does.
+Every sample comes once per epoch over all ranks. The order depends on the seed and the ranks, never on the number of
+workers. A position is a few kilobytes of JSON and is found again exactly, in the middle of the shuffle buffer too. A
+sample that cannot be read is counted, named in a log and left out, up to a stated share; then the run stops. Unlike
+in the authors' code, no sample is ever replaced by another one.
 
 shard_order.py is the order, data/shards.py the addresses inside a tar, decode_pool.py the decoding, skips.py the
 books.
@@ -53,7 +53,7 @@ class ClipStream:
         frames: frames of a clip, uniform; with ``jitter`` both ends move inwards by up to one interval.
         size: side of a frame in pixels; ``antialias`` as in `transform.resize`.
         rank, ranks: this process and how many there are; each sees its own part of every epoch.
-        workers: decoding processes; 0 decodes in this one. ``prefetch``: clips under way, by default 16 a worker.
+        workers: decoding processes; 0 decodes in this one. ``prefetch``: clips under way, by default 16 per worker.
         shuffle: samples in the shuffle buffer (addresses, not videos, so a large one costs little); below 2 the
             samples of a shard keep their order. Shards are always shuffled, by (seed, epoch).
         skip_share: share of an epoch's samples, on this rank, that may be skipped because they cannot be read;
@@ -63,7 +63,7 @@ class ClipStream:
             ``captions_dir``, ``texts_dir`` (sidecars.py).
         epoch_samples: clips that each rank gets in an epoch. None: its share of the corpus, exactly once; shares
             differ as shards do, and by what is skipped, so ranks enter the next epoch at different steps (and
-            none waits, for epochs are endless). A number: all ranks enter the next epoch after that many clips;
+            none waits, because epochs are endless). A number: all ranks enter the next epoch after that many clips;
             what is left of a share waits for a later epoch; if it ends early the corpus is dealt out again.
 
     Samples that video2dataset wrote without media because it could not fetch them are counted apart ("absent").
@@ -197,10 +197,10 @@ class ClipStream:
     def load_state_dict(self, state: dict | Sequence[dict]) -> None:
         """Go to a position: this rank's own, or a list of the positions of all ranks.
 
-        On as many ranks as before, every rank goes on exactly. On another number (which needs the list), what no
-        rank had got of the epoch under way is dealt out to the new ranks: no sample is lost and none comes
-        twice, in another order, and then the next epoch begins as ever. Counts of the old ranks are summed up
-        on rank 0. With ``epoch_samples`` the epoch goes on where the old ranks were, on average.
+        On as many ranks as before, every rank continues exactly. On another number (which needs the list), what no
+        rank had got of the current epoch is dealt out to the new ranks: no sample is lost and none comes twice, in
+        another order, and then the next epoch begins as usual. Counts of the old ranks are summed up on rank 0. With
+        ``epoch_samples`` the epoch continues where the old ranks were, on average.
 
         Raises ClipVipError for other shards (by file name), another seed or shuffle, or a list that lacks ranks.
         """
@@ -242,7 +242,7 @@ class ClipStream:
         self._books.carry([each["books"] for each in states], self.ranks)
 
     def close(self) -> None:
-        """End the workers. Iterating again starts new ones and goes on where it was."""
+        """End the workers. Iterating again starts new ones and continues where it was."""
         if self._pool is not None:
             self._redo.extendleft(drawn for _, drawn in reversed(self._under_way))
             self._under_way.clear()

@@ -13,7 +13,7 @@ from clipvip_lib.errors import ClipVipError
 
 
 def read_texts(path: str | Path, id_column: str = "videoid", text_column: str = "name") -> dict[str, str]:
-    """Texts by id; about 200 bytes of memory a row.
+    """Texts by id; about 200 bytes of memory per row.
 
     Raises ClipVipError naming the file, and the line where there is one: it cannot be read, lacks a column, a row
     has more fields than columns (a text with a comma and no quotes), or an id is there twice with different texts.

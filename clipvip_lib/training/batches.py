@@ -47,7 +47,7 @@ class Pairs:
 
     Attributes:
         store: decoded frames.
-        texts: every text (S), several a clip if there are several.
+        texts: every text (S), several per clip if there are several.
         text_rows: for each clip the rows of ``texts`` that belong to it; one is drawn at every visit.
         captions: OFA caption (C) of each clip, or None.
         group: clips that stand together (cut from one long video) and go into a batch together.
@@ -107,7 +107,7 @@ class BatchSource(Protocol):
         """This rank's place in its data, as JSON has it."""
 
     def place(self, positions: list, step: int) -> None:
-        """Go on where ranks with these positions stood after ``step`` steps."""
+        """Continue where ranks with these positions stood after ``step`` steps."""
 
     def close(self) -> None:
         """End what was started."""
@@ -170,7 +170,7 @@ class Stream(Protocol):
 class StreamBatches:
     """The next clips of this rank's stream as a batch. ``place`` must come before the first batch.
 
-    A clip without a caption is no positive and no negative of the terms with captions (caption_mask).
+    A clip without a caption is neither a positive nor a negative of the terms with captions (caption_mask).
     """
 
     def __init__(self, stream: Stream, tokenizer: ClipTokenizer, loss: str, batch: int, ranks: Ranks):

@@ -1,9 +1,9 @@
 """A model's weights laid out for fast training: few large tensors in place of hundreds of small ones.
 
-One flat float32 tensor for each group of the optimiser, of which the model's parameters are views (the masters), so
-that clipping and AdamW take a few kernels where they took hundreds. In bfloat16 a step runs through a twin of the
-model, whose parameters are views of flat copies in bfloat16: nothing is cast twice, a ninth of a mini model's step on
-a CPU. Against autocast the residual stream too is bfloat16. In float32 the model is its own twin.
+Each group of the optimiser has one flat float32 tensor (the masters), and the model's parameters are views of it. So
+clipping and AdamW take a few kernels where they took hundreds. In bfloat16 a step runs through a twin of the model,
+whose parameters are views of flat copies in bfloat16: nothing is cast twice, a ninth of a mini model's step on a CPU.
+Against autocast the residual stream too is bfloat16. In float32 the model is its own twin.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 
 class FlatWeights:
-    """Masters and twin of a model. Attributes: model, twin, groups (for an optimiser, a flat tensor each).
+    """Masters and twin of a model. Attributes: model, twin, groups (for an optimiser, one flat tensor each).
 
     groups: parameter groups in the form that optimisers take, every parameter of the model that is trained in one.
     precision: "float32" or "bfloat16", what a step computes in.
@@ -63,6 +63,6 @@ class FlatWeights:
                 copied.copy_(master)
 
     def release(self) -> None:
-        """Give every parameter of the model memory of its own again, without a gradient."""
+        """Give every parameter of the model its own memory again, without a gradient."""
         for parameter in self.model.parameters():
             parameter.data, parameter.grad = parameter.data.clone(), None

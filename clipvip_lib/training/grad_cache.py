@@ -30,7 +30,7 @@ def backward(
 ) -> Tensor:
     """Add the gradient of the loss of the GLOBAL batch to the parameters; returns the loss, a detached scalar.
 
-    encoder: an ``encoder.Encoder``, or DistributedDataParallel around one.
+    encoder: an ``encoder.BatchEncoder``, or DistributedDataParallel around one.
     batch: this rank's clips; the global batch is all ranks' in the order of ranks, as many clips from each.
     chunk: clips encoded at a time; 0: the plain step, all at once. It need not divide the batch.
     loss, reduction: as for ``losses.ocl_loss``.

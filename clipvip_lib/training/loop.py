@@ -36,15 +36,15 @@ def train(
     report: Callable[[dict], None] | None = None,
     signals: bool = True,
 ) -> None:
-    """Train ``model`` in place for ``recipe.steps`` steps, going on from the run's checkpoint if there is one.
+    """Train ``model`` in place for ``recipe.steps`` steps, resuming from the run's checkpoint if there is one.
 
     source: every rank's own; loss: a name of ``losses.LOSSES``.
     evaluate: a score on the VALIDATION split, larger is better, the same on every rank; asked
         ``recipe.evaluations`` times at equal distances. The model ends with the weights of the best one.
     snapshot: called on every rank at ``snapshots`` (numbers of steps done).
     report: called on the main rank with each row of metrics.jsonl.
-    signals: whether SIGTERM and SIGINT stop the training between two steps, with a checkpoint; without, whoever
-        started the process decides what they do.
+    signals: whether SIGTERM and SIGINT stop the training between two steps, with a checkpoint; without, the
+        process that started this one decides what they do.
 
     Raises:
         ClipVipError: the loss or gradient is not finite (on all ranks alike), memory is too small, data fail.
@@ -69,7 +69,7 @@ def train(
         for step in range(start, recipe.steps):
             due = ranks.main and time.monotonic() - saved_at > 60 * recipe.save_minutes
             number, due = ranks.largest(stop.number, due)
-            # Before the first step too: who stops a run is told of a checkpoint.
+            # Before the first step too: a person who stops a run is told of a checkpoint.
             if (step > start and (number or due)) or (number and step == 0):
                 save(step)
                 saved_at = time.monotonic()

@@ -1,6 +1,4 @@
-"""Ranks: the processes that torchrun starts, one a device, on one machine or many.
-
-What is special:
+"""Ranks: the processes that torchrun starts, one per device, on one machine or many.
 
 * Without torchrun there is one rank and no process group, and every function here is the identity: a loop that is
   written for many ranks is the loop for one.
@@ -40,7 +38,7 @@ class RankLost(ClipVipError):
 
 
 class StoppedElsewhere(ClipVipError):
-    """Another rank stopped for a reason of its own, which it has told; nothing is to be added."""
+    """Another rank stopped for its own reason, which it has told; nothing is to be added."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +98,8 @@ def start(timeout: float = 600) -> Ranks:
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
             raise ClipVipError(
-                f"local rank {local} expected a GPU of its own, {torch.cuda.device_count()} are visible; start as "
-                "many ranks a machine as it has GPUs (--nproc-per-node)"
+                f"local rank {local} expected its own GPU, {torch.cuda.device_count()} are visible; start as "
+                "many ranks per machine as it has GPUs (--nproc-per-node)"
             )
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)

@@ -1,8 +1,8 @@
-"""How the authors trained, as recipes for ``clipvip train``; every value of theirs with its source.
+"""How the authors trained, as recipes for ``clipvip train``; every value of theirs has its source.
 
 A recipe is ``profiles.Recipe`` (steps, batch, rates) and what real corpora need besides. ``batch`` is the global
-one, divided over the ranks. What the authors did not say stands at a default of ours, and ``SOURCES`` has no line
-for it. What only moves memory or time (``FREE``) may change between a run and its resumption, the rest may not.
+one, divided over the ranks. What the authors did not say has our default, and ``SOURCES`` has no line for it. What
+only moves memory or time (``FREE``) may change between a run and its resumption, the rest may not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TrainRecipe(Recipe):
     save_minutes: float = 10.0
 
     def for_data(self, clips: int | None) -> TrainRecipe:
-        """The recipe with its number of steps, for data of ``clips`` clips an epoch (None: nobody knows).
+        """The recipe with its number of steps, for data of ``clips`` clips per epoch (None: unknown).
 
         Raises ClipVipError if the number of steps cannot be told.
         """
@@ -107,7 +107,7 @@ SOURCES: dict[str, dict[str, str]] = {
         "weight_decay": f"{_CONFIGS}: 0.05",
         "clip_norm": f"{_CONFIGS}: 5.0",
         "epochs": "the paper: 1 for the ablations, 3 for the full model",
-        "samples": "the name of HD-VILA-100M; 97,656 steps an epoch",
+        "samples": "the name of HD-VILA-100M; 97,656 steps per epoch",
         "text_tokens": f"{_CONFIGS}: 70",
     },
     "finetune": {

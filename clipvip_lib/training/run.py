@@ -66,7 +66,7 @@ class Options:
 
 
 def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
-    """Run, or go on with, what the options of ``clipvip train`` say; the result is printed as JSON on the main rank.
+    """Run, or resume, what the options of ``clipvip train`` say; the result is printed as JSON on the main rank.
 
     Raises as ``loop.train``, and ClipVipError for options, weights or data that are not right.
     """
@@ -164,7 +164,7 @@ def load_model(
 
 
 def _about(options: Options, recipe: TrainRecipe) -> dict:
-    """What must be the same when a run goes on."""
+    """What must be the same when a run resumes."""
     fields = {name: value for name, value in dataclasses.asdict(recipe).items() if name not in FREE}
     named = (
         "stage",
@@ -195,7 +195,7 @@ def _expect_snapshots(asked: Sequence[int], steps: int) -> None:
 
 
 class Job(NamedTuple):
-    """A stage made ready. ``content``: a digest of its data, for a path says little of what it holds and data move."""
+    """A stage made ready. ``content``: a digest of its data: data move, and a path says little of what it holds."""
 
     recipe: TrainRecipe
     source: BatchSource

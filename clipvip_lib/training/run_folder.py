@@ -1,18 +1,18 @@
 """The folder of one training run: what must survive a kill, and what a person reads.
 
     checkpoint.pt    weights, optimiser, step, every rank's place in its data; whole or not at all
-    metrics.jsonl    a row a step; cut back to the checkpoint when a run goes on
+    metrics.jsonl    one row per step; cut back to the checkpoint when a run resumes
     best-NNNNNN.pt   weights of the best evaluation so far
     step-NNNNNN/     snapshots that were asked for, as save_pretrained writes them
     model/           the result, with its tokenizer; every loader reads it
     result.json      written last: the run is done
 
-What is exact after a resumption. On the same number of ranks everything; one or two of them, with one CPU thread each,
-give the same weights, bit for bit. More average their gradients in another order in the first step of each start, for
-DistributedDataParallel lays them out anew behind it: the same up to rounding. On another number: weights, optimiser,
-step and schedule, and the batches where they come from a frame store (batch number ``step`` of the whole is a function
-of seed and step, and is dealt out anew); gradients are then the same up to the order of sums. Streams of shards go on
-as ``streams/stream.py`` says.
+What is exact after a resumption. On the same number of ranks, everything. One or two of them, with one CPU thread each,
+give the same weights, bit for bit. More average their gradients in another order in the first step of each start,
+because DistributedDataParallel lays them out again after it: the same up to rounding. On another number: weights,
+optimiser, step and schedule, and the batches where they come from a frame store (batch number ``step`` of the whole is
+a function of seed and step, and is dealt out again); gradients are then the same up to the order of sums. Streams of
+shards continue as ``streams/stream.py`` says.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from clipvip_lib.training.ranks import Ranks, together
 from clipvip_lib.training.weights import UNREADABLE
 
 TOKENIZER = "clip_tokenizer.json"  # beside the weights
-#: Parts of ``about`` that runs did not note at first: one that lacks them is the same run.
+#: Parts of ``about`` that early runs did not note: a run that lacks them counts as the same.
 LATER = ("data's content", "captions' names and sizes")
 
 
@@ -56,7 +56,7 @@ class RunFolder:
         return self.path / f"best-{step:06d}.pt"
 
     def differences(self, before: Mapping[str, object]) -> list[tuple[str, object, object]]:
-        """In what a stored ``about`` is of another run: name, what it was and what it is."""
+        """Where a stored ``about`` differs from this run's: name, what it was and what it is."""
         now = json.loads(json.dumps(self.about))
         names = {*before, *now} - {name for name in LATER if name not in before}
         names = sorted(names, key=lambda name: (name in LATER, name))  # an option says more than a digest
@@ -106,12 +106,12 @@ class RunFolder:
         except UNREADABLE as error:
             raise ClipVipError(
                 f"cannot resume from {self.checkpoint}: expected a checkpoint of clipvip train, got something else "
-                "or half of it; remove it to start anew"
+                "or half of it; remove it to start from scratch"
             ) from error
         for name, was, now in self.differences(before):
             raise ClipVipError(
                 f"cannot resume from {self.checkpoint}: {name} was {was!r} and is {now!r}; give the former one, or "
-                "another --out to start anew"
+                "another --out to start from scratch"
             )
         try:
             model.load_state_dict(state["model"])
@@ -119,7 +119,7 @@ class RunFolder:
         except UNREADABLE as error:
             raise ClipVipError(
                 f"cannot resume from {self.checkpoint}: it does not fit this model; give the same --weights and "
-                "options, or another --out to start anew"
+                "options, or another --out to start from scratch"
             ) from error
         positions = json.loads(state["positions"])
         if len(positions) == self.ranks.size:
@@ -203,7 +203,7 @@ class RunFolder:
                 partial.rename(self.path / name)
 
     def clear(self) -> None:
-        """After the result: checkpoints are of no more use."""
+        """After the result: checkpoints are no longer needed."""
         if self.ranks.main:
             for path in (self.checkpoint, *self.path.glob("best-*.pt")):
                 path.unlink(missing_ok=True)

@@ -86,7 +86,7 @@ class Step:
             self.flat.copy_to_twin()
 
     def release(self) -> None:
-        """Leave the model as it was made: parameters with memory of their own."""
+        """Leave the model as it was made: parameters with their own memory."""
         if self.flat:
             self.flat.release()
 

@@ -1,8 +1,8 @@
 """Frame stores that the ranks decode together: shards or a benchmark's splits, once, a part at a time.
 
 Beside NAME.npy (data/frames.py) stands NAME.json: how it was decoded, which clips it holds, and of a shard its size in
-bytes, for video2dataset names shards and clips of every corpus alike; it is written last,
-so that a store that has it is whole. Finished parts are skipped, so that decoding goes on after a kill; parts that
+bytes, because video2dataset gives the shards and clips of every corpus the same names. NAME.json is written last, so
+a store that has it is whole. Finished parts are skipped, so that decoding continues after a kill; parts that
 hold other videos, or were decoded otherwise, are refused.
 """
 
@@ -30,13 +30,13 @@ from clipvip_lib.training.ranks import Ranks, share, together
 from clipvip_lib.training.recipes import TrainRecipe
 
 SidecarOf = Callable[[str], Path]  # from a store's name to its shard's sidecar
-PART = 64  # clips of a benchmark that are decoded into one file, by one rank; a kill loses at most so many
+PART = 64  # clips of a benchmark that are decoded into one file, by one rank; a kill loses at most that many
 
 
 def store_shards(
     shards: ShardSet, folder: Path, recipe: TrainRecipe, size: int, ranks: Ranks, progress=quiet
 ) -> None:
-    """Decode tar shards into ``folder``: NAME.npy (frames) and NAME.json (keys and texts), one rank a shard.
+    """Decode tar shards into ``folder``: NAME.npy (frames) and NAME.json (keys and texts), one rank per shard.
 
     Shards that are there are skipped. Of shards with texts in sidecars a store keeps no text: ``read_stores`` takes
     them from the sidecars. Samples that video2dataset could not fetch are left out.
@@ -72,13 +72,13 @@ def store_shards(
 
 
 def _expect_store_of(shard: Path, described: Path, found: dict) -> None:
-    """Raises ClipVipError if a store holds another shard's clips; one without a size, from before, is told by keys."""
+    """Raises ClipVipError if a store holds another shard's clips; an older one, without a size, is told by its keys."""
     held = [clip["key"] for clip in found["clips"]]
     same_size = found.get("bytes") in (None, shard.stat().st_size)
     if not same_size or held != [entry.key for entry in scan_shard(shard)[0] if entry.has_media]:
         raise ClipVipError(
             f"{described} expected the clips of {shard}, got those of another shard of that name; give each corpus its "
-            "own --frames-store, or remove it if the shard was written anew"
+            "own --frames-store, or remove it if the shard was written again"
         )
 
 

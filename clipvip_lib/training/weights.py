@@ -43,6 +43,6 @@ def load_state(model: ClipViP, path: Path) -> None:
 def _reason(error: Exception) -> str:
     """What torch says of a file that it cannot load, without its advice to load it unsafely."""
     if isinstance(error, pickle.UnpicklingError):
-        return "it is no file of weights"
+        return "it is not a file of weights"
     lines = str(error).strip().splitlines()
     return lines[-1].strip() if lines else type(error).__name__

@@ -1,7 +1,7 @@
 """ActivityNet Captions: train.json, val_1.json, val_2.json, {"v_ID": {"duration", "timestamps", "sentences"}}.
 
-All sentences of a video are one paragraph. Papers train on train.json and test on val_1.json; val_2.json has other
-people's captions of nearly the same videos, so it is no validation split, and the set comes without one. Where
+All sentences of a video are one paragraph. Papers train on train.json and test on val_1.json. val_2.json has other
+people's captions of nearly the same videos, so it is not a validation split, and the set comes without one. Where
 train_ids.json or val_ids.json lie beside them, only the videos they name are taken, as CLIP4Clip does. Video files
 may be called v_ID or ID.
 """
@@ -30,7 +30,7 @@ def read(root: Path, split: str, tell: Tell, test: str = "val_1.json") -> list[R
             tell("listed-only", f"{listing}: {video} has no captions in {path.name}; it is left out")
         taken = set(chosen)
         for video in [video for video in data if video not in taken]:
-            tell("no-video", f"{path}: {video} is described and not in {listing.name}; mend its name")
+            tell("no-video", f"{path}: {video} is described and not in {listing.name}; fix its name")
     records = []
     for video in chosen:
         said = reading.field(data[video], "sentences", path, video, tell)

@@ -34,7 +34,7 @@ def read(root: Path, split: str, tell: Tell) -> list[Record]:
         chosen = reading.distinct(reading.read_list(listing, tell), listing, tell)
         taken = set(chosen)
         for video in [video for video in sentences if video not in taken]:
-            tell("no-video", f"{path}: {video} is described and not in {listing.name}; mend its name")
+            tell("no-video", f"{path}: {video} is described and not in {listing.name}; fix its name")
     return [
         Record(_stem(video), (video,), tuple(sentences.get(video, ())), seconds.get(video))
         for video in chosen

@@ -1,4 +1,4 @@
-"""The authors' own form (XPretrain, CLIP-ViP/src/datasets/dataset_video_retrieval.py): one object a line,
+"""The authors' own form (XPretrain, CLIP-ViP/src/datasets/dataset_video_retrieval.py): one object per line,
 {"clip_id", "text": a sentence or a list of them, "num_frame": pictures in a frame folder}.
 
 Here: train.jsonl, val.jsonl, test.jsonl; or the one file whose name begins so (train_101k_frame.jsonl), or .json with
@@ -63,4 +63,4 @@ def _lines(path: Path, tell: Tell):
             try:
                 yield place, json.loads(line)
             except json.JSONDecodeError as error:
-                tell("not-parsed", f"{path} line {place} is not JSON ({error.msg}); mend or fetch it again")
+                tell("not-parsed", f"{path} line {place} is not JSON ({error.msg}); fix it or fetch it again")

@@ -3,7 +3,7 @@
     CLIP_ID  START_ALIGNED  END_ALIGNED  START_EXTRACTED  END_EXTRACTED  SENTENCE
 
 in LSMDC16_annos_training.csv, LSMDC16_annos_val.csv and LSMDC16_challenge_1000_publictect.csv (the 1,000 clips of every
-retrieval paper). A training clip may have several rows, a test clip has one. Clips are .avi files, in a folder a
+retrieval paper). A training clip may have several rows, a test clip has one. Clips are .avi files, one folder per
 film; CLIP_ID is FILM_START-END with times as 00.12.34.567.
 """
 
@@ -36,7 +36,7 @@ def read(root: Path, split: str, tell: Tell) -> list[Record]:
         if len(columns) != COLUMNS:
             tell(
                 "wrong-structure",
-                f"{path} line {place}: expected {COLUMNS} columns separated by tabs, got {len(columns)}; mend it",
+                f"{path} line {place}: expected {COLUMNS} columns separated by tabs, got {len(columns)}; fix it",
             )
             continue
         clip, *_, start, end, sentence = (column.strip() for column in columns)

@@ -49,7 +49,7 @@ def _captions(root: Path, tell: Tell) -> dict[str, list[str]]:
             continue
         found.setdefault(video_id, []).append(caption)
         if known and video_id not in known:
-            tell("no-video", f"{path} entry {place}: video {video_id} is not among the videos; mend its name")
+            tell("no-video", f"{path} entry {place}: video {video_id} is not among the videos; fix its name")
     return found
 
 

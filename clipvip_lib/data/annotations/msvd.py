@@ -56,7 +56,7 @@ def load_plain_pickle(file: BinaryIO, path: Path, tell: Tell) -> object:
             "source that you trust, or write its content as raw-captions.json",
         )
     except Exception as error:  # a damaged pickle may raise nearly anything
-        tell("not-parsed", f"{path} is no whole pickle ({type(error).__name__}); fetch it again")
+        tell("not-parsed", f"{path} is not a whole pickle ({type(error).__name__}); fetch it again")
     raise reading.Unreadable(path)
 
 
@@ -71,7 +71,7 @@ def read(root: Path, split: str, tell: Tell) -> list[Record]:
             file = root / f"{other}_list.txt"
             named |= set(reading.read_list(file, _silent)) if file.is_file() else set()
         for video in [video for video in captions if video not in named]:
-            tell("no-video", f"{path}: {video} is described and in no list; mend its name")
+            tell("no-video", f"{path}: {video} is described but in no list; fix its name")
     records = []
     for video in chosen:
         said = captions.get(video, [])
@@ -117,6 +117,6 @@ def _sentence(value: object, path: Path, video: str, tell: Tell) -> str | None:
         return value
     tell(
         "wrong-structure",
-        f"{path} entry {video}: expected a sentence or its words, got {str(value)[:80]}; remove or mend it",
+        f"{path} entry {video}: expected a sentence or its words, got {str(value)[:80]}; remove or fix it",
     )
     return None

@@ -1,6 +1,6 @@
 """What all readers of annotations share: strict text, JSON, CSV and lists, and one word for each fault.
 
-A reader tells a fault by its word (``tell(code, sentence)``) and goes on where it can. Loading a set refuses at the
+A reader reports a fault by its word (``tell(code, sentence)``) and continues where it can. Loading a set refuses at the
 first fault (``refuse``); `clipvip check-data` collects them all (check.py). So both say the same of one file.
 """
 
@@ -21,7 +21,7 @@ from clipvip_lib.errors import ClipVipError
 FAULTS = {
     "no-annotation": "an annotation file of the set is not there",
     "not-utf8": "an annotation file is in another encoding",
-    "not-parsed": "an annotation file is no JSON, CSV or pickle, or was cut",
+    "not-parsed": "an annotation file is not JSON, CSV or a pickle, or was cut",
     "unsafe-pickle": "a pickle holds more than plain containers and strings, so it was not loaded",
     "wrong-structure": "an entry lacks a field or column, or holds another type",
     "empty-caption": "a caption is empty or blank",
@@ -40,7 +40,7 @@ class Unreadable(Exception):
 
 
 def refuse(code: str, sentence: str) -> None:
-    """The ``tell`` of loading: raises ClipVipError with the sentence. What no item rests on is let pass."""
+    """The ``tell`` of loading: raises ClipVipError with the sentence. A fault that no item depends on passes."""
     if code not in LENIENT:
         raise ClipVipError(sentence)
 
@@ -80,7 +80,7 @@ def read_text(path: Path, tell: Tell) -> str:
 
 
 def read_json(path: Path, tell: Tell) -> object:
-    """JSON; a name that stands twice in one object is told, for all but the last would be lost."""
+    """JSON; a name that stands twice in one object is reported, because all but the last would be lost."""
 
     def without_doubles(pairs: list[tuple[str, object]]) -> dict:
         found = dict(pairs)
@@ -92,7 +92,7 @@ def read_json(path: Path, tell: Tell) -> object:
     try:
         return json.loads(read_text(path, tell), object_pairs_hook=without_doubles)
     except json.JSONDecodeError as error:
-        tell("not-parsed", f"{path} line {error.lineno} is not JSON ({error.msg}); mend or fetch it again")
+        tell("not-parsed", f"{path} line {error.lineno} is not JSON ({error.msg}); fix it or fetch it again")
     except RecursionError:
         tell("not-parsed", f"{path} is not JSON that people write (too deep); fetch it again")
     raise Unreadable(path)
@@ -114,7 +114,7 @@ def read_csv(path: Path, fields: tuple[str, ...], tell: Tell) -> list[dict[str, 
     try:
         rows = [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        tell("not-parsed", f"{path} is not CSV ({error}); mend or fetch it again")
+        tell("not-parsed", f"{path} is not CSV ({error}); fix it or fetch it again")
         raise Unreadable(path) from error
     whole = []
     for number, row in rows:
@@ -141,7 +141,7 @@ def listed(value: object, what: str, path: Path, tell: Tell) -> list:
     """A value that must be a list."""
     if isinstance(value, list):
         return value
-    tell("wrong-structure", f"{path}: expected a list of {what}, got {type(value).__name__}; mend it")
+    tell("wrong-structure", f"{path}: expected a list of {what}, got {type(value).__name__}; fix it")
     raise Unreadable(path)
 
 
@@ -149,12 +149,12 @@ def mapping(value: object, what: str, path: Path, tell: Tell) -> dict:
     """A value that must be an object."""
     if isinstance(value, dict):
         return value
-    tell("wrong-structure", f"{path}: expected an object of {what}, got {type(value).__name__}; mend it")
+    tell("wrong-structure", f"{path}: expected an object of {what}, got {type(value).__name__}; fix it")
     raise Unreadable(path)
 
 
 def field(entry: object, name: str, path: Path, place: object, tell: Tell) -> object:
-    """A field that must be there; None, once told, where it is not."""
+    """A field that must be there; None, once reported, where it is not."""
     if isinstance(entry, dict) and name in entry:
         return entry[name]
     tell(
@@ -165,7 +165,7 @@ def field(entry: object, name: str, path: Path, place: object, tell: Tell) -> ob
 
 
 def sentence(entry: object, name: str, path: Path, place: object, tell: Tell) -> str | None:
-    """A field that is text; a number is no sentence, and null would be the caption "None"."""
+    """A field that is text; a number is not a sentence, and null would be the caption "None"."""
     return word(entry, name, path, place, tell, str)
 
 
@@ -179,33 +179,33 @@ def word(
     if isinstance(entry, dict) and name in entry:
         tell(
             "wrong-structure",
-            f"{path} entry {place}: expected text in {name!r}, got {json.dumps(value)[:80]}; remove or mend it",
+            f"{path} entry {place}: expected text in {name!r}, got {json.dumps(value)[:80]}; remove or fix it",
         )
     return None
 
 
 def words(value: object, path: Path, place: object, tell: Tell) -> tuple[str, ...]:
-    """A text or a list of texts, as a tuple; what is no text is told and left out."""
+    """A text or a list of texts, as a tuple; what is not text is reported and left out."""
     values = value if isinstance(value, list) else [value]
     wrong = [each for each in values if not isinstance(each, str)]
     if wrong:
         tell(
             "wrong-structure",
             f"{path} entry {place}: expected text or a list of texts, got {json.dumps(wrong[0])[:80]}; "
-            "remove or mend it",
+            "remove or fix it",
         )
     return tuple(each for each in values if isinstance(each, str))
 
 
 def number(value: object) -> float | None:
-    """A length in seconds, or None for whatever is none."""
+    """A length in seconds, or None for anything else."""
     return (
         float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
     )
 
 
 def distinct(ids: Iterable[str], path: Path, tell: Tell) -> list[str]:
-    """Ids without repetitions, each of which is told."""
+    """Ids without repetitions; each repetition is reported."""
     counts = Counter(ids)
     for video_id, times in counts.items():
         if times > 1:
