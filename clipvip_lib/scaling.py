@@ -41,7 +41,7 @@ class Assumptions:
 
     gpu_tflops: float = _assumed(989.0, "TFLOP/s", "peak of an H100 in dense bf16, by its maker")
     gpu_share: float = _assumed(
-        0.15, "share", "of that peak reached in training: B/32, batch 128, not compiled, measured on an H200"
+        0.15, "share", "of that peak reached in training: B/32, batch 128, not compiled, on an H200"
     )
     caption_share: float = _assumed(
         0.085, "share", "of that peak reached by OFA-large, batch 64, measured on an H200"

@@ -3,6 +3,7 @@
 import re
 import urllib.parse
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.study import figures
+from clipvip_lib.workshop import pages
 
 matplotlib.use("agg")
 from matplotlib import pyplot as plt
@@ -86,9 +88,7 @@ def test_contrast_with_the_background(scheme):
 
 
 def test_the_page_style_has_the_same_ink():
-    css = (figures.__file__.rsplit("/", 1)[0]) + "/templates/style.css"
-    with open(css) as file:  # noqa: PTH123
-        text = file.read()
+    text = (Path(pages.__file__).with_name("templates") / "style.css").read_text()
     for role in ("text", "muted", "paper"):
         for colour in figures.INK[role]:
             assert colour in text

@@ -94,7 +94,7 @@ def test_all_that_the_study_imports_leaves_one_thread_and_asks_for_no_gpu(tmp_pa
         for name in NOTEBOOKS
     ]
     modules = sorted({name for stage in closure(pages) for name in stage.modules()})
-    assert {"clipvip_lib.training", "papermill", "sklearn.cluster"} <= set(modules)
+    assert {"clipvip_lib.training.loop", "papermill", "sklearn.cluster"} <= set(modules)
     code = """
 import json, sys, threading
 import torch

@@ -52,7 +52,11 @@ class Sample:
 
 
 class NeverFetched(ClipVipError):
-    """A sample without media: key.json says that video2dataset could not fetch it."""
+    """A sample without media: key.json says that video2dataset could not fetch it, and ``why``."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name} was never fetched ({why})")
+        self.why = why
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -105,7 +109,7 @@ def read_about(shard: str | Path, entry: Entry) -> dict:
 def _files(shard: str | Path, entry: Entry, extensions: Iterable[str]) -> dict[str, bytes]:
     """Those files of a sample that are there. Raises ClipVipError if they cannot be read or must not be."""
     if entry.error:
-        raise ClipVipError(f"{entry.key} of {shard}: {entry.error}; write the shard again")
+        raise ClipVipError(entry.error)
     found = {}
     try:
         with Path(shard).open("rb") as file:  # once per sample: over a network, opening is what takes long
@@ -134,7 +138,7 @@ def _media(shard: str | Path, entry: Entry, found: dict[str, bytes]) -> bytes:
         about = _about(shard, entry, found)
     if isinstance(about, dict) and str(about.get("status")).startswith("failed_to_"):
         why = ": ".join(str(about[name]) for name in ("status", "error_message") if about.get(name))
-        raise NeverFetched(f"{entry.key} of {shard} was never fetched ({why})")
+        raise NeverFetched(f"{entry.key} of {shard}", why)
     raise ClipVipError(
         f"sample {entry.key} of shard {shard} has no {' or '.join(MEDIA)}; write the shard again"
     )
@@ -173,7 +177,7 @@ def scan_shard(path: str | Path) -> tuple[list[Entry], ClipVipError | None]:
         with tarfile.open(path, "r:") as tar:  # no decompression: addresses would mean nothing
             while (member := tar.next()) is not None:
                 if member.isfile():
-                    _add(entries, member)
+                    _add(entries, member, path)
                 tar.members.clear()  # or the headers of a large shard would all stay in memory
             # tarfile takes a file that was cut between members for one that ends there: look for the end mark.
             tar.fileobj.seek(tar.offset)
@@ -191,7 +195,7 @@ def scan_shard(path: str | Path) -> tuple[list[Entry], ClipVipError | None]:
     return entries, None
 
 
-def _add(entries: list[Entry], member: tarfile.TarInfo) -> None:
+def _add(entries: list[Entry], member: tarfile.TarInfo, shard: Path) -> None:
     match = _NAME.match(member.name)
     if match is None or _META.match(member.name):
         return
@@ -199,11 +203,14 @@ def _add(entries: list[Entry], member: tarfile.TarInfo) -> None:
     # A key is written into sidecars and logs, which are UTF-8: one with other bytes would cost all of its shard.
     printable = key.encode(errors="backslashreplace").decode()
     if not entries or entries[-1].key != printable:
-        fault = "" if key == printable else f"the key {printable} expected UTF-8, got other bytes"
-        entries.append(Entry(printable, {}, fault))
+        fault = f"the key {printable} of shard {shard} expected UTF-8, got other bytes; write the shard again"
+        entries.append(Entry(printable, {}, "" if key == printable else fault))
     last = entries[-1]
     if extension in last.files and not last.error:
-        entries[-1] = Entry(key, last.files, f"{member.name} is there twice: expected each file once")
+        fault = (
+            f"{member.name} is there twice in shard {shard}: expected each file once; write the shard again"
+        )
+        entries[-1] = Entry(key, last.files, fault)
     elif extension in READ:
         last.files[extension] = (member.offset_data, member.size)
 

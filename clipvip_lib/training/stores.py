@@ -94,7 +94,7 @@ def _samples(shards: ShardSet, number: int) -> list[Sample]:
     if not samples:
         raise ClipVipError(
             f"shard {shard} holds no clip: expected one at least, got {len(absent)} that were never fetched "
-            f"({absent[0]}); leave the shard out"
+            f"({absent[0].why}); leave the shard out"
         )
     return samples
 
