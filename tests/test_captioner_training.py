@@ -47,6 +47,7 @@ def test_smoothed_loss_is_a_cross_entropy_with_soft_targets(n, vocab, epsilon, s
     torch.testing.assert_close(nll, F.cross_entropy(logits[keep], labels[keep], reduction="sum"))
 
 
+@pytest.mark.slow
 def test_a_small_captioner_learns_to_name_what_it_sees():
     images, texts = pairs(64)
     size = dataclasses.replace(TINY, stem_steps=80, steps=80, batch=16, lr=1e-2)

@@ -115,6 +115,7 @@ def test_force_discards_a_stage_and_what_rests_on_it(house, first, monkeypatch):
         pipeline.forget([page], ["arn/seed0"], house.home, lambda _: None)
 
 
+@pytest.mark.slow
 def test_executed_pages_pass_nbval_and_a_changed_number_fails(house, first, tmp_path):
     """The pages' outputs are the same in every run, so that nbval can compare them."""
     executed = next((house.home / "stages" / "page").glob("00_first-*/executed.ipynb"))
@@ -264,6 +265,7 @@ def processes_of(home: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_killed_twice_and_started_again_it_ends_the_same_and_does_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     house = House(tmp_path)

@@ -56,6 +56,7 @@ def test_candidates_are_every_arm_at_every_rate_and_differ_in_nothing_else():
         assert all(recipe == recipes[0] for recipe in recipes)
 
 
+@pytest.mark.slow
 def test_a_validation_score_decides_and_no_test_score(tmp_path, monkeypatch, capsys):
     """A real run at smoke, of two arms: the file says what the stages' validation scores say."""
     monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))

@@ -88,6 +88,7 @@ def run(folder, out, monkeypatch):
     return page, json.loads((out / "results" / "00_first.json").read_text())
 
 
+@pytest.mark.slow
 def test_published_beside_the_run_and_not_beside_itself(tmp_path, monkeypatch):
     there = write_reference(tmp_path / "reference", [row(6, "contradicted", -2.25, range(5))])
     monkeypatch.setattr(reference, "FOLDER", there)

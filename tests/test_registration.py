@@ -65,6 +65,7 @@ def ended(folder, tmp_path_factory):
     return {name: (code, (said / name).read_text()) for name, code in rows}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 def test_auto_classes_find_it(order, ended):
     code, said = ended[order]

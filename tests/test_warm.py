@@ -155,6 +155,7 @@ def decode_and_train(video: str, connection: Connection) -> None:
     connection.send([digest(frames), [digest(frame) for frame in again], digest(weights)])
 
 
+@pytest.mark.slow
 def test_a_copy_decodes_and_trains_bit_for_bit_as_a_fresh_interpreter(start, tmp_path, monkeypatch):
     path = tmp_path / "video.mp4"
     path.write_bytes(videos.encode(60))
@@ -209,6 +210,7 @@ axes.plot([1, 2])
 fig;"""
 
 
+@pytest.mark.slow
 def test_kernels_are_copies_and_find_what_a_fresh_kernel_does(tmp_path, monkeypatch):
     of_copy = "import psutil; print('clipvip_lib.workshop.warm' in psutil.Process().parent().cmdline())"
     body = [FACTS, DRAW, "axes", small_study.SHORT, of_copy]
