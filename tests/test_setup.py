@@ -154,3 +154,9 @@ def test_set_up_is_skipped_when_nothing_changed_and_survives_failure_and_kill(tm
     again = make(tmp_path, "setup", PATH=path)
     assert again.returncode == 0 and "starting afresh" in again.stdout
     assert stamp.exists() and not (tmp_path / ".venv" / "half").exists()
+
+
+def test_the_same_times_are_named_wherever_a_reader_looks_for_them():
+    for name in ("README.md", "Makefile", "notebooks/00_start_here.ipynb"):
+        said = " ".join((ROOT / name).read_text().split())
+        assert "15 minutes" in said and "1 hour 10 minutes" in said, name
