@@ -309,7 +309,7 @@ def test_a_json_that_is_too_deep_says_nothing_of_a_sample(captioner, shards, tmp
 def test_a_key_that_is_not_utf8_is_one_bad_sample(captioner, shards, tmp_path):
     files = {"good.jpg": corpus.still((9, 9, 9)), "caf\udce9.jpg": corpus.still((9, 9, 9))}
     corpus.write_tar(shards[0], files)
-    with pytest.raises(ClipVipError, match=r"the key caf\\udce9 expected UTF-8, got other bytes"):
+    with pytest.raises(ClipVipError, match=r"the key caf\\udce9 of shard .* expected UTF-8, got other bytes"):
         caption_shards(shards[:1], tmp_path / "out", captioner)
     caption_shards(shards[:1], tmp_path / "out", captioner, skip_share=0.5)
     assert [key for key, _ in corpus.texts(tmp_path / "out" / "00000.captions.jsonl")] == ["good"]
