@@ -200,11 +200,3 @@ def in_precision(profile: Profile, precision: str) -> Profile:
         for name in ("pretrain", "postpretrain", "finetune")
     }
     return dataclasses.replace(profile, precision=precision, **recipes)
-
-
-def require_runnable(profile: Profile) -> None:
-    """Raises ClipVipError for ``paper``: its data come with the work on real corpora."""
-    if profile.name == "paper":
-        raise ClipVipError(
-            "profile 'paper' needs real corpora, which this version cannot read yet: expected 'smoke' or 'mini'"
-        )
