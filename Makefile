@@ -71,7 +71,7 @@ setup: ## make .venv from requirements.lock (skipped when nothing changed)
 	last=$$(date +%s); \
 	echo "setup: installing the packages of requirements.lock (its $$(grep -c . requirements.lock) lines); on Linux"; \
 	echo "setup: most of it are PyTorch's CUDA libraries: several GB to download, where no cache has them"; \
-	failed() { rm -f $(RUNNING); echo "setup: failed; mend what it says and run make setup again" >&2; exit 1; }; \
+	failed() { rm -f $(RUNNING); echo "setup: failed; correct what it says and run make setup again" >&2; exit 1; }; \
 	{ $$install -r requirements.lock 2>&1 && echo installed > $(RUNNING); } | $(BRIEF) >&2 || true; \
 	[ -s $(RUNNING) ] || failed; took installing; \
 	echo "setup: installing this project, editable"; \

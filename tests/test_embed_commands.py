@@ -157,7 +157,7 @@ def test_a_parquet_that_lacks_rows_does_not_stay(weights, tmp_path, capsys):
     last.rename(videos[2])
     run(*given)
     assert not (out / "features.parquet").exists()
-    assert "features.parquet, which lacked rows; --parquet writes it anew" in capsys.readouterr().err
+    assert "features.parquet, which lacked rows; --parquet writes it again" in capsys.readouterr().err
     run(*given, "--parquet")
     assert pq.read_table(out / "features.parquet").num_rows == 3
 

@@ -139,5 +139,5 @@ def test_spotlight_is_bright_where_the_map_is_high():
     lit = figures.spotlight(clip, maps)
     assert (lit[1, :2, 4:] == 200).all() and (lit[1, 2:] == 30).all()
     assert (lit[0, 2:, :2] == int(200 * (0.15 + 0.85 / 2))).all()
-    with pytest.raises(ClipVipError, match="expected one a frame, on a grid that divides it"):
+    with pytest.raises(ClipVipError, match="expected one per frame, on a grid that divides it"):
         figures.spotlight(clip, maps[:1])

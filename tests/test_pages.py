@@ -132,7 +132,7 @@ def test_a_notebook_without_a_title_is_refused(tmp_path):
     with pytest.raises(ClipVipError, match="no title"):
         pages.question({"cells": [{"cell_type": "code", "source": "# no"}]})
     (tmp_path / "x.ipynb").write_text("{}")
-    with pytest.raises(ClipVipError, match="is no notebook"):
+    with pytest.raises(ClipVipError, match="is not a notebook"):
         pages.notebook_question(tmp_path / "x.ipynb")
 
 

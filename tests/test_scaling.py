@@ -122,7 +122,9 @@ def test_the_shares_of_a_gpu_are_those_that_the_documentation_measured():
     """Clips and images a second of the H200 in docs/, times counted work, over an H100's and H200's peak."""
     docs = CHECKOUT / "docs"
     clips = int(re.search(r"\| batch 128 \| 0\.30 \| (\d+) \|", (docs / "training.md").read_text())[1])
-    images = int(re.search(r"OFA-large captions .*, (\d+) a second", (docs / "captioning.md").read_text())[1])
+    images = int(
+        re.search(r"OFA-large captions .*, (\d+) per second", (docs / "captioning.md").read_text())[1]
+    )
     step = flops.step_flops(paper_plan.sizes_of(get_profile("paper")), frozenset("VSFC"))
     peak = ASSUMED.gpu_tflops * 1e12
     assert round(clips * step / peak, 2) == ASSUMED.gpu_share

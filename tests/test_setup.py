@@ -147,7 +147,7 @@ def test_set_up_is_skipped_when_nothing_changed_and_survives_failure_and_kill(tm
     assert not calls.exists()  # nothing changed: nothing done
     (tmp_path / "requirements.lock").write_text("six==1.17.0\n")
     failed = make(tmp_path, "setup", PATH=path, FAIL="1")
-    assert failed.returncode != 0 and "setup: failed; mend what it says" in failed.stderr
+    assert failed.returncode != 0 and "setup: failed; correct what it says" in failed.stderr
     assert not stamp.exists()
     assert make(tmp_path, "setup", PATH=path, KILL="1").returncode == -9
     (tmp_path / ".venv" / "half").write_text("installed")

@@ -156,7 +156,7 @@ def test_a_stop_while_stores_are_decoded_is_told_without_a_checkpoint(made, tmp_
         assert cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store")) == 143
     said = capsys.readouterr().err
     assert said.count("clipvip: ") == 1 and "what was done" not in said
-    assert "clipvip: stopped by SIGTERM; no checkpoint was written yet; give the same command" in said
+    assert "clipvip: stopped by SIGTERM; no checkpoint was written yet; run the same command" in said
     assert cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store")) == 0
 
 
@@ -224,8 +224,9 @@ def test_under_torchrun_a_rank_says_who_may_have_sent_the_signal(tmp_path, monke
     monkeypatch.setenv("RANK", "1")
     assert cli.main(post(tmp_path, "a", tmp_path)) == 143
     assert capsys.readouterr().err == (
-        "clipvip: stopped by SIGTERM, sent by torchrun or whoever (if a rank died, torchrun's report names it); "
-        "no checkpoint was written yet; give the same command to go on\n"
+        "clipvip: stopped by SIGTERM, sent by torchrun or another process "
+        "(if a rank died, torchrun's report names it); "
+        "no checkpoint was written yet; run the same command again to continue\n"
     )
     ends(monkeypatch, KeyboardInterrupt())  # somebody at a terminal, not torchrun
     assert cli.main(post(tmp_path, "a", tmp_path)) == 130

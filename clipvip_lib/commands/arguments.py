@@ -1,4 +1,4 @@
-"""What a command's options mean: lists, folders, assignments; a wrong one is one sentence."""
+"""Parsers for command options: lists, folders, assignments. A wrong value gives one sentence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def numbers(text: str) -> list[int]:
 
 
 def names(text: str) -> list[str]:
-    """``04,05`` as names; at least one, for a variable that is empty by mistake must not mean everything."""
+    """``04,05`` as names; at least one, because a variable that is empty by mistake must not mean everything."""
     found = [part.strip() for part in text.split(",") if part.strip()]
     if not found:
         raise argparse.ArgumentTypeError(f"expected names like 04,05, got {text!r}")
@@ -33,7 +33,7 @@ def folder(text: str) -> str:
 
 
 def assignment(text: str) -> tuple[str, object]:
-    """``name=value``; the value is JSON where it can be (numbers, lists, true), else text."""
+    """``name=value``; the value is read as JSON if possible (numbers, lists, true), otherwise as text."""
     name, equals, value = text.partition("=")
     if not equals or not all(part.isidentifier() for part in name.split(".")):
         raise argparse.ArgumentTypeError(f"expected NAME=VALUE, such as data_root=/data, got {text!r}")

@@ -12,8 +12,8 @@ def add(commands) -> None:
         "caption",
         help="caption the middle frames of a corpus's shards",
         description="Captions the middle frame of every clip of the shards with OFA (or a Hugging Face model) and "
-        "writes SHARD.captions.jsonl, each once and whole. Shards that have it are skipped; started again after an "
-        "interruption it goes on. Under torchrun the ranks share the shards, and take up those of dead ranks.",
+        "writes SHARD.captions.jsonl, each once and whole. Shards that have it are skipped, so run it again after an "
+        "interruption to continue. Under torchrun the ranks share the shards and take over those of dead ranks.",
     )
     parser.add_argument(
         "--shards",
@@ -39,9 +39,9 @@ def add(commands) -> None:
         "--bpe", type=folder, metavar="DIR", help="folder with GPT-2's vocab.json and merges.txt, for OFA"
     )
     parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the images (default: 480)")
-    parser.add_argument("--beam", type=positive, metavar="K", help="hypotheses an image (default: 5)")
+    parser.add_argument("--beam", type=positive, metavar="K", help="hypotheses per image (default: 5)")
     parser.add_argument(
-        "--max-tokens", type=positive, metavar="N", help="tokens a caption, at most (default: 16)"
+        "--max-tokens", type=positive, metavar="N", help="most tokens per caption (default: 16)"
     )
     parser.add_argument(
         "--parquet", action="store_true", help="write SHARD.captions.parquet too (needs pyarrow)"
@@ -89,9 +89,9 @@ def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.streams.parquet import need_pyarrow
 
     if arguments.parquet:
-        need_pyarrow()  # said now, not after the first shard
+        need_pyarrow()  # fail now, not after the first shard
     rank, ranks, local, locals_ = _ranks()
-    shards = expand(arguments.shards)  # a wrong path is said before torch is imported
+    shards = expand(arguments.shards)  # report a wrong path before torch is imported
     import torch
 
     from clipvip_lib.captions.caption_shards import caption_shards
@@ -156,7 +156,7 @@ def _captioner(arguments: argparse.Namespace, device: str):
 
 
 def _ranks() -> tuple[int, int, int, int]:
-    """Rank, ranks, rank on this machine, ranks on it, as torchrun tells them; no process group is made."""
+    """Rank, ranks, rank on this machine, ranks on it, as torchrun sets them; no process group is made."""
     import os
 
     from clipvip_lib.errors import ClipVipError
@@ -189,7 +189,7 @@ def _device(asked: str, local: int) -> str:
 
 
 def _threads(processes: int) -> int:
-    """Decoding threads of each of so many processes: all but one of its cores, for the model's own thread."""
+    """Decoding threads per process, for so many processes: its cores minus one, which the model's thread uses."""
     from clipvip_lib.workshop.machine import cores
 
     return max(1, min(16, cores() // processes - 1))

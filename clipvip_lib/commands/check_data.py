@@ -1,17 +1,17 @@
-"""``clipvip check-data``: is a downstream set whole, and what will it cost to read?"""
+"""``clipvip check-data``: is a downstream set complete, and how long does reading it take?"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-SHOWN = 5  # sentences of a finding; all are in --json
+SHOWN = 5  # sentences shown per finding; --json has all
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "check-data",
-        help="look a downstream set over: what is missing, damaged, doubled, and how long reading takes",
+        help="check a downstream set: what is missing, damaged or doubled, and how long reading takes",
         description="Checks annotations and videos of a downstream set in about a minute and names every fault by a "
         "code word (docs/benchmarks.md). Exit code 0: fine, or warnings only; 1: errors; 2: it could not be checked.",
     )
@@ -25,21 +25,21 @@ def add(commands) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="so many missing videos of a split are a warning",
+        help="up to N missing videos per split are only a warning",
     )
     parser.add_argument(
         "--sample",
         type=int,
         default=32,
         metavar="N",
-        help="decode at most so many videos twice (default 32); 0 for all",
+        help="decode at most N videos twice (default 32); 0 for all",
     )
     parser.add_argument(
         "--seconds",
         type=_seconds,
         default=45.0,
         metavar="S",
-        help="stop decoding after half of them, opening files after all (default 45)",
+        help="stop decoding after half of these seconds, and opening files after all of them (default 45)",
     )
     parser.add_argument("--json", type=_file, metavar="FILE", help="write everything that was found as JSON")
     parser.add_argument(
@@ -62,7 +62,7 @@ def _seconds(text: str) -> float:
 
 
 def _file(text: str) -> str:
-    """A file to write, told from a folder before a minute's check rather than after it."""
+    """A file to write. A folder is refused before the minute's check, not after it."""
     if not text.strip() or Path(text).is_dir():
         got = f"the folder {text}" if text.strip() else repr(text)
         raise argparse.ArgumentTypeError(f"expected a file to write, got {got}; name a file in a folder")
@@ -125,7 +125,7 @@ def lines(report, recipe: str) -> list[str]:
         d = report.decoding
         slow = f", {d.by_pyav} of them by PyAV" if d.by_pyav else ""
         found.append(
-            f"decoded twice: {d.clips} clips{slow}; {1 / d.seconds_a_clip:.1f} clips a second on one core"
+            f"decoded twice: {d.clips} clips{slow}; {1 / d.seconds_a_clip:.1f} clips per second on one core"
         )
         found.append(f"all clips, 12 frames and the middle one: {duration(d.core_hours * 3600)} on one core")
         found.append(

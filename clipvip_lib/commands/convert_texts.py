@@ -1,4 +1,4 @@
-"""``clipvip convert-texts``: texts and captions that stand elsewhere, as files beside the shards."""
+"""``clipvip convert-texts``: writes texts and captions from other sources as files beside the shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def add(commands) -> None:
         "convert-texts",
         help="put subtitles, captions or alt-texts beside the shards they belong to",
         description="Writes for each shard the texts of its samples, whole or not at all, as SHARD.texts.jsonl or "
-        "SHARD.captions.jsonl; shards that have theirs are skipped. A sample's id is looked up in one source: an "
+        "SHARD.captions.jsonl; shards that already have them are skipped. A sample's id is looked up in one source: an "
         "LMDB of the CLIP-ViP authors, WebVid's table, or what video2dataset kept of the subtitles.",
     )
     parser.add_argument(
@@ -68,13 +68,13 @@ def add(commands) -> None:
         type=_count,
         default=0,
         metavar="N",
-        help="go on if up to N clips have no text (default 0)",
+        help="accept up to N clips without a text (default 0)",
     )
     parser.set_defaults(run=run)
 
 
 def _named(text: str) -> str:
-    """A source's name, which is not empty: a variable that is empty by mistake is none."""
+    """A source's name. It must not be empty, because a variable may be empty by mistake."""
     if not text.strip():
         raise argparse.ArgumentTypeError(f"expected the name of a file or folder, got {text!r}")
     return text
@@ -91,7 +91,7 @@ def _count(text: str) -> int:
 
 
 def _refuse_idle(arguments: argparse.Namespace) -> None:
-    """Raises ClipVipError for an option that would say nothing of the source beside it."""
+    """Raises ClipVipError for an option that has no effect with the given source."""
     from clipvip_lib.errors import ClipVipError
 
     if arguments.own_subtitles and (arguments.id is not None or arguments.metadata):

@@ -15,8 +15,8 @@ def add(commands) -> None:
         "embed",
         help="write the features of videos and texts to a folder",
         description="Encodes videos (files, folders, folders of pictures, tar shards) into DIR/features.npy with "
-        "DIR/ids.jsonl, and the texts of a file into DIR/texts/. What is done is skipped, so started again after an "
-        "interruption, or with more videos, it goes on; other weights or settings are refused.",
+        "DIR/ids.jsonl, and the texts of a file into DIR/texts/. What is done is skipped, so run it again after an "
+        "interruption, or with more videos, to continue; other weights or settings are refused.",
     )
     parser.add_argument(
         "sources",
@@ -24,7 +24,7 @@ def add(commands) -> None:
         metavar="SOURCE",
         help='video files, folders, frame folders, shards ("path/{00000..00099}.tar")',
     )
-    parser.add_argument("--texts", metavar="FILE", help="texts: one a line, .jsonl (id, text) or .csv")
+    parser.add_argument("--texts", metavar="FILE", help="texts: one per line, .jsonl (id, text) or .csv")
     parser.add_argument(
         "--weights",
         required=True,
@@ -62,7 +62,9 @@ def add(commands) -> None:
     parser.add_argument(
         "--batch", type=int, metavar="N", help="videos encoded together (default: 2 on a CPU, 32 on a GPU)"
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads that decode (default: one a core)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads that decode (default: one per core)"
+    )
     parser.add_argument(
         "--part",
         type=int,
@@ -88,8 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     if any(not source.strip() for source in arguments.sources):  # Path("") is the current folder
         raise ClipVipError("embed expected videos, got an empty name; write . for the current folder")
     if arguments.parquet:
-        need_pyarrow()  # said now, not after hours of embedding
-    # Listed before torch is imported and the model loaded: a wrong path is said at once.
+        need_pyarrow()  # fail now, not after hours of embedding
+    # Listed before torch is imported and the model loaded, so that a wrong path is reported at once.
     clips = list_clips(arguments.sources, arguments.ids)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
@@ -134,7 +136,7 @@ def run(arguments: argparse.Namespace) -> int:
             written / "ids.jsonl"
         ).stat().st_mtime:
             copy.unlink()  # of fewer clips
-            print(f"clipvip: removed {copy}, which lacked rows; --parquet writes it anew", file=sys.stderr)
+            print(f"clipvip: removed {copy}, which lacked rows; --parquet writes it again", file=sys.stderr)
     return 0
 
 

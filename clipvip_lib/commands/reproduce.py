@@ -1,4 +1,4 @@
-"""``clipvip reproduce``: the study's notebooks with all they rest on."""
+"""``clipvip reproduce``: the study's notebooks with every stage they need."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from clipvip_lib.errors import ClipVipError
 def add(commands) -> None:
     parser = commands.add_parser(
         "reproduce",
-        help="run the notebooks with all they rest on, and write the pages",
-        description="Runs the study's notebooks with all the stages they rest on, skips what is done, and "
-        "writes one HTML page a notebook, an index and results/*.json. Started again after an interruption "
-        "it goes on.",
+        help="run the notebooks with every stage they need, and write the pages",
+        description="Runs the study's notebooks with every stage they need, skips what is done, and "
+        "writes one HTML page per notebook, an index and results/*.json. Run it again after an interruption "
+        "to continue.",
     )
     parser.add_argument(
         "--profile", default="mini", metavar="P", help="smoke, mini (default), mini-gpu or paper"
@@ -28,7 +28,7 @@ def add(commands) -> None:
         action="append",
         default=[],
         metavar="STAGE",
-        help="run this stage again, with what rests on it; a name, its beginning (finetune) or a pattern "
+        help="run this stage again, with those that depend on it; a name, its beginning (finetune) or a pattern "
         "(finetune/*/seed0); may be repeated",
     )
     parser.add_argument(
@@ -42,7 +42,7 @@ def add(commands) -> None:
         metavar="NAME=VALUE",
         help="a further parameter of the notebooks; may be repeated",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument(
         "--plan",
         action="store_true",

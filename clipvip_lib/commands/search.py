@@ -20,7 +20,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--in", dest="features", required=True, type=folder, metavar="DIR", help="folder of `clipvip embed`"
     )
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="results a query (default 10)")
+    parser.add_argument("--top", type=int, default=10, metavar="K", help="results per query (default 10)")
     parser.add_argument(
         "--weights", type=folder, metavar="W", help="where the weights are now, if they moved"
     )
@@ -29,10 +29,10 @@ def add(commands) -> None:
         "--faiss", action="store_true", help="use an index (approximate, for millions of rows)"
     )
     parser.add_argument(
-        "--probes", type=int, metavar="N", help="cells of the index that are looked into (default 32)"
+        "--probes", type=int, metavar="N", help="number of index cells to search (default 32)"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
-    parser.add_argument("--json", action="store_true", help="a JSON line for each query")
+    parser.add_argument("--json", action="store_true", help="print one JSON line per query")
     parser.set_defaults(run=run)
 
 
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise ClipVipError("--probes belongs to --faiss: expected both; leave it out or add --faiss")
     if arguments.tag is not None and arguments.weights is None:
         raise ClipVipError("--tag belongs to --weights: expected both; leave it out or add --weights")
-    features = Features(arguments.features)  # a wrong folder is said before torch is imported
+    features = Features(arguments.features)  # report a wrong folder before torch is imported
     from clipvip_lib.features.search import PROBES, answer
 
     probes = PROBES if arguments.probes is None else arguments.probes

@@ -22,8 +22,8 @@ def add(commands) -> None:
         "train",
         help="post-pretrain on shards, or fine-tune on a benchmark",
         description="Trains CLIP-ViP by one of the authors' recipes, on one device, or under torchrun on many: the "
-        "batch is the global one and is divided over the ranks. A run that was stopped goes on when the same command "
-        "is given again, on any number of ranks. Writes OUT/model, which every loader reads, OUT/metrics.jsonl and "
+        "batch is the global one and is divided over the ranks. Run the same command again to continue a stopped run, "
+        "on any number of ranks. Writes OUT/model, which every loader reads, OUT/metrics.jsonl and "
         "OUT/result.json, which is printed too. Exit code: 0 done, 1 a rank was lost, 2 bad input or data, 143 "
         "(130) stopped by SIGTERM (SIGINT).",
     )
@@ -126,10 +126,10 @@ def run(arguments: argparse.Namespace) -> int:
         code = 128 + signal.SIGINT if isinstance(stop, KeyboardInterrupt) else stop.code
         if not isinstance(code, int) or code <= 128:
             raise
-        # torchrun ends the others when a rank dies: its signal may come while the loss is being told.
+        # torchrun ends the others when a rank dies: its signal may come while we report the lost rank.
         if ranks is not None and isinstance(stop.__context__, distributed.RankLost):
             return _say_lost(stop.__context__, arguments.out, ranks)
-        with StopSignals(patient=True):  # a second one must not take this one's sentence away
+        with StopSignals(patient=True):  # a second signal must not suppress this one's sentence
             _say_stopped(signal.Signals(code - 128).name, arguments.out, ranks)
         return code
 
@@ -152,8 +152,8 @@ def _train(arguments: argparse.Namespace, recipe_name: str, ranks) -> int:
         name = signal.Signals(stopped.code - 128).name
         distributed.say_once(
             ranks,
-            f"clipvip: stopped by {name}: all ranks finished their step, {_kept(arguments.out)}; give the same "
-            "command to go on",
+            f"clipvip: stopped by {name}: all ranks finished their step, {_kept(arguments.out)}; run the same "
+            "command again to continue",
         )
         distributed.stop()
         return stopped.code
@@ -162,7 +162,7 @@ def _train(arguments: argparse.Namespace, recipe_name: str, ranks) -> int:
 
 
 def _say_lost(error: BaseException, out: str, ranks) -> int:
-    """Tell that another rank is gone; returns the exit code. torchrun's signal must not take the sentence away."""
+    """Report that another rank is gone; returns the exit code. torchrun's signal must not suppress the sentence."""
     from clipvip_lib.training.ranks import say_once
 
     with StopSignals(patient=True):
@@ -171,16 +171,16 @@ def _say_lost(error: BaseException, out: str, ranks) -> int:
 
 
 def _say_stopped(name: str, out: str, ranks) -> None:
-    """Tell of a signal at a time when it ends the run at once: before the first step, in scoring. ranks: None before
-    they have found each other."""
+    """Report a signal that ends the run at once: before the first step, or in scoring. ranks: None before they have
+    found each other."""
     # A rank cannot know whether another one is gone: torchrun sends the same signal when it is stopped itself.
     sender = (
-        ", sent by torchrun or whoever (if a rank died, torchrun's report names it)"
+        ", sent by torchrun or another process (if a rank died, torchrun's report names it)"
         if "RANK" in os.environ and name == "SIGTERM"
         else ""
     )
     kept = _kept(out, told=ranks is not None)
-    text = f"clipvip: stopped by {name}{sender}; {kept}; give the same command to go on"
+    text = f"clipvip: stopped by {name}{sender}; {kept}; run the same command again to continue"
     if ranks is None:
         print(text, file=sys.stderr, flush=True)
         return
@@ -190,7 +190,7 @@ def _say_stopped(name: str, out: str, ranks) -> None:
 
 
 def _kept(out: str, told: bool = True) -> str:
-    """What a run goes on from, as a part of a sentence. ``told``: with its step, which only torch can read."""
+    """What a run resumes from, as part of a sentence. ``told``: with its step, which only torch can read."""
     checkpoint, result = Path(out, "checkpoint.pt"), Path(out, "result.json")
     if checkpoint.exists():
         step = None
@@ -236,11 +236,11 @@ def check(arguments: argparse.Namespace) -> str:
 
 
 def _expect_numbers(arguments: argparse.Namespace) -> None:
-    """Raises ClipVipError for numbers that argparse takes and that mean nothing here."""
+    """Raises ClipVipError for numbers that argparse accepts but that make no sense here."""
     sensible = {
         "seed": (0 <= arguments.seed < 2**63, "a whole number from 0"),
         "allow-missing": (arguments.allow_missing >= 0, "a number of videos from 0"),
-        # NaN is in no interval; what is longer than this cannot be told to the ranks
+        # NaN is in no interval; a longer time cannot be passed to the ranks
         "timeout": (
             0 < arguments.timeout <= LONGEST_TIMEOUT,
             f"seconds above 0 and up to {LONGEST_TIMEOUT:g}",

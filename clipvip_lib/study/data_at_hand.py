@@ -1,7 +1,7 @@
-"""Which corpora, benchmarks and weights of the paper size are there: looked at, not read through.
+"""Which corpora, benchmarks and weights of the paper size are there. They are looked up, not read through.
 
 Corpora are folders of shards under ``data_root`` by the names that the study gives them, benchmarks folders as
-``clipvip check-data`` takes them. The plan and the notebooks say with this what they lack.
+``clipvip check-data`` takes them. The plan and the notebooks use this to say what they lack.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def look(profile: Profile, settings: Settings) -> dict[str, Need]:
 
 
 def _captions(root: Path | None, size: float) -> Need:
-    """Captions of the largest corpus: there if every shard has its own, for a training stops at one that has not."""
+    """Captions of the largest corpus: there if every shard has its own, because a training stops at a shard without."""
     need = _in_root(f"captions of {LARGEST}", root, f"{LARGEST}/*.captions.jsonl", size)
     if not need.there:
         return need
@@ -80,8 +80,8 @@ def _in_root(name: str, root: Path | None, pattern: str, size: float) -> Need:
 
 
 def _benchmark_state(name: str, folder: Path) -> tuple[bool, str]:
-    """Whether a benchmark's splits can be read, and its number of test videos; check-data tells the rest, also how to
-    set a validation split aside where a set has none."""
+    """Whether a benchmark's splits can be read, and its number of test videos; check-data tells the rest, including how
+    to set a validation split aside if a set has none."""
     from clipvip_lib.data.benchmarks import SPLITS, load_benchmark
 
     if not folder.is_dir():

@@ -1,7 +1,7 @@
 """``clipvip reproduce --plan``: what a run would do, on how much data and for how long. Nothing is run or written.
 
-At ``paper`` from arithmetic and stated assumptions (paper_plan.py); at the other profiles from the very stages of
-the run: which are done, what they took, and what the others are expected to take.
+At ``paper`` the plan comes from arithmetic and stated assumptions (paper_plan.py). At the other profiles it comes from
+the stages of the run: which are done, what they took, and what the others are expected to take.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def dry_run(
 
 
 def stage_lines(stages: Sequence[Stage], home: Path, workers: int) -> list[str]:
-    """A row a stage, with its state and its seconds, and the sum."""
+    """One row per stage, with its state and its seconds, and the sum."""
     board, waiting = Board(len(stages), workers, stream=io.StringIO(), mode="plain"), []
     rows = [("stage", "state", "expected s", "took s")]
     spent = declared = 0.0
@@ -149,7 +149,7 @@ def paper_lines(
         *_data_lines(rows, at_hand),
         *_published_lines(profile),
         "",
-        f"Stages, with {settings.gpus} GPUs a run (GFLOP: of a clip in a training step, of an image or text forward;",
+        f"Stages, with {settings.gpus} GPUs per run (GFLOP: of a clip in a training step, of an image or text forward;",
         "compute: GPU hours if that were all; wall: the resource that sets the pace; GB: what is kept on disk)",
         *_work_lines(rows),
         *(most if settings.gpus >= max(by_gpus) else []),
@@ -180,8 +180,8 @@ def _model_lines(profile: Profile) -> list[str]:
     million = flops.clip_parameters(sizes) / 1e6
     model = (
         f"Model: width {sizes.width}, {sizes.layers} layers, {sizes.frames} frames of {sizes.image_size} pixels in "
-        f"patches of {sizes.patch_size}, {sizes.proxies} proxies: {flops.video_flops(sizes) / 1e9:.1f} GFLOP a video, "
-        f"{million:.1f} million weights."
+        f"patches of {sizes.patch_size}, {sizes.proxies} proxies: {flops.video_flops(sizes) / 1e9:.1f} GFLOP per "
+        f"video, {million:.1f} million weights."
     )
     clips = paper_plan.epoch_clips(profile)
     amount = _epochs_text(post.steps * post.batch / clips)
@@ -219,7 +219,7 @@ def _data_lines(rows: Sequence[paper_plan.Work], at_hand: Mapping[str, data_at_h
 
 
 def _published_lines(profile: Profile) -> list[str]:
-    """What is at hand may be smaller, or made already, and changes no row: who looks for its cost must know."""
+    """A warning that no row depends on the data at hand, which may be smaller or made already."""
     clips = paper_plan.epoch_clips(profile) / 1e6
     text = (
         f"All below is for the published sizes ({clips:.1f} million clips of {paper_plan.LARGEST}, all of them to be "
@@ -332,7 +332,7 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
 
 
 def _amount(value: float, places: int) -> str:
-    """Of a hundred or more the decimals tell nothing, and many seeds have no room for them."""
+    """From a hundred on, decimals tell nothing, and many seeds leave no room for them."""
     return f"{value:,.{places if value < 100 else 0}f}"
 
 

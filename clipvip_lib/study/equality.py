@@ -1,7 +1,7 @@
 """What equals what, within which tolerance: the table of notebook 00, as the tests measured it.
 
 ``make equality`` runs the tests that compare our models with the authors' and our fast paths with slow ones, and
-writes what they found; nothing of it is typed. A test holds that it was measured on the models' present code.
+writes what they found; none of it is typed. A test checks that it was measured on the models' present code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def read(path: Path = FILE) -> dict | None:
 
 
 def rows(document: dict) -> list[dict[str, object]]:
-    """A row a reference and tolerance: how many quantities, and the one that is farthest off; the authors' first."""
+    """One row per reference and tolerance: how many quantities, and the one farthest off; the authors' first."""
     groups: dict[tuple[str, float], list[dict]] = {}
     for row in document["rows"]:
         groups.setdefault((row["against"], row["tolerance"]), []).append(row)

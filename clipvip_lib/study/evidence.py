@@ -51,7 +51,7 @@ def ranks(
 
 
 def hits(stages: Sequence[Stage], k: int = 1, home: Path | None = None, **which: str) -> np.ndarray:
-    """Expected hits at ``k`` of one arm, a stage a seed: float64 [seeds, queries], 0 to 1."""
+    """Expected hits at ``k`` of one arm, one stage per seed: float64 [seeds, queries], 0 to 1."""
     return np.stack([ranks(stage, home=home, **which).hits(k) for stage in stages])
 
 
@@ -62,7 +62,7 @@ def tells_order(profile: Profile, benchmark: str, home: Path | None = None) -> n
 
 
 def stages_of(profile: Profile, arm: str, benchmark: str, seeds: Sequence[int]) -> list[Stage]:
-    """The fine-tuned stages behind a claim's arm name, a seed each. Raises KeyError for a name of no arm."""
+    """The fine-tuned stages behind a claim's arm name, one per seed. Raises KeyError for an unknown name."""
     which, step = experiments.scored_arms(profile)[arm, benchmark]
     return [experiments.finetuned(profile, which, benchmark, seed, step) for seed in seeds]
 
@@ -93,7 +93,7 @@ def hit_tables(profile: Profile, seeds: Sequence[int], home: Path | None = None)
 
 
 def gap_rows(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Contrast, list[dict]]:
-    """Differences of NMI (subtitles minus another source), a row a seed; none unless all seeds have run."""
+    """Differences of NMI (subtitles minus another source), one row per seed; none unless all seeds have run."""
     stages = experiments.at_hand(lambda: [experiments.language_gap(profile, seed) for seed in seeds])
     if not stages or not all(stage.done(home) for stage in stages):
         return {}
@@ -129,7 +129,7 @@ def verdicts(
 def score(
     stages: Sequence[Stage], k: int = 1, home: Path | None = None, **which: str
 ) -> intervals.Difference:
-    """R@k of one arm in per cent, a stage a seed, with its interval over seeds and queries."""
+    """R@k of one arm in per cent, one stage per seed, with its interval over seeds and queries."""
     return intervals.paired_difference(100.0 * hits(stages, k, home, **which))
 
 
@@ -212,7 +212,7 @@ def _kind(motions: Sequence[str]) -> str:
 
 
 def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
-    """A ``score_frame`` for people: a row an arm, R@1 and its interval on each benchmark."""
+    """A ``score_frame`` for people: one row per arm, R@1 and its interval on each benchmark."""
     import pandas as pd
 
     rows = {}
@@ -269,7 +269,7 @@ def by_order(
 def _between(difference: np.ndarray, tells: np.ndarray) -> np.ndarray:
     """Values [seeds, queries] whose mean is that of the queries that ``tells`` less that of the others.
 
-    A group's own mean is taken out of its queries' spread: how far the groups lie apart is no noise of queries.
+    A group's own mean is taken out of its queries' spread, because the distance between the groups is not query noise.
     """
     means = [difference[:, group].mean() for group in (tells, ~tells)]
     weight = np.where(tells, len(tells) / tells.sum(), -len(tells) / (~tells).sum())
@@ -279,7 +279,7 @@ def _between(difference: np.ndarray, tells: np.ndarray) -> np.ndarray:
 def where_from(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """For each contrast and benchmark of ``by_order`` a sentence: which queries a difference comes from.
 
-    That one group shows it and the other does not is no difference between them: that has an interval of its own.
+    If one group shows it and the other does not, the groups need not differ: their difference has its own interval.
     """
     sentences = []
     for total in (row for row in rows if row["queries"] == "all"):
@@ -322,7 +322,7 @@ def effect_text(verdict: Verdict | Mapping[str, object]) -> tuple[str, str]:
 
 
 def verdict_frame(found: Sequence[Verdict]) -> pd.DataFrame:
-    """The table under every page's verdict: a row a claim, the deciding contrast's effect and interval, and how
+    """The table under every page's verdict: one row per claim, the deciding contrast's effect and interval, and how
     many of its contrasts hold."""
     import pandas as pd
 
@@ -378,17 +378,17 @@ def in_a_line(found: Sequence[Verdict]) -> str:
 
 
 def basis(profile: Profile, seeds: Sequence[int]) -> str:
-    """What the intervals of a page cover, said openly: how many seeds, how many queries, which profile."""
+    """A sentence on what the intervals of a page cover: how many seeds, how many queries, which profile."""
     listed = ", ".join(map(str, seeds))
     queries = "the" if experiments.is_real(profile) else f"{profile.world.test:,}"
     if len(seeds) == 1:
         text = (
-            f"One seed ({listed}) and {queries} test queries a benchmark: intervals say how these trained "
+            f"One seed ({listed}) and {queries} test queries per benchmark: intervals say how these trained "
             "models would do on other queries, not what another seed would train. Verdicts are provisional."
         )
     else:
         text = (
-            f"{len(seeds)} seeds ({listed}), {queries} test queries a benchmark: intervals cover both, in one world "
+            f"{len(seeds)} seeds ({listed}), {queries} test queries per benchmark: intervals cover both, in one world "
             "that is drawn once."
         )
     if profile.name == "smoke":
@@ -451,7 +451,7 @@ def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> li
 def gap_basis(profile: Profile, seeds: Sequence[int]) -> str:
     """What the intervals of NMI cover, said openly, as ``basis`` says it of R@1."""
     listed, texts = ", ".join(map(str, seeds)), profile.nmi_texts
-    text = f"At most {texts:,} texts a set: intervals say what another draw of texts would give, "
+    text = f"At most {texts:,} texts per set: intervals say what another draw of texts would give, "
     text += (
         f"in the text encoders of one seed ({listed}). Verdicts are provisional."
         if len(seeds) == 1

@@ -83,8 +83,8 @@ def loss_arms() -> dict[str, Arm]:
 
 
 def stages_of_profile(build: Callable) -> Callable:
-    """A function that makes stages, once for each of its arguments. What it says is about the embedded world; for a
-    `RealProfile` the function of the same name in its graph (real_stages.py) takes its place."""
+    """A function that makes stages, called once per combination of arguments. It describes the embedded world; for a
+    `RealProfile` the function of the same name in real_stages.py takes its place."""
 
     @functools.cache
     @functools.wraps(build)
@@ -202,7 +202,7 @@ def benchmark_frames(profile: Profile, name: str) -> Stage:
 
 @functools.cache
 def captioner(profile: Profile) -> Stage:
-    """OFA trained on the world's caption pairs: one for the study, as the authors took one that was there."""
+    """OFA trained on the world's caption pairs: one for the whole study, as the authors used one existing OFA."""
     config = {
         "size": dataclasses.asdict(profile.captioner),
         "seed": profile.world.seed,
@@ -347,7 +347,7 @@ def _start(profile: Profile, arm: Arm, name: str, seed: int) -> dict[str, Stage]
 
 @functools.cache
 def order_probes(profile: Profile, seed: int) -> Stage:
-    """Two probes that are no arms: order can be learned from all frames, and not from one."""
+    """Two probes that are not arms: order can be learned from all frames, and not from one."""
     config = {
         "model": dataclasses.asdict(profile.model),
         "benchmarks": list(BENCHMARKS),
@@ -370,7 +370,7 @@ def order_probes(profile: Profile, seed: int) -> Stage:
 
 @stages_of_profile
 def language_gap(profile: Profile, seed: int) -> Stage:
-    """NMI of every source of texts with both benchmarks, in the mean over ``text_encoders`` encoders a seed.
+    """NMI of every source of texts with both benchmarks, in the mean over ``text_encoders`` encoders per seed.
 
     Which texts are taken and redrawn does not depend on the seed, so that seeds differ in their encoders only.
     """
@@ -407,7 +407,7 @@ def caption_pair_texts(profile: Profile) -> Stage:
 
 @functools.cache
 def cost(profile: Profile) -> Stage:
-    """Seconds a step by attention and number of frames. Timed on the machine that ran it: read the ratios."""
+    """Seconds per step by attention and number of frames. Timed on the machine that ran it: read the ratios."""
     arms = [["mean_pool", 1], ["full", 4], ["proxy", 4]]
     config = {
         "model": dataclasses.asdict(profile.model),

@@ -1,10 +1,9 @@
 """matplotlib figures as self-contained SVG that follows the reader's light or dark setting.
 
-What is special: text stays text (no fonts inside, so files are small and searchable), and every colour
-that ``use_style`` hands out has a partner for dark pages, to which a ``prefers-color-scheme`` rule inside
-the SVG switches. The palette is Okabe and Ito's, safe for colour-blind readers, darkened and lightened
-until each colour stands out from its background (a test measures it). Photographs inside a figure are
-stored as JPEG.
+Text stays text (no fonts inside, so files are small and searchable). Every colour that ``use_style`` hands out has a
+partner for dark pages, and a ``prefers-color-scheme`` rule inside the SVG switches to it. The palette is Okabe and
+Ito's, safe for colour-blind readers, darkened and lightened until each colour stands out from its background (a test
+measures it). Photographs inside a figure are stored as JPEG.
 """
 
 from __future__ import annotations
@@ -194,7 +193,7 @@ def spotlight(clip: np.ndarray, maps: np.ndarray) -> np.ndarray:
     N, H, W, _ = clip.shape
     if maps.shape[0] != N or H % maps.shape[1] or W % maps.shape[2]:
         raise ClipVipError(
-            f"maps {list(maps.shape)} of frames {list(clip.shape)}: expected one a frame, on a grid that divides it"
+            f"maps {list(maps.shape)} of frames {list(clip.shape)}: expected one per frame, on a grid that divides it"
         )
     light = maps.repeat(H // maps.shape[1], 1).repeat(W // maps.shape[2], 2) / max(float(maps.max()), 1e-9)
     return (clip * (0.15 + 0.85 * light[..., None])).astype(np.uint8)
@@ -211,7 +210,7 @@ def interval_rows(
     markers: Sequence[str] | None = None,
     hollow: Sequence[bool] | None = None,
 ) -> None:
-    """Points with their intervals, a row each from the top down.
+    """Points with their intervals, one per row from the top down.
 
     colours: names of PALETTE (default blue); markers: matplotlib's (default circles); hollow: which are drawn
     as outlines. Markers and outlines keep series apart for those who do not see the colours.

@@ -84,8 +84,8 @@ def judge_more_seeds(name: str, seeds: str, numbers_of_claims: str, folder: Path
 
 
 def _looks(folder: Path, all_seeds: Sequence[int], others: Sequence[int]) -> list[int]:
-    """The numbers of seeds together after which verdicts were seen, this time included: whoever stops when he likes
-    what he sees must say how often he looked. A reference under a new recipe begins without the file."""
+    """The total numbers of seeds after which verdicts were seen, this time included. Stopping at a welcome result is
+    fair only if one says how often one looked. A reference under a new recipe begins without the file."""
     path = folder / OTHER_SEEDS
     before = set(files.read_json(path)["looks"]) if path.is_file() else set()
     now = {len(all_seeds) - len(others), len(all_seeds)} if all_seeds else set()

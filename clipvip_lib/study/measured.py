@@ -26,7 +26,7 @@ def rate(run: Path) -> Rate:
     """The median over steps of FLOPs by seconds, as a plan counts them: texts at full length, nothing computed twice
     (so gradient caching and checkpointing show as a lower rate).
 
-    Raises ClipVipError if ``run`` is no finished training, or one of too few steps.
+    Raises ClipVipError if ``run`` is not a finished training, or has too few steps.
     """
     try:
         written = files.read_json(run / "result.json")

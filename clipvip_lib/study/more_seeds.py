@@ -1,4 +1,4 @@
-"""Some claims judged once more by other seeds, or on a GPU: just the arms that these claims compare are trained.
+"""Judges some claims again with other seeds, or on a GPU. Only the arms that these claims compare are trained.
 
 ``make more-seeds SEEDS=5,6,7,8,9 CLAIMS=6,7,8,9`` trains what is missing and writes
 ``reports/reference/more-seeds.json``: the verdicts of these seeds alone, and together with those of the reference run
@@ -19,7 +19,7 @@ from clipvip_lib.workshop.stages import Stage
 def stages(profile: Profile, seeds: Sequence[int], numbers_of_claims: Sequence[int]) -> list[Stage]:
     """The scored stages behind every contrast of the claims, each once, a whole seed after the other.
 
-    Raises ClipVipError for a number of no claim.
+    Raises ClipVipError for a number that is not a claim's.
     """
     chosen = [claims.claim(number) for number in numbers_of_claims]
     measures = {m: None for claim in chosen for contrast in claim.contrasts for _, m in contrast.terms}

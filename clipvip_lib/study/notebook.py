@@ -1,10 +1,9 @@
 """What a notebook calls: start, results, folder, table, figure, record, footer.
 
-What is special: a notebook never computes what a stage computes and never retypes a number. ``results``
-reads stages (and runs those that are missing, on workers, so that a notebook alone works from a cold
-cache), every table registers its numbers, and ``record`` stores them with the headline as one JSON
-output, which the pipeline copies to results/*.json. Outputs that differ from run to run (header, footer,
-progress) belong in cells tagged ``nbval-ignore-output``; everything else is the same in every run.
+A notebook never computes what a stage computes and never retypes a number. ``results`` reads stages, and runs missing
+ones on workers, so a notebook works alone from a cold cache. Every table registers its numbers. ``record`` stores them
+with the headline as one JSON output, which the pipeline copies to results/*.json. Outputs that differ from run to run
+(header, footer, progress) belong in cells tagged ``nbval-ignore-output``; everything else is the same in every run.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ class Study:
 
     @property
     def stages(self) -> list[Stage]:
-        """This notebook's stages with all that they rest on, inputs first."""
+        """This notebook's stages with everything that they need, inputs first."""
         if self._stages is None:
             self._stages = closure(self.plan.stages_for(self.name, self.profile, self.seeds))
         return self._stages
@@ -130,7 +129,7 @@ class Study:
         from clipvip_lib.workshop.workers import raise_failures, run_stages
 
         own = self.plan.stages_for(self.name, self.profile, self.seeds)
-        # On real corpora a training takes all GPUs, so that one runs at a time.
+        # On real corpora a training takes all GPUs, so only one runs at a time.
         outcomes = run_stages([*own, *wanted], self.home, workers=None if self.of_the_world else 1)
         if not all(stage.done(self.home) for stage in wanted):
             raise_failures(outcomes)
@@ -144,7 +143,7 @@ class Study:
 
     @property
     def of_the_world(self) -> bool:
-        """Whether the data are the embedded world, of which is known what is there to see."""
+        """Whether the data are the embedded world, whose true scenes are known."""
         return not hasattr(self.profile, "at_hand")
 
     # --- showing ----------------------------------------------------------------------------------------
@@ -214,8 +213,8 @@ class Study:
     # --- what real corpora lack -------------------------------------------------------------------------
 
     def _leave_out_cells(self) -> None:
-        """From now on a cell whose first line is ``# needs: ...`` says so instead of failing where that is not there:
-        ``world`` (the embedded one), or patterns of stages. IPython rewrites the cell, so this holds in JupyterLab,
+        """From now on a cell whose first line is ``# needs: ...`` says what is missing instead of failing. It may need
+        ``world`` (the embedded one), or patterns of stages. IPython rewrites the cell, so this works in JupyterLab,
         papermill and nbval alike."""
         from IPython import get_ipython
 
@@ -271,7 +270,7 @@ class Study:
             if name in self.lacks
         ]
         if rows:
-            self.table(pd.DataFrame(rows), "This notebook lacks, and goes on without")
+            self.table(pd.DataFrame(rows), "This notebook lacks these and continues without them")
 
     def footer(self) -> None:
         """Show the provenance foot."""

@@ -1,12 +1,11 @@
 """The study at paper size as a plan: stages, data and weights, GPU hours, disk. Nothing is run or written.
 
-What is special: the plan follows from the profile and the study's graph (experiments.py), from counted FLOPs
-(flops.py) and from stated assumptions (scaling.py), so a change of any of them changes the plan. The embedded world
-and its small models have no place at paper size: corpora, benchmarks, CLIP and OFA come from the data at hand, and
-the plan says which are there.
+The plan follows from the profile and the study's graph (experiments.py), from counted FLOPs (flops.py) and from stated
+assumptions (scaling.py), so a change to any of them changes the plan. Paper size does not use the embedded world and
+its small models: corpora, benchmarks, CLIP and OFA come from the available data, and the plan says which are there.
 
-Ablations are post-pretrained for one epoch of the largest corpus, the published CLIP-ViP of notebook 06 for three:
-a training of its own here. ``reproduce`` takes the one-epoch model for both, unless it is told to train longer.
+Ablations are post-pretrained for one epoch of the largest corpus. The published CLIP-ViP of notebook 06 takes three
+epochs, which are a separate training here. ``reproduce`` uses the one-epoch model for both unless told to train longer.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ CAPTION_LINE_BYTES = 100  # {"key": .., "caption": ..} with a caption of about t
 class Settings:
     """What ``--set`` may say: where data and weights are, how many GPUs a training has, the share of a corpus's
     samples that may be skipped because they cannot be read, and every assumption. measured: the rate of a training
-    that ran here (``--set`` names its folder), in the place of gpu_tflops and gpu_share."""
+    that ran here (``--set`` names its folder), in place of gpu_tflops and gpu_share."""
 
     data_root: Path | None = None
     weights: Path | None = None
@@ -91,7 +90,7 @@ class Settings:
                     f"--set measured=...: expected it without {min(twice)}, which it takes the place of; leave one out"
                 )
             found["measured"] = rate(found["measured"])
-            # Captioning, which did not run, keeps its place beside training.
+            # Captioning, which did not run, keeps its ratio to training.
             default = scaling.Assumptions()
             beside = {"caption_share": round(default.caption_share / default.gpu_share, 3)}
             changed = beside | changed | {"gpu_tflops": found["measured"].tflops, "gpu_share": 1.0}
@@ -290,7 +289,7 @@ def _trainings(profile: Profile, what: str, members: list[Training], settings: S
 
 
 def _frame_store(profile: Profile, name: str, tuned: Iterable[Training], settings: Settings) -> Work:
-    """A benchmark's videos decoded once, for all fine-tunings on it: the processors' work, while the GPUs wait."""
+    """A benchmark's videos decoded once for all fine-tunings on it. The processors do this while the GPUs wait."""
     readers = (each.readers for each in tuned if each.stage.name.split("/")[1] == name)
     clips, frames = sum(SETS[name].sizes.values()), RECIPES[f"finetune-{name}"].kept_frames
     hours = clips * settings.assumed.decode_ms / 1000 / settings.assumed.cores_per_gpu / 3600
@@ -328,7 +327,7 @@ def _captions(profile: Profile, starts: Iterable[Training], settings: Settings) 
     readers = frozenset({"02", "03"}.union(*(start.readers for start in starts if start.arm.captions)))
     clips, an_image, batch = epoch_clips(profile), caption_flops(), 64
     step = scaling.caption_step(an_image, settings.gpus, settings.assumed, batch)
-    each = clips / batch / 3600  # GPU hours a second of a step, for a step is a batch on every GPU
+    each = clips / batch / 3600  # GPU hours per second of a step, because a step is a batch on every GPU
     return Work(
         readers,
         f"caption {LARGEST} with OFA-large",

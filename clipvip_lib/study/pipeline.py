@@ -1,8 +1,8 @@
 """``clipvip reproduce``: from stages to nine pages and an index, as one graph of stages.
 
-What is special: everything is checked before anything runs; every page is itself a stage, so what is
-unchanged is skipped and a notebook that fails stops no other; pages and results are copied out whole. One
-run a cache at a time. Killed at any moment and started again, it goes on where it was.
+Everything is checked before anything runs. Every page is itself a stage, so unchanged pages are skipped and a failing
+notebook does not stop the others. Pages and results are copied out whole. Each cache takes one run at a time. Killed at
+any moment and started again, a run resumes where it was.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def reproduce(
     home: Path | None = None,
     stream: TextIO | None = None,
 ) -> int:
-    """Run the study's notebooks with all that they rest on and publish the pages.
+    """Run the study's notebooks with every stage they need and publish the pages.
 
     only: notebooks by name or number, all without it. force: names, beginnings or glob patterns of stages to
-    run again with what rests on them. out: folder of pages and results, ``reports/`` of the checkout without
+    run again with those that depend on them. out: folder of pages and results, ``reports/`` of the checkout without
     it. set: further notebook parameters. plan, notebooks, home: another study, for tests.
 
     Returns the exit code: 0, or 1 if a stage or a notebook failed.
@@ -110,8 +110,8 @@ def reproduce(
 
 def split_settings(profile: str, given: dict) -> tuple[dict, dict]:
     """``--set`` as what makes the profile, and further notebook parameters. At ``paper`` it says where data and weights
-    are, which notebooks take as one parameter ``at_hand``; the number of GPUs is written out, for a page's own process
-    sees but one."""
+    are, which notebooks take as one parameter ``at_hand``. The number of GPUs is written out, because a page's
+    own process sees only one."""
     of_profile = {"precision": given.pop("precision")} if "precision" in given else {}
     if profile != "paper":
         return of_profile, given
@@ -119,7 +119,7 @@ def split_settings(profile: str, given: dict) -> tuple[dict, dict]:
 
 
 def require_room(folder: str | Path) -> Path:
-    """Make a folder. Raises ClipVipError if no file can be written there: now, not when all is computed."""
+    """Make a folder. Raises ClipVipError if no file can be written there: now, not after all is computed."""
     folder = files.make_folder(folder)
     probe = folder / f".room.{os.getpid()}.partial"
     try:
@@ -195,7 +195,7 @@ def only_run(home: Path) -> Lock:
 
 
 def forget(pages: list[Stage], patterns: Iterable[str], home: Path, record) -> None:
-    """Discard the stages that fit ``--force``, and what rests on them.
+    """Discard the stages that fit ``--force``, and those that depend on them.
 
     Raises ClipVipError for a pattern that fits no stage.
     """
@@ -215,7 +215,7 @@ def forget(pages: list[Stage], patterns: Iterable[str], home: Path, record) -> N
 
 
 def _unknown_stage(pattern: str, names: list[str]) -> ClipVipError:
-    """There are hundreds of stages: an error says their beginnings and the nearest of them."""
+    """The error for an unknown stage. There are hundreds of stages, so it lists beginnings and the nearest name."""
     near = difflib.get_close_matches(pattern, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     kinds = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))

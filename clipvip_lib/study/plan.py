@@ -20,7 +20,7 @@ from clipvip_lib.workshop.stages import Stage
 
 @dataclass(frozen=True)
 class Plan:
-    """A study, for those who run it.
+    """A study, as seen by the code that runs it.
 
     notebooks: their names in order. stages_for(notebook, profile, seeds): the stages that a notebook reads.
     profile(name, at_hand=, precision=): the profile of that name, with data and weights at hand for those that need

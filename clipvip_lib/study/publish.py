@@ -67,7 +67,7 @@ def publish(
 
 
 def show_others(folder: Path) -> None:
-    """Write what other seeds and devices say into the pages and results of the reference run: no page is made anew."""
+    """Write what other seeds and devices say into the pages and results of the reference run; no page is made again."""
     those = reference_run.others(folder)
     for path in sorted((folder / "results").glob("[0-9]*.json")):
         results, page = files.read_json(path), folder / f"{path.stem}.html"
@@ -83,7 +83,7 @@ def show_others(folder: Path) -> None:
 
 
 def run_record(outcomes: dict[str, Outcome], home: Path, parameters: dict, seconds: float) -> dict:
-    """Every stage of the run with its cost: what the stage table of a closing note is made of."""
+    """Every stage of the run with its cost: the material for the stage table of a closing note."""
     stages = []
     for name, outcome in outcomes.items():
         row = {"stage": name, "status": outcome.status}

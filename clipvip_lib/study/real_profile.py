@@ -1,7 +1,7 @@
 """The profile ``paper`` with data and weights at hand: what ``reproduce --profile paper --set NAME=VALUE`` says.
 
 A plain ``paper`` profile can only be planned; with a `RealProfile` the study's graph (experiments.py) is built from
-real_stages.py, and what lacks its data raises `NotAtHand`, so that the rest goes on.
+real_stages.py, and a stage without its data raises `NotAtHand`, so that the rest still runs.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class RealProfile(Profile):
 
     @property
     def at_hand(self) -> dict[str, Need]:
-        """What there is, looked at once a process."""
+        """What there is, looked up once per process."""
         return _look(self)
 
     def graph(self) -> ModuleType:

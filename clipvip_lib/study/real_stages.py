@@ -1,12 +1,12 @@
-"""The study's graph on real corpora: the functions of experiments.py by the same names, for a `RealProfile`.
+"""The study's graph on real corpora: functions with the names of those in experiments.py, for a `RealProfile`.
 
     weights ─────────┬──────────────────────> fine-tuned as they are ──┐
     corpora (shards) ┴──> post-pretrained ──> fine-tuned on benchmarks ┴─> claims
        └──> captions (sidecars, or made with OFA)
 
-Trainings are ``clipvip train`` under torchrun, the same command that docs/training.md gives: a stage only says with
-which options, and reads what it leaves. Data count by the names and sizes of their files, not byte by byte. What
-lacks its data raises NotAtHand.
+Trainings are ``clipvip train`` under torchrun, the same command that docs/training.md gives. A stage only chooses the
+options and reads the results. Data are identified by the names and sizes of their files, not byte by byte. A stage
+without its data raises NotAtHand.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def clip(profile: Profile, seed: int) -> Stage:
 
 
 def corpus(profile: Profile, name: str) -> Stage:
-    """The shards of a corpus with the captions and texts beside them, as links. hdvila-10m may be drawn out of
+    """The shards of a corpus with the captions and texts beside them, as links. hdvila-10m may be drawn from
     hdvila-100m: every tenth."""
     profile.require(name)
     shards = _shards(profile, name)
@@ -53,7 +53,7 @@ def corpus(profile: Profile, name: str) -> Stage:
 
 
 def captions(profile: Profile) -> list[Stage]:
-    """OFA's captions of hdvila-100m: none to make if they lie beside every one of the shards."""
+    """OFA's captions of hdvila-100m: nothing to make if every shard has them beside it."""
     if profile.at_hand["captions"].there:
         return []
     profile.require(LARGEST, "ofa")

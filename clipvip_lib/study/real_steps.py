@@ -59,7 +59,7 @@ def link_files(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
 def take_weights(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     """Load CLIP's weights strictly and write them, with their tokenizer, as this project's.
 
-    Raises ClipVipError for weights that are no CLIP, such as a CLIP-ViP with its proxies: every arm starts from CLIP.
+    Raises ClipVipError for weights that are not a CLIP, such as a CLIP-ViP with proxies: every arm starts from CLIP.
     """
     plain = {"attention": "mean_pool", "proxies": None, "seed": 0}
     model, tokenizer = _load(config["weights"], get_recipe("postpretrain"), plain)
@@ -94,10 +94,10 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     if any(inputs["corpus"].glob("*.texts.jsonl")):
         options += ["--texts", inputs["corpus"]]
     options += ["--skip-share", config["skip_share"]]
-    # As many as the machine can feed: a stream's clips and their order are the same with any number.
+    # As many as the machine can feed: a stream's clips and their order do not depend on the number.
     options += ["--workers", max(0, cores() // config["gpus"] - 1)]
     done = _train(options, "postpretrain", config, folder, progress)
-    # What stands before a shard's damage: the training went on past it, as far as --skip-share let it.
+    # What comes before a shard's damage: the training continued past it, as far as --skip-share allowed.
     entries = (entry for shard in inputs["corpus"].glob("*.tar") for entry in scan_shard(shard)[0])
     clips = sum(entry.has_media for entry in entries)
     seen = done["steps"] * done["clips_a_step"]
@@ -209,7 +209,7 @@ def _command(options: Sequence[object], ranks: int, folder: Path, look=lambda: N
 
 @version(1, "first")
 def caption_corpus(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
-    """``clipvip caption`` on a corpus: a sidecar a shard; shards that are done are skipped."""
+    """``clipvip caption`` on a corpus: one sidecar per shard; shards that are done are skipped."""
     shards = sorted(inputs["corpus"].glob("*.tar"))
 
     def look() -> None:
@@ -250,7 +250,7 @@ def _count(model) -> int:
 
 @version(1, "first")
 def shard_texts(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
-    """Texts of a corpus, from a few shards evenly chosen; those that stand beside a shard before its own."""
+    """Texts of a corpus, from a few shards evenly chosen; those beside a shard win over its own."""
     shards = _some(sorted(inputs["corpus"].glob("*.tar")), config["shards"])
     rows = [
         {"key": key, "text": text}

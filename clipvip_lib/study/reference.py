@@ -1,7 +1,7 @@
 """A run's verdicts beside those of the reference run, which is committed in ``reports/reference``.
 
 Compared when pages are published, not when notebooks run: a new reference never costs a page. The reference itself
-stands beside what other seeds, and its own seeds on a GPU, say of its claims, which ``more_seeds.py`` writes.
+is compared with what other seeds, and its own seeds on a GPU, say about its claims; ``more_seeds.py`` writes that.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def read(folder: Path = FOLDER) -> dict | None:
 
 
 def others(folder: Path = FOLDER) -> dict[str, dict]:
-    """What the reference itself stands beside: title -> verdicts in the form of ``read``; of other seeds also those of
-    these and the reference's "together", with the numbers of seeds after which somebody "looks".
+    """What the reference itself is compared with: title -> verdicts in the form of ``read``. For other seeds also the
+    verdicts of these and the reference's seeds "together", with the numbers of seeds after which somebody "looks".
 
-    Without what ``make more-seeds`` has not written.
+    Leaves out what ``make more-seeds`` has not written.
     """
     found = {}
     for file, title in OTHERS.items():
@@ -67,7 +67,7 @@ def made_on(stored: dict) -> str:
 
 
 def compared_with(out: Path, reference: Path = FOLDER) -> dict[str, dict]:
-    """What the pages in ``out`` are shown beside: the reference run or, if they are its own, ``others``."""
+    """What the pages in ``out`` are compared with: the reference run or, if they are its own, ``others``."""
     if out.resolve() == reference.resolve():
         return others(reference)
     found = read(reference)
@@ -77,7 +77,7 @@ def compared_with(out: Path, reference: Path = FOLDER) -> dict[str, dict]:
 def beside(claims: list[dict], profile: str, those: dict[str, dict]) -> dict[str, list[dict]]:
     """A page's verdicts beside others': title -> ``compared``, without titles that have no row.
 
-    Nothing for another study: a verdict at ``smoke`` has nothing to agree with.
+    Empty for another study: a verdict at ``smoke`` has nothing to agree with.
     """
     found = {}
     for title, other in those.items():
@@ -98,7 +98,7 @@ def _study(profile: str) -> str:
 def compared(here: list[dict], there: dict[int, dict]) -> list[dict]:
     """A row for each claim that both have: both rows of claims.json, and whether they agree.
 
-    "Agree" is the same verdict; "disagree" is reproduced against contradicted; else one of the two is undecided.
+    "Agree" means the same verdict, "disagree" reproduced against contradicted; otherwise one of the two is undecided.
     """
     return [
         {
@@ -150,12 +150,12 @@ def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.
 
 
 def sections(found: dict[str, list[dict]], those: dict[str, dict]) -> str:
-    """The sections of a page, one a title; nothing without rows. found: of ``beside``; those: what it compared with."""
+    """The sections of a page, one per title; "" without rows. found: from ``beside``; those: what it compared with."""
     return "".join(section(rows, title, those[title]) for title, rows in found.items())
 
 
 def section(rows: list[dict], there: str, about: dict) -> str:
-    """A section of a page. there: what this run stands beside; about: it, as ``compared_with`` has it."""
+    """A section of a page. there: what this run is compared with; about: it, as ``compared_with`` has it."""
     from clipvip_lib.workshop.tables import table_html
 
     table = table_html(frame(rows, there=IN_SHORT[there]), f"Verdicts of this run and of {there}")

@@ -1,4 +1,4 @@
-"""The figure of scaling on paper: which resource is the wall at how many GPUs, and when a data loader starves."""
+"""The figure of scaling on paper: which resource limits how many GPUs, and when a data loader starves."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def walls_and_waits(
 ) -> Figure:
     """Two panels: hours of an epoch if one resource were all, by GPUs; share of time that a GPU waits for data.
 
-    steps, packed: by number of GPUs, the step as it is and with packed clips. ratios: decoded over consumed clips a
+    steps, packed: by number of GPUs, the step as it is and with packed clips. ratios: decoded over consumed clips per
     second; fluid: the formula's waiting at these; waits: the simulation's, by the name of the series, at most four.
     Raises ClipVipError if series and ratios are not of one length, or there are more series than marks.
     """

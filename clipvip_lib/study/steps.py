@@ -1,7 +1,7 @@
 """What each stage of the study does: thin functions that join the library's parts and write files.
 
 Every function has the form that ``stages.py`` calls: (config, inputs, folder, progress) -> result. ``inputs`` are
-folders of finished stages. Which stages there are, and with which configuration, stands in ``experiments.py``.
+folders of finished stages. ``experiments.py`` says which stages there are, and with which configuration.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from clipvip_lib.workshop.stages import version
 
 SCORINGS = ("simple", "dsl", "qb_norm")
 BANK_CLIPS = (
-    1_000  # QB-Norm's bank: the first training clips with a text each; all of them cost a tenth of a run more
+    1_000  # QB-Norm's bank: the first training clips with a text each; all would cost a tenth of a run more
 )
 CHECKPOINT_SECONDS = 20.0  # a kill loses at most about this much of a training
 HISTORY = ("step", "loss", "grad_norm", "lr", "logit_scale")  # kept of each step
@@ -135,7 +135,7 @@ def caption_shard(config: dict, inputs: Inputs, folder: Path, progress: Progress
 def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """How often captions name things that are there, on scenes never seen: middle frames of clips, and stills.
 
-    The truth is read for this check alone.
+    Only this check reads the true scene.
     """
     from clipvip_lib.captions import captioner as captioning
     from clipvip_lib.data import world
@@ -209,7 +209,7 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
 
 
 class Trained(NamedTuple):
-    """What a training leaves: one row a step, one row an evaluation, and the step whose weights the model has."""
+    """What a training leaves: one row per step, one row per evaluation, and the step whose weights the model has."""
 
     history: list[dict]
     evaluations: list[dict]
@@ -413,7 +413,7 @@ def _score_test(model, splits: dict, size: ModelSize, recipe: Recipe, folder: Pa
 
 @version(1, "first")
 def probe_order(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
-    """Do all frames tell the motion, and does one? Trained on the training splits, asked on the validation ones."""
+    """Do all frames tell the motion, and does one? Trained on the training splits, tested on the validation splits."""
     import torch
     from scipy import stats
 
@@ -508,7 +508,7 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
 
 
 def _resampled(each: Sequence) -> dict:
-    """A measure's mean over text encoders as JSON: value, draws (five decimals), texts a set, one value an encoder."""
+    """A measure's mean over text encoders as JSON: value, draws (five decimals), texts per set, values per encoder."""
     from clipvip_lib.statistics.language_gap import mean_over_encoders
 
     mean = mean_over_encoders(each)

@@ -77,7 +77,7 @@ TRIALS = (
 
 
 def stages(trial: Trial, profile: Profile, seeds: Sequence[int]) -> dict[Measure, list[Stage]]:
-    """The scored stages behind each measure of a trial's contrasts, a seed each."""
+    """The scored stages behind each measure of a trial's contrasts, one per seed."""
     found = {}
     for measure in dict.fromkeys(measure for contrast in trial.contrasts for _, measure in contrast.terms):
         if trial.zero_shot:
@@ -89,7 +89,8 @@ def stages(trial: Trial, profile: Profile, seeds: Sequence[int]) -> dict[Measure
 
 
 def measured(trial: Trial, profile: Profile, seeds: Sequence[int], home: Path | None = None) -> list[dict]:
-    """A row a contrast: claim, question, condition, contrast, claimed direction, effect, low, high, seeds, queries."""
+    """One row per contrast: claim, question, condition, contrast, claimed direction, effect, low, high, seeds,
+    queries."""
     hits = {
         measure: evidence.hits(found, home=home, scoring=measure.scoring)
         for measure, found in stages(trial, profile, seeds).items()
@@ -117,7 +118,7 @@ def measured_at(path: Path = FILE) -> str:
 
 
 def in_words(rows: Sequence[Mapping[str, object]]) -> list[str]:
-    """A sentence a row: the question, and what its interval says."""
+    """One sentence per row: the question, and what its interval says."""
     found = []
     for row in rows:
         low, high = row["low"], row["high"]

@@ -1,8 +1,8 @@
 """The world's card: every constant of the embedded world with its value, how it was set, and its reason.
 
-What is special: nothing is typed twice. Values come from the modules that use them, reasons from the comments
-beside them in the source; tables of words, which have none, have theirs below. A constant without a reason
-is an error, so the card cannot lose one.
+Nothing is typed twice. Values come from the modules that use them, reasons from the comments beside them in the
+source. Tables of words have no such comments, so their reasons are below. A constant without a reason is an error, so
+the card cannot lose one.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def _constants(source: str) -> list[tuple[str, int, int]]:
 
 
 def comment_of(lines: list[str], first: int, last: int) -> str:
-    """The comment on a statement (lines count from 1): beside it, with the lines that go on, or else above it.
+    """The comment on a statement (lines count from 1): beside it, with its continuation lines, or else above it.
 
-    A comment line of its own that begins small goes on with what stands above it; one that begins with a
+    A comment line of its own that begins with a small letter continues the comment above it. One that begins with a
     capital starts a comment on what follows.
     """
     beside = [found[1] for line in lines[first - 1 : last] if (found := re.search(r"\s#\s(.*)$", line))]
@@ -141,6 +141,6 @@ def _plain(value: object) -> str:
 
 
 def calibrations() -> dict[str, tuple[str, list[dict]]]:
-    """What was tried when the trainings' recipes were set: {what: (what was measured, a row a trial)}."""
+    """What was tried when the trainings' recipes were set: {what: (what was measured, one row per trial)}."""
     found = read_json(Path(__file__).with_name("calibration.json"))
     return {what: (table["measured"], table["rows"]) for what, table in found.items()}

@@ -1,1 +1,4 @@
-"""Stages and the processes that run them, notebooks executed into pages. Nothing here knows of CLIP."""
+"""The workshop: stages, their cache, the workers that run them, and notebooks executed into pages.
+
+It knows nothing of CLIP. The study's graph, which stages there are and what each does, is in ``clipvip_lib/study``.
+"""

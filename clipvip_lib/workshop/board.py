@@ -1,9 +1,9 @@
 """What a run shows while its stages run: events, counts, and the remaining time.
 
-What is special: the remaining time is a range, and there is none before enough is known. The declared costs of
-the stages say how the work is divided; how many seconds a declared second takes here is learned kind by kind,
-from stages that ran and from the progress of those that run. Kinds that were not seen yet are taken to lie about
-as far from the others as the others from each other.
+The remaining time is a range, and nothing is shown before enough is known. The declared costs of the stages say how
+the work is divided. How many seconds a declared second takes on this machine is learned for each kind of stage, from
+stages that ran and from the progress of those that run. A kind not seen yet is assumed to differ from the others
+about as much as they differ from each other.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from clipvip_lib.workshop.machine import machine
 from clipvip_lib.workshop.stages import Stage
 
 ENOUGH = 0.03  # share of the declared work that must have been seen before a range is shown
-NOTICED = 0.05  # share of a running stage from which its pace is believed
-KINDS_APART = math.log(3.0)  # how far one kind's pace is from another's, before the kinds seen tell
-STAGES_APART = math.log(1.5)  # the same for two stages of a kind
-RUNS_ON = 0.5  # a stage that shows no progress may run on for this part of the time that it has run already
+NOTICED = 0.05  # a running stage's own pace counts once this share of it is done
+KINDS_APART = math.log(3.0)  # how far apart the paces of two kinds are assumed to be, before data say more
+STAGES_APART = math.log(1.5)  # the same for two stages of one kind
+RUNS_ON = 0.5  # a stage that shows no progress may keep running for this share of the time it has already run
 AFTER = 0.02  # part of a stage that comes after its last step
 
 
@@ -40,15 +40,15 @@ class Running:
     done: int = 0
     total: int = 0
     note: str = ""
-    first: int | None = None  # the count that it resumed at
-    first_seen: float | None = None  # when that was; the pace is measured from there on
+    first: int | None = None  # the count at which it resumed
+    first_seen: float | None = None  # when that was; the pace is measured from then
 
     def rest(self) -> float:
-        """The part that is still to do: never nothing, for a stage also has to end after its last step."""
+        """The part still to do. Never zero, because a stage also has work after its last step."""
         return max(AFTER, 1 - self.done / self.total) if self.total else 1.0
 
     def share(self) -> float:
-        """The part of the stage that was done since its first sign of progress."""
+        """The part of the stage done since its first sign of progress."""
         return max(0, self.done - (self.first or 0)) / self.total if self.total else 0.0
 
     def elapsed(self, now: float) -> float:
@@ -69,9 +69,9 @@ class Running:
 
 
 class Board:
-    """Shows a run: a line per event, and a status line (in place, or every ``every`` seconds in a log).
+    """Shows a run: one line per event, and a status line (in place, or every ``every`` seconds in a log).
 
-    record: also gets every event, for a log file.
+    record: a function that also gets every event, for a log file.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Board:
         self._ran: list[tuple[Stage, float]] = []
 
     def event(self, text: str, minor: bool = False) -> None:
-        """A line that stays, with the count in front; minor ones only where no status line tells the same."""
+        """Print a lasting line that begins with the count. Minor events appear only where no status line shows them."""
         line = f"[{self.finished}/{self.total}] {text}"
         if not (minor and self._line.mode != "plain"):
             self._line.say(line)
@@ -102,7 +102,7 @@ class Board:
             self._record(line)
 
     def cached(self, names: list[str]) -> None:
-        """Tell how many stages were found done; the log file gets their names."""
+        """Report how many stages were found done; the log file gets their names."""
         self.finished = len(names)
         if self._record:
             for name in names:
@@ -111,7 +111,7 @@ class Board:
             self.event(f"{len(names)} of {self.total} stages found done (cached)")
 
     def remember(self, stages: Iterable[Stage], home: Path) -> None:
-        """Learn from stages that are done in a cache, as far as they ran on this machine and can be read."""
+        """Learn from finished stages in a cache, if they ran on this machine and their records can be read."""
         for stage in stages:
             with suppress(ClipVipError):
                 facts = stage.facts(home)
@@ -119,11 +119,11 @@ class Board:
                     self.ran(stage, facts["seconds"])
 
     def ran(self, stage: Stage, seconds: float) -> None:
-        """Learn from a stage that ran from start to end here."""
+        """Learn from a stage that ran here from start to end."""
         self._ran.append((stage, seconds))
 
     def status(self, running: Iterable[Running], waiting: Iterable[Stage]) -> None:
-        """Show what runs now, if it is time to."""
+        """Show what runs now, unless the last status is too recent."""
         now = self._clock()
         running = list(running)
         for each in running:
@@ -139,11 +139,11 @@ class Board:
         self._line.show(f"[{self.finished}/{self.total}] {what}")
 
     def left(self, running: list[Running], waiting: list[Stage], now: float) -> tuple[float, float] | None:
-        """The range of seconds to the end, as `time_left` gives it."""
+        """The range of seconds to the end, from `time_left`."""
         return time_left(self._ran, running, waiting, self.workers, now)
 
     def remaining(self, running: list[Running], waiting: list[Stage], now: float) -> float:
-        """One number for a plan: the middle of the range; with the declared costs where nothing is known yet."""
+        """One number for a plan: the middle of the range, or of the declared costs if nothing is known yet."""
         left = self.left(running, waiting, now)
         if left is None:
             declared = {stage.name: (stage.cost, stage.cost) for stage in waiting}
@@ -166,7 +166,7 @@ def time_left(
 ) -> tuple[float, float] | None:
     """The fewest and the most seconds that the rest is likely to take; None before enough is known.
 
-    ran: stages with the seconds that they took. waiting: inputs before those that rest on them.
+    ran: stages with the seconds they took. waiting: sorted, inputs before the stages that need them.
     """
     ratios, known = _seen(ran, running, now)
     todo = sum(_cost(each.stage) * each.rest() for each in running) + sum(map(_cost, waiting))
@@ -179,10 +179,10 @@ def time_left(
     for each in running:
         rest, elapsed = _cost(each.stage) * each.rest(), each.elapsed(now)
         low, high = paces.get(kind(each.stage), others)
-        if each.share() > NOTICED:  # its kind's pace and its own: the range holds both
+        if each.share() > NOTICED:  # the range covers both its kind's pace and its own
             alone = elapsed / each.share() * each.rest()
             own[each.stage.name] = min(low * rest, alone), max(high * rest, alone)
-        else:  # it, and others of its kind, may be slower than thought: the longer it runs, the more
+        else:  # the longer it runs, the slower it and others of its kind may be
             longer = max(high * rest - elapsed, RUNS_ON * elapsed)
             own[each.stage.name] = max(0.0, low * rest - elapsed), longer
             paces[kind(each.stage)] = low, max(high, (1 + RUNS_ON) * elapsed / _cost(each.stage))
@@ -195,7 +195,7 @@ def time_left(
 def _seen(
     ran: Iterable[tuple[Stage, float]], running: Iterable[Running], now: float
 ) -> tuple[dict[tuple[str, str], list[float]], float]:
-    """By kind, how many seconds a declared second took in each stage; and the declared seconds that this rests on."""
+    """For each kind, the seconds per declared second of every stage; and the declared seconds that this rests on."""
     parts = [(stage, _cost(stage), seconds) for stage, seconds in ran]
     for each in running:
         if each.share() > NOTICED:
@@ -207,14 +207,14 @@ def _seen(
 
 
 def kind(stage: Stage) -> tuple[str, str]:
-    """Stages of one kind have one pace: the same function, for the same purpose (``finetune/...``)."""
+    """The kind of a stage: its function and its purpose (``finetune/...``). Stages of one kind share a pace."""
     return stage.function, stage.name.split("/")[0]
 
 
 def around(ratios: Sequence[float], apart: float) -> tuple[float, float]:
-    """Where a further ratio is likely to lie: one standard deviation about the mean of the logarithms.
+    """Where a further ratio is likely to lie: one standard deviation around the mean of the logarithms.
 
-    ``apart``: a deviation that counts as one more ratio, so that few ratios that agree by chance are not believed.
+    ``apart``: a deviation that counts as one more ratio, so that a few ratios that agree by chance are not trusted.
     """
     logs = [_log(ratio) for ratio in ratios]
     middle = fmean(logs)
@@ -225,10 +225,11 @@ def around(ratios: Sequence[float], apart: float) -> tuple[float, float]:
 def schedule(
     own: dict[str, tuple[float, float]], stages: Sequence[Stage], workers: int
 ) -> tuple[float, float]:
-    """The range of seconds until all stages are done, by the range of each; inputs come before dependents.
+    """The range of seconds until all stages are done, from the range of each. Expects inputs before dependents.
 
-    No order is faster than the work over the workers or than the longest chain; none that leaves no worker idle
-    while a stage is ready is slower than the work over the workers and, on the others, the longest chain (Graham).
+    Lower end: no order beats the work divided by the workers, nor the longest chain. Upper end (Graham): if no worker
+    idles while a stage is ready, the run takes at most the work divided by the workers, plus the longest chain times
+    the share of the other workers.
     """
     chains: dict[str, tuple[float, float]] = {}
     for stage in stages:
@@ -241,7 +242,7 @@ def schedule(
 
 
 def left_text(low: float, high: float) -> str:
-    """``about 12 to 18 min left``: seconds as minutes or hours, the range widened to numbers that do not jitter."""
+    """``about 12 to 18 min left``: seconds as minutes or hours, widened to round numbers that do not jitter."""
     if high < 60:
         return "less than a minute left"
     first, last = _rounded(low / 60, math.floor), _rounded(high / 60, math.ceil)
@@ -265,7 +266,7 @@ def _time(minutes: int) -> str:
 
 
 def _cost(stage: Stage) -> float:
-    return max(stage.cost, 0.1)  # a ratio to nothing says nothing
+    return max(stage.cost, 0.1)  # a ratio to zero would mean nothing
 
 
 def _log(ratio: float) -> float:

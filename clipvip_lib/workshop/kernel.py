@@ -1,4 +1,4 @@
-"""Kernels of notebooks as copies of the warm process, by jupyter_client's own way to have kernels elsewhere."""
+"""Notebook kernels as copies of the warm process, through jupyter_client's interface for kernels that run elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ INLINE = "module://matplotlib_inline.backend_inline"
 
 
 def use_copies() -> None:
-    """From now on kernels that this process starts are copies of the warm process, if it is one itself."""
+    """Make kernels that this process starts copies of the warm process, if this process is one itself."""
     if warm.ours is not None:
         factory = KernelProvisionerFactory.instance()
         factory.provisioners[NAME] = EntryPoint(NAME, f"{__name__}:Provisioner", factory.GROUP_NAME)
@@ -24,7 +24,7 @@ def use_copies() -> None:
 
 
 class Provisioner(LocalProvisioner):
-    """Starts a copy where its base starts a command; all else is the same."""
+    """Starts a copy where its base class starts a command; the rest is the same."""
 
     async def launch_kernel(self, cmd, **options):
         arguments = cmd[cmd.index("-f") :]  # behind "python -m ipykernel_launcher"
@@ -37,11 +37,11 @@ class Provisioner(LocalProvisioner):
 
 
 def run(arguments: list[str]) -> None:
-    """Be a kernel, as ``python -m ipykernel_launcher`` with these arguments is."""
+    """Be a kernel, like ``python -m ipykernel_launcher`` with these arguments."""
     from ipykernel.kernelapp import IPKernelApp
 
     sys.argv = ["ipykernel_launcher", *arguments]
-    # What ipykernel and matplotlib read from the environment when they are imported, which was long ago.
+    # ipykernel and matplotlib read these variables at import, and that happened before this copy was made.
     os.environ.setdefault("MPLBACKEND", INLINE)
     if "matplotlib" in sys.modules:
         sys.modules["matplotlib"].rcParams["backend"] = os.environ["MPLBACKEND"]

@@ -1,4 +1,4 @@
-"""The machine at hand: what it is, how much memory a process took, how many workers it can feed."""
+"""The machine at hand: what it is, how much memory a process used, how many workers it can run."""
 
 from __future__ import annotations
 
@@ -35,28 +35,28 @@ def processor() -> str:
 
 
 def machine() -> str:
-    """Processor, cores, system and Python in a line, without a host's name."""
+    """Processor, cores, system and Python in one line, without the host's name."""
     return f"{processor()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def product_rates(home: Path) -> dict[str, float]:
-    """``precision.product_rates`` of this processor, timed once for a cache: a study has one precision from its first
-    stage to its last, in all of its processes, and its commands need no torch to know it."""
+    """``precision.product_rates`` of this processor, timed once per cache. So a study keeps one precision from its
+    first stage to its last, in all its processes, and its commands know it without importing torch."""
     path = home / "precision.json"
-    # With other instructions, or under another PyTorch, it is another processor.
+    # With other instructions, or under another PyTorch, it counts as another processor.
     taken = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS if name in os.environ]
     key = ", ".join([processor(), f"torch {_version('torch')}", *taken])
     known = files.read_json(path) if path.is_file() else {}
     if key not in known:
         known[key] = dict(precision.product_rates())
-        if home.is_dir():  # a plan begins no cache
+        if home.is_dir():  # a plan does not create a cache
             files.write_json(path, known)
     return known[key]
 
 
 def reset_peak_memory() -> None:
-    """Start a new measurement of the process's peak memory, where the kernel lets us."""
-    # Without it the peak is the process's since it started: an upper bound.
+    """Start a new measurement of the process's peak memory, where the kernel allows it."""
+    # Otherwise the peak counts from the start of the process: an upper bound.
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -72,7 +72,7 @@ def peak_memory_mib() -> float:
 
 
 def cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group (containers)."""
+    """Cores that this process may use, by its affinity and by the quota of its control group (containers)."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -82,7 +82,7 @@ def cores() -> int:
 
 @functools.cache
 def gpus() -> tuple[str, ...]:
-    """Names for CUDA_VISIBLE_DEVICES, one a GPU that torch could use; found without importing torch."""
+    """Names for CUDA_VISIBLE_DEVICES, one per GPU that torch could use; found without importing torch."""
     if "+cpu" in _version("torch"):
         return ()
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
@@ -92,7 +92,7 @@ def gpus() -> tuple[str, ...]:
 
 @functools.cache
 def gpu_names() -> tuple[str, ...]:
-    """What the driver calls the machine's GPUs, such as "NVIDIA H200"; none without a driver."""
+    """The driver's names of the machine's GPUs, such as "NVIDIA H200"; empty without a driver."""
     if not shutil.which("nvidia-smi"):
         return ()
     try:
@@ -103,8 +103,9 @@ def gpu_names() -> tuple[str, ...]:
 
 
 def default_workers(memory_each_gib: float = 2.0) -> int:
-    """One worker a core, as far as the free memory feeds them: a mini model leaves a GPU idle most of the time, so
-    that workers share it, and a training of real corpora, which takes all GPUs, runs alone (pipeline.py)."""
+    """One worker per core, or fewer if free memory is short. The number of GPUs does not count: a mini model leaves a
+    GPU idle most of the time, so workers share it. A training on real corpora takes all GPUs and runs alone
+    (pipeline.py)."""
     count = cores()
     with contextlib.suppress(OSError, TypeError):
         free = int(re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())[1]) / 2**20

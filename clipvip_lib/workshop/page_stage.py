@@ -1,7 +1,7 @@
 """A page is a stage like any other: a notebook, its parameters and the stages it reads lead to one HTML file.
 
-The notebook's text and the source of the whole package are part of the stage's configuration: a page takes seconds,
-so it is made again after any change, and a notebook edited during a run cannot be mistaken for the one that ran.
+The notebook's text and the source of the whole package are part of the stage's configuration. A page takes only
+seconds, so it is made again after any change. A notebook edited during a run cannot be mistaken for the one that ran.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ RESULTS_MIME = "application/vnd.clipvip.results+json"  # of the output in which 
 CELL_TIMEOUT_SECONDS = 6 * 3600  # a cell may wait for training when its notebook is run alone
 KERNEL_START_SECONDS = 180
 PAGE_COST_SECONDS = 8.0
-# What renders pages and what kernels start with, beside the notebooks' own imports.
+# What renders pages and what kernels start with, in addition to the notebooks' own imports.
 PAGE_IMPORTS = (
     "papermill",
     "nbconvert",
@@ -38,7 +38,7 @@ PAGE_IMPORTS = (
 
 
 def page_stage(name: str, source: str, parameters: dict, profile: object, inputs: list[Stage]) -> Stage:
-    """The stage that makes the page of a notebook. ``source``: the notebook's text."""
+    """The stage that makes a notebook's page. ``source``: the notebook's text."""
     return Stage(
         name=f"page/{name}",
         function="clipvip_lib.workshop.page_stage:render",
@@ -58,7 +58,7 @@ def page_stage(name: str, source: str, parameters: dict, profile: object, inputs
 
 
 def bare(source: str) -> str:
-    """The notebook's text without what does not change its page: outputs, cell ids, an editor's metadata."""
+    """The notebook's text without the parts that do not affect its page: outputs, cell ids, an editor's metadata."""
     cells = []
     for i, cell in enumerate(json.loads(source)["cells"]):
         tags = cell.get("metadata", {}).get("tags", [])
@@ -75,7 +75,7 @@ def bare(source: str) -> str:
 
 @functools.cache
 def package_digest() -> str:
-    """Hash of every file of this package."""
+    """Hash of all source and data files of this package."""
     folder = Path(clipvip_lib.__file__).parent
     found = [file for file in sorted(folder.rglob("*")) if file.suffix in (".py", ".j2", ".css", ".json")]
     return files.digest(folder, found)
@@ -86,13 +86,14 @@ def notebook_imports(source: str) -> set[str]:
     found: set[str] = set()
     for cell in json.loads(source)["cells"]:
         if cell["cell_type"] == "code":
-            with contextlib.suppress(SyntaxError):  # the run will say so, with the cell
+            with contextlib.suppress(SyntaxError):  # the run will report it, with the cell
                 found |= imported_modules(ast.parse("".join(cell["source"])))
     return found
 
 
 def imported_modules(tree: ast.AST) -> set[str]:
-    """The modules that a syntax tree imports, also inside functions; ``from clipvip_lib import losses`` is losses."""
+    """The modules that a syntax tree imports, also inside functions. ``from clipvip_lib import losses`` counts as
+    ``clipvip_lib.losses``."""
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -112,7 +113,7 @@ def _is_ours(module: str) -> bool:
 def render(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict:
     """Stage function: run the notebook, keep its results, write page.html, results.json, executed.ipynb.
 
-    A notebook that fails is kept, as far as it got, in ``<home>/failed/``.
+    If the notebook fails, ``<home>/failed/`` keeps it as far as it got.
     Raises ClipVipError naming the cell and its error, and for a notebook that records no results.
     """
     from clipvip_lib.workshop.pages import page_html
@@ -145,7 +146,7 @@ def _execute(name: str, source: str, parameters: dict, folder: Path, progress) -
     use_copies()
     given, partial = folder / "notebook.ipynb", folder / "executed.partial.ipynb"
     files.write_bytes(given, source.encode())
-    where = files.make_folder(folder / "cwd")  # a notebook must not depend on it; what it drops there is kept
+    where = files.make_folder(folder / "cwd")  # a notebook must not depend on it; its files there are kept
     try:
         papermill.execute_notebook(
             given,
@@ -180,9 +181,9 @@ def _why(error: Exception) -> str:
 
 
 def said(notebook: NotebookNode) -> list[str]:
-    """What cells say in words, line by line: sentences built from results, and what is printed.
+    """What cells say in words, line by line: sentences built from results, and printed text.
 
-    Tables and figures are in the results already; with these every number that a page shows is.
+    Tables and figures are in the results already. With these lines, every number that a page shows is in them.
     """
     lines: list[str] = []
     for cell in notebook.cells:
@@ -206,6 +207,6 @@ def recorded_results(notebook: NotebookNode, name: str) -> dict:
     if len(found) != 1:
         raise ClipVipError(
             f"{name} recorded results {len(found)} times: expected study.record(...) once, "
-            "in its last cell; mend it"
+            "in its last cell; correct it"
         )
     return dict(found[0])

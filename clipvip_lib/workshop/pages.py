@@ -1,8 +1,8 @@
 """From an executed notebook to one HTML file, and the index of all pages.
 
-What is special: nbconvert does the work with a template of this project (``templates/``), because its own
-links scripts from a CDN, drops alt text and fixes light or dark at export. The navigation is written when a
-page is published, so that it only links to what is there and a new page never costs the run of an old one.
+nbconvert does the work with this project's template (``templates/``). Its own template links scripts from a CDN, drops
+alt text and fixes light or dark at export. The navigation is written when a page is published: it only links to pages
+that exist, and a new page never makes an old one run again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REFERENCE = re.compile(r"<!--reference-->.*?<!--/reference-->", re.DOTALL)
 
 
 def page_html(notebook: NotebookNode, name: str) -> str:
-    """The executed notebook as one HTML file without scripts and without anything to fetch."""
+    """The executed notebook as one HTML file, without scripts and without anything to fetch."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(
@@ -53,7 +53,7 @@ def question(notebook: NotebookNode | dict) -> str:
 
 @functools.cache
 def style() -> str:
-    """The pages' CSS with the colours of code for light and dark."""
+    """The pages' CSS, with colours of code for light and dark."""
     from pygments.formatters import HtmlFormatter
 
     light = HtmlFormatter(style="default")
@@ -68,18 +68,18 @@ def style() -> str:
 
 
 def _tokens(css: str) -> str:
-    """Only the colours of tokens: background and line numbers are the page's own."""
+    """Only the colours of tokens; background and line numbers come from the page's own style."""
     lines = [re.sub(r"/\*.*?\*/", "", line).strip() for line in css.splitlines()]
     return "".join(line for line in lines if re.match(r"\.highlight \.\w+ ", line))
 
 
 def label(name: str) -> str:
-    """``04_video_proxy`` as people read it: ``04 video proxy``."""
+    """A notebook's name for people: ``04 video proxy`` for ``04_video_proxy``."""
     return name.replace("_", " ")
 
 
 def with_navigation(page: str, names: Iterable[str], available: Iterable[str], current: str) -> str:
-    """The page with links to the pages that are there; the others are named without a link."""
+    """The page with links to the pages that exist; the others are named without a link."""
     available = set(available)
     items = ['<li><a href="index.html">Index</a></li>']
     for name in names:
@@ -95,12 +95,12 @@ def with_navigation(page: str, names: Iterable[str], available: Iterable[str], c
 
 
 def with_reference(page: str, section: str) -> str:
-    """The page with a section on the reference run, "" for none, as its last."""
+    """The page with a last section on the reference run; "" for no section."""
     return REFERENCE.sub(lambda _: f"<!--reference-->{section}<!--/reference-->", page, count=1)
 
 
 def index_html(cards: list[dict], facts: list[tuple[str, str]], profile: str) -> str:
-    """The index: a card a notebook (number, question, headline, facts, page, status) and the run's facts."""
+    """The index: one card per notebook (number, question, headline, facts, page, status), and the run's facts."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -117,8 +117,10 @@ def _safe(text: str):
 
 
 def notebook_question(path: Path) -> str:
-    """The title of a notebook file. Raises ClipVipError if the file is no notebook."""
+    """The title of a notebook file. Raises ClipVipError if the file is not a notebook."""
     try:
         return question(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ClipVipError(f"{path} is no notebook ({error}): expected Jupyter's JSON; restore it") from error
+        raise ClipVipError(
+            f"{path} is not a notebook ({error}): expected Jupyter's JSON; restore it"
+        ) from error

@@ -16,7 +16,7 @@ SHOWN = ("torch", "transformers", "numpy", "decord", "av", "matplotlib", "pandas
 
 @functools.cache
 def commit() -> str:
-    """The checkout's commit, with ``+changes`` where files differ from it; ``none`` outside git."""
+    """The checkout's commit, with ``+changes`` if files differ from it; ``none`` outside git."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
         return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
@@ -31,7 +31,7 @@ def _git(*arguments: str) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Versions of this project and of the libraries that its numbers and figures rest on."""
+    """Versions of this project and of the libraries behind its numbers and figures."""
     found = {"clipvip_lib": __version__}
     for name in SHOWN:
         try:
@@ -42,7 +42,7 @@ def versions() -> dict[str, str]:
 
 
 def provenance(profile: str, seeds: Iterable[int], precision: str = "") -> dict[str, object]:
-    """The facts as JSON values. precision: of the models, in words."""
+    """The facts as JSON values. precision: that of the models, in words."""
     return {
         "commit": commit(),
         "profile": profile,
@@ -55,7 +55,7 @@ def provenance(profile: str, seeds: Iterable[int], precision: str = "") -> dict[
 
 
 def provenance_lines(facts: dict) -> list[tuple[str, str]]:
-    """The facts as (label, text) for people."""
+    """The facts as (label, text), for people."""
     return [
         ("commit", facts["commit"]),
         ("profile", facts["profile"]),

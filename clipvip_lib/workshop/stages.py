@@ -1,12 +1,12 @@
 """A stage: a name, a function and its version, a configuration and inputs, and the result that they lead to.
 
-The key of a stage is a hash of what its result depends on, so nothing is computed twice. Code is the one part that
-is declared: every stage function carries a version, ``@version(2, "frames are drawn without jitter")``, which is
-raised when its results change. tests/test_smoke_results.py notices a version that was not.
+The key of a stage is a hash of everything its result depends on, so nothing is computed twice. Only code is declared
+by hand: every stage function carries a version, ``@version(2, "frames are drawn without jitter")``, which must be
+raised when its results change. tests/test_smoke_results.py notices a version that was not raised.
 
-A running stage works in ``<home>/stages/<name>-<key>.partial/``. The folder loses ``.partial`` by a rename after
-``result.json``, its last file, is in it. A kill therefore leaves at most a partial folder, which the next run resumes
-from.
+A running stage works in ``<home>/stages/<name>-<key>.partial/``. ``result.json`` is its last file; after it a rename
+removes ``.partial`` from the folder's name. A kill therefore leaves at most a partial folder, and the next run resumes
+from it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from clipvip_lib.workshop.machine import machine, peak_memory_mib, reset_peak_me
 
 PART = r"[A-Za-z0-9_+=,-][A-Za-z0-9_.+=,-]*"
 
-#: Libraries whose version is part of every key: what steps.py and what it calls import, decoders and tokenizers too.
+#: Libraries whose versions are part of every key: what steps.py and its callees import, decoders and tokenizers too.
 LIBRARIES = (
     "torch",
     "transformers",
@@ -53,7 +53,7 @@ LIBRARIES = (
 
 
 def version(number: int, why: str) -> Callable[[Callable], Callable]:
-    """Marks a stage function. Raise the number when the function's results change, and say why."""
+    """Marks a stage function. When the function's results change, raise the number and say why."""
 
     def mark(function: Callable) -> Callable:
         function.version = number
@@ -64,7 +64,7 @@ def version(number: int, why: str) -> Callable[[Callable], Callable]:
 
 @functools.cache
 def version_of(function: str) -> int:
-    """The number in a stage function's ``@version``, read from its source: importing it may take seconds.
+    """The number in a stage function's ``@version``, read from its source, because importing it may take seconds.
 
     Raises ClipVipError if there is no such module or function, or no version.
     """
@@ -114,7 +114,7 @@ class Stage:
     imports: modules that the function imports when it is called, worth an import once for all workers.
     cost: estimated seconds on two laptop cores, for the display of the remaining time only.
 
-    Raises ClipVipError for a name that is no relative path.
+    Raises ClipVipError for a name that is not a relative path.
     """
 
     name: str
@@ -137,7 +137,7 @@ class Stage:
 
     @functools.cached_property
     def key(self) -> str:
-        """Hash (64 hex digits) of function, version, configuration, libraries and inputs; not of the name."""
+        """Hash (64 hex digits) of function, version, configuration, libraries and inputs, but not of the name."""
         facts = {
             "function": self.function,
             "version": self.version,
@@ -148,7 +148,7 @@ class Stage:
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
     def modules(self) -> tuple[str, ...]:
-        """What a process needs to import for it."""
+        """The modules that a process needs to import for it."""
         return (self.function.partition(":")[0], *self.imports)
 
     @property
@@ -156,7 +156,7 @@ class Stage:
         return f"{self.name}-{self.key[:12]}"
 
     def folder(self, home: Path | None = None) -> Path:
-        """Where the finished stage lies, whether or not it exists."""
+        """Where the finished stage is, whether or not it exists yet."""
         return (home or files.home()) / "stages" / self.folder_name
 
     def partial_folder(self, home: Path | None = None) -> Path:
@@ -183,7 +183,7 @@ class Stage:
 
 
 def closure(stages: Iterable[Stage]) -> list[Stage]:
-    """The stages with all that they rest on, inputs first, each once.
+    """The stages with everything that they need, inputs first, each once.
 
     Raises ClipVipError if two different stages carry one name.
     """
@@ -194,7 +194,7 @@ def closure(stages: Iterable[Stage]) -> list[Stage]:
         if known is not None:
             if known.key != stage.key:
                 raise ClipVipError(
-                    f"two different stages are named {stage.name}: expected one configuration a name; "
+                    f"two different stages are named {stage.name}: expected one configuration per name; "
                     "rename one"
                 )
             return
@@ -208,9 +208,9 @@ def closure(stages: Iterable[Stage]) -> list[Stage]:
 
 
 def run_stage(stage: Stage, home: Path | None = None, progress: ProgressCallback | None = None) -> dict:
-    """Run a stage in this process and return its result; a stage found done is not run again.
+    """Run a stage in this process and return its result. A stage found done is not run again.
 
-    A second process that wants the same stage waits for the first and takes its result. An exception of the
+    A second process that wants the same stage waits for the first and takes its result. An exception in the
     function passes through and leaves the partial folder for the next attempt.
 
     Raises ClipVipError if an input has not run, the function's version is not the key's, or the result is not JSON.
@@ -277,7 +277,7 @@ def _run_locked(
 
 
 def discard(stage: Stage, home: Path | None = None) -> bool:
-    """Forget a stage's result and partial work; True if there was any. By a rename: never half a result."""
+    """Forget a stage's result and partial work; True if there was any. A rename comes first: never half a result."""
     home = home or files.home()
     found = False
     for folder in (stage.folder(home), stage.partial_folder(home)):
@@ -290,12 +290,12 @@ def discard(stage: Stage, home: Path | None = None) -> bool:
 
 
 def empty_bin(home: Path) -> None:
-    """Remove what ``discard`` left when it was killed. Only for who holds the cache."""
+    """Remove what ``discard`` left when it was killed. Only for the process that holds the cache."""
     shutil.rmtree(home / "discarded", ignore_errors=True)
 
 
 def _note_attempt(partial: Path) -> tuple[float, int]:
-    """Seconds spent by earlier attempts (to their last sign of life) and the number of this one."""
+    """Seconds that earlier attempts took (to their last sign of life), and the number of this one."""
     log = partial / "attempts.jsonl"
     earlier = _attempts(log.read_text(errors="replace")) if log.exists() else []
     spent = 0.0
@@ -308,7 +308,7 @@ def _note_attempt(partial: Path) -> tuple[float, int]:
 
 
 def _attempts(text: str) -> list[dict]:
-    """The attempts noted; a line that a kill or a full disk cut counts for nothing."""
+    """The attempts noted; a line cut short by a kill or a full disk is ignored."""
     found = []
     for line in text.splitlines():
         with suppress(json.JSONDecodeError):
@@ -330,7 +330,7 @@ def load_function(path: str) -> Callable[..., dict]:
 def plain(value: object, where: str = "a value") -> object:
     """The value as JSON types: numpy scalars and arrays, tuples and paths are converted.
 
-    Raises ClipVipError naming the place for NaN, infinity, and what JSON cannot hold.
+    Raises ClipVipError, naming the place, for NaN, infinity, and anything that JSON cannot hold.
     """
     if value is None or isinstance(value, bool | str):
         return value

@@ -12,19 +12,19 @@ import pandas as pd
 from clipvip_lib.workshop.stages import plain
 
 DASH = "–"
-WRAPS_FROM = 16  # characters: longer texts are wrapped, so that the columns after them stay in sight
+WRAPS_FROM = 16  # characters: longer texts are wrapped, so that the columns after them stay visible
 LONG = ' class="long"'
 
 
 def decimals(values: list[object]) -> int:
-    """Decimals that show the largest value with three figures, at least; 0 to 4."""
+    """How many decimals show the largest value with at least three figures; 0 to 4."""
     sizes = [abs(v) for v in values if _is_float(v) and math.isfinite(v)]
     largest = max(sizes, default=0.0)
     return 2 if largest == 0 else min(4, max(0, 2 - math.floor(math.log10(largest))))
 
 
 def cell_text(value: object, digits: int) -> str:
-    """A cell for people: whole numbers with thousands apart, floats rounded, a dash for nothing."""
+    """A cell for people: whole numbers with separated thousands, floats rounded, a dash for nothing."""
     if value is None or value is pd.NA or (_is_float(value) and math.isnan(value)):
         return DASH
     if isinstance(value, bool) or type(value).__name__ == "bool_":
@@ -38,7 +38,7 @@ def cell_text(value: object, digits: int) -> str:
 
 
 def in_short(numbers: Iterable[int], form: str = "{}", dash: str = DASH, gap: str = ", ") -> str:
-    """Whole numbers in ascending order, three in a row or more by their ends: "0–4, 7, 9"."""
+    """Whole numbers in ascending order; runs of three or more are shown by their ends: "0–4, 7, 9"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][-1] + 1:
@@ -54,7 +54,7 @@ def _is_float(value: object) -> bool:
 
 
 def _flat(frame: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    """The frame with its index as columns in front (unless it is a plain count), and how many these are."""
+    """The frame with its index as leading columns (unless it is a plain count), and how many these are."""
     if isinstance(frame.index, pd.RangeIndex) and frame.index.name is None:
         return frame, 0
     return frame.reset_index(), frame.index.nlevels
@@ -74,7 +74,7 @@ def _rows(frame: pd.DataFrame, digits: int | None) -> list[list[str]]:
 
 
 def table_html(frame: pd.DataFrame, caption: str, digits: int | None = None) -> str:
-    """``<table>`` with a caption and headings that screen readers can name, in a frame that scrolls alone."""
+    """``<table>`` with a caption and headings that screen readers can name, in a frame that scrolls by itself."""
     flat, heads = _flat(frame)
     number = [pd.api.types.is_numeric_dtype(flat.dtypes.iloc[i]) for i in range(flat.shape[1])]
     cls = [' class="number"' if n else "" for n in number]

@@ -1,13 +1,14 @@
-"""One process that has imported what is heavy, and its copies, in which stages run and notebooks are executed.
+"""One process that has imported the heavy libraries, and its copies, which run stages and execute notebooks.
 
-What is special: a fresh interpreter spends ten seconds on torch, transformers and Jupyter before it does anything,
-and a run needs a dozen. The warm process imports them once and is forked on request. decord, torch and CUDA do not
-survive a fork once they were used, and no thread does: the warm process only imports, and if an import started a
-thread after all, or the system is none where such forks are safe (macOS), the same request gets a fresh interpreter.
+A fresh interpreter spends ten seconds on torch, transformers and Jupyter before it does anything, and a run needs a
+dozen interpreters. The warm process imports the libraries once and is forked on request. decord, torch and CUDA do
+not survive a fork once they were used, and neither does any thread, so the warm process only imports. If an import
+started a thread after all, or such forks are unsafe on the system (macOS), the request gets a fresh interpreter.
 
-Nothing outlives who asked for it. Every copy has a connection of its own to the warm process; when that ends, for
-whatever reason, the warm process kills what was started over it. When the first of them ends, to the process that
-started it, so does the warm process; and the copies see the end of the warm process as the end of theirs.
+No process outlives the one that asked for it. Every copy has its own connection to the warm process. When that
+connection ends, for whatever reason, the warm process kills what was started over it. The first connection leads to
+the process that started the warm process; when it ends, so does the warm process, and the copies then see the end of
+their own connections and end too.
 """
 
 from __future__ import annotations
@@ -42,11 +43,11 @@ ENDED = (EOFError, OSError)  # what Link and Copy raise when the warm process ha
 ours: Link | None = None  # in a copy, its connection to the warm process
 
 
-# --- the side of those who ask -----------------------------------------------------------------------------
+# --- the side of the clients -------------------------------------------------------------------------------
 
 
 class Link:
-    """A connection to the warm process. Its methods, and those of its children, raise ENDED if that has ended."""
+    """A connection to the warm process. Its methods, and those of its copies, raise ENDED if the warm process ended."""
 
     def __init__(self, connection: Connection):
         self.connection, self.started = connection, 0
@@ -61,9 +62,9 @@ class Link:
         output: int = 1,
         channel: int | None = None,
     ) -> Copy:
-        """A process that calls ``module:function`` with the arguments, which JSON can hold, in a session of its own.
+        """Start a process, in a session of its own, that calls ``module:function`` with the arguments (JSON values).
 
-        environment, folder: all its variables, and where it works. output: the descriptor that it prints to.
+        environment: all its variables. folder: where it works. output: the descriptor that it prints to.
         channel: a socket's descriptor, which becomes the function's last argument, as a Connection.
         """
         self.started += 1
@@ -91,7 +92,7 @@ class Copy:
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
-        """The exit code. Raises TimeoutError if the process runs on."""
+        """The exit code. Raises TimeoutError if the process is still running."""
         start = time.monotonic()
         while (code := self.poll()) is None:
             if timeout is not None and time.monotonic() - start > timeout:
@@ -100,7 +101,7 @@ class Copy:
         return code
 
     def send_signal(self, number: int) -> None:
-        """To the process and those of its children that are in its group. Nothing happens if it has ended."""
+        """Signals the process and those of its children that are in its group. Does nothing if it has ended."""
         self.link.connection.send(("signal", self.number, number))
 
     def terminate(self) -> None:
@@ -113,7 +114,7 @@ class Copy:
 class Warm(Link):
     """A warm process, started here.
 
-    modules: what it imports; one that cannot be imported is left to the stage that needs it, to say so.
+    modules: what it imports; one that cannot be imported is reported by the stage that needs it.
     environment: its variables; what libraries read when they are imported, such as the number of threads, is the same
     for all copies. log: where it prints to.
     """
@@ -125,14 +126,12 @@ class Warm(Link):
             child = Child(arguments, environment={**environment, **ENVIRONMENT}, output=output)
         self.process = child.process
         super().__init__(child.connection)
-        child.send(
-            (list(modules), FRESH)
-        )  # if it is dead already, whoever asks it for something will hear so
+        child.send((list(modules), FRESH))  # if it is dead already, the next request will raise
 
     def end(self) -> None:
-        """End it with all that was started over it and its children: those may leave in GRACE_SECONDS."""
+        """End it and everything started over it. Its children get GRACE_SECONDS to end by themselves."""
         self.connection.close()
-        self.process.terminate()  # heard only while it imports
+        self.process.terminate()  # noticed only while it imports
         try:
             self.process.wait(2 * GRACE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -144,7 +143,7 @@ class Warm(Link):
 
 
 def main(given: Sequence[str]) -> None:
-    """The warm process, or with ``--task`` a fresh interpreter in the place of a copy."""
+    """The warm process or, with ``--task``, a fresh interpreter in place of a copy."""
     if given[0] == "--task":
         _call(json.loads(given[1]))
         return
@@ -153,18 +152,18 @@ def main(given: Sequence[str]) -> None:
     os.chdir("/")  # in the user's folder matplotlib would read a matplotlibrc
     fresh = fresh or not preload(modules)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # from now on it ends with its connection
-    if task := _serve(root, fresh):  # in a copy, which ends as a program of its own does
+    if task := _serve(root, fresh):  # in a copy, which ends like any other program
         _call(task)
 
 
 def preload(modules: Iterable[str]) -> bool:
-    """Import the modules; whether this process, which has one thread, may be forked after it."""
+    """Import the modules. Returns whether this process still has one thread, and so may be forked."""
     for name in modules:
         try:
             importlib.import_module(name)
         except Exception:
             traceback.print_exc()
-    gc.freeze()  # so that copies share what was imported; at their end it must go, or libraries complain
+    gc.freeze()  # so that copies share the imports; at their end it must be undone, or libraries complain
     atexit.register(gc.unfreeze)
     return len(list(Path("/proc/self/task").iterdir())) == 1
 
@@ -196,9 +195,9 @@ class _Process:
 
 
 def _serve(root: Connection, fresh: bool) -> dict | None:
-    """Start what is asked for until the root's other end has gone, and end what was asked for by those who have gone.
+    """Serve requests until the root's other end has gone, and end the processes of clients that have gone.
 
-    Returns what is to be called, in a copy, and None in the warm process.
+    Returns, in a copy, what it is to call; None in the warm process.
     """
     clients: dict[Connection, dict[int, _Process]] = {root: {}}
     while root in clients:
@@ -225,16 +224,16 @@ def _serve(root: Connection, fresh: bool) -> dict | None:
             elif kind == "signal":
                 clients[client][number].signal(*rest)
             else:
-                with contextlib.suppress(OSError):  # its end is heard next
+                with contextlib.suppress(OSError):  # its end is noticed next
                     client.send(clients[client][number].poll())
     return None
 
 
 def _end(client: Connection, clients: dict[Connection, dict[int, _Process]], root: Connection) -> None:
-    """End what this client asked for; if it is the root, all."""
+    """End what this client asked for; if it is the root, end everything."""
     started = list(clients.pop(client).values())
     client.close()
-    if client is root:  # its children leave by themselves, for their connections to it have ended too
+    if client is root:  # its children leave by themselves, because their connections to it have ended too
         deadline = time.monotonic() + GRACE_SECONDS
         while any(each.poll() is None for each in started) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)
@@ -252,7 +251,7 @@ def _fork() -> int | None:
 
 
 def _prepared(task: dict, handles: list[int], link: int, fresh: bool) -> dict:
-    """Make this copy the task's own process; returns what is to be called in it, if it is not a fresh interpreter."""
+    """Make this copy the task's own process. Returns what to call in it, unless a fresh interpreter takes its place."""
     os.setsid()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     with Path(os.devnull).open() as nothing:
@@ -283,5 +282,5 @@ def _call(called: dict) -> None:
 
 
 if __name__ == "__main__":
-    # By its name: stages that ask for `ours` import this module, and __main__ is another.
+    # By its name: stages that read `ours` import this module, and __main__ is a different one.
     importlib.import_module("clipvip_lib.workshop.warm").main(sys.argv[1:])

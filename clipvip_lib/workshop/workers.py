@@ -1,9 +1,9 @@
 """Independent stages side by side, on worker processes that live as long as the run.
 
-What is special: a worker is a copy of the run's warm process (warm.py), which has imported the heavy libraries,
-single-threaded on a CPU, because one thread a process measured about three times faster per core than two; it
-takes many stages. A stage that raises, or whose worker dies, stops only what rests on it. Workers notice the end of
-their parent, and of the warm process, by the end of the connections to them, and take their own children with them.
+A worker is a copy of the run's warm process (warm.py), which has imported the heavy libraries. It takes many stages.
+On a CPU it is single-threaded, because one thread per process measured about three times faster per core than two. A
+stage that raises, or whose worker dies, stops only the stages that need it. Workers notice the end of their parent, and
+of the warm process, when their connections end, and then end their own children too.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def run_stages(
     workers: int | None = None,
     board: Callable[[int, int], Board] = Board,
 ) -> dict[str, Outcome]:
-    """Run the stages and what they rest on; returns the outcome of each by name.
+    """Run the stages and what they need; returns the outcome of each by name.
 
-    Stages found done are skipped. Nothing raises for a stage that fails: look at the outcomes.
+    Stages found done are skipped. A failing stage does not raise: look at the outcomes.
     ``board``: called with the number of stages and of workers, gives the display.
     Raises ClipVipError for a number of workers below one or two different stages of one name.
     """
@@ -84,11 +84,11 @@ def run_stages(
 def check_workers(workers: int | None) -> None:
     """Raises ClipVipError for a number of workers below one."""
     if workers is not None and workers < 1:
-        raise ClipVipError(f"workers is {workers}: expected 1 or more; leave it out for one a core")
+        raise ClipVipError(f"workers is {workers}: expected 1 or more; leave it out for one per core")
 
 
 def raise_failures(outcomes: dict[str, Outcome]) -> None:
-    """Raises ClipVipError with a sentence on the first stage that failed, if any did."""
+    """Raises ClipVipError with a sentence about the first failed stage, if any failed."""
     failed = [outcome for outcome in outcomes.values() if outcome.status == "failed"]
     if failed:
         more = f" (and {len(failed) - 1} more)" if len(failed) > 1 else ""
@@ -96,7 +96,7 @@ def raise_failures(outcomes: dict[str, Outcome]) -> None:
 
 
 class _Run:
-    """The scheduler: which stages wait, which run where, and what is dealt next."""
+    """The scheduler: which stages wait, which run where, and which is dealt next."""
 
     def __init__(self, home, todo, outcomes, count, board):
         self.home, self.outcomes, self.count, self.board = home, outcomes, count, board
@@ -117,7 +117,7 @@ class _Run:
         self.board.end()
 
     def deal(self) -> None:
-        """Give every free worker the ready stage that heads the longest remaining path."""
+        """Give each free worker the ready stage at the head of the longest remaining path."""
         while len(self.running) < self.count:
             ready = [s for s in self.waiting.values() if all(self.has(up) for up in s.inputs.values())]
             if not ready:
@@ -147,7 +147,7 @@ class _Run:
         return _Worker(self.warm, environment, slot, logs / f"worker-{slot}.log")
 
     def hear(self, worker: _Worker) -> None:
-        """Take one message of a worker, or notice its death."""
+        """Take one message from a worker, or notice its death."""
         running = self.running[worker]
         try:
             kind, *rest = worker.connection.recv()
@@ -200,7 +200,7 @@ class _Run:
         return outcome is not None and outcome.status in ("failed", "skipped")
 
     def stop(self) -> None:
-        """End every worker at once; what they were doing stays in partial folders."""
+        """End all workers at once; their unfinished work stays in partial folders."""
         self.board.end()
         for worker in (*self.running, *self.idle):
             worker.connection.close()
@@ -209,7 +209,7 @@ class _Run:
 
 
 def _needed(targets: list[Stage], finished: dict[str, Outcome]) -> set[str]:
-    """Names of what must run: a stage found done needs nothing, even if what it came from was deleted."""
+    """Names of the stages that must run. A stage found done needs nothing, even if its inputs were deleted."""
     needed: set[str] = set()
     waiting = list(targets)
     while waiting:
@@ -221,7 +221,7 @@ def _needed(targets: list[Stage], finished: dict[str, Outcome]) -> set[str]:
 
 
 def _remaining_paths(stages: list[Stage]) -> dict[str, float]:
-    """For each stage the cost of the longest chain that it heads. Expects inputs before dependents."""
+    """For each stage, the cost of the longest chain that starts with it. Expects inputs before dependents."""
     longest = {stage.name: stage.cost for stage in stages}
     for stage in reversed(stages):
         for upstream in stage.inputs.values():
@@ -237,7 +237,7 @@ def _temporary_files(home: Path) -> Path:
 
 @contextlib.contextmanager
 def _temporary_folder(home: Path) -> Iterator[None]:
-    """Where this run's workers and kernels put temporary files; what killed runs left there is removed."""
+    """The folder for temporary files of this run's workers and kernels. Removes what killed runs left there."""
     own = files.make_folder(_temporary_files(home))
     for folder in own.parent.iterdir():
         if not _runs(folder.name):
@@ -299,7 +299,7 @@ class _Worker:
 
 
 def how_it_ended(what: str, code: int, log: Path) -> str:
-    """A sentence on the end of a process with this exit code, negative for a signal."""
+    """A sentence on how a process ended, from its exit code (negative for a signal)."""
     if code == -signal.SIGKILL:
         return f"{what} was killed (signal 9), most often for lack of memory; use fewer --workers"
     if code == -signal.SIGBUS:  # a file that is mapped into memory cannot grow
@@ -313,15 +313,15 @@ def how_it_ended(what: str, code: int, log: Path) -> str:
 
 
 def worker_environment(home: Path, slot: int, count: int) -> dict[str, str]:
-    """Variables that must be set before a worker imports anything: threads, its GPU, the cache."""
+    """Variables to set before a worker imports anything: threads, its GPU, the cache."""
     environment = dict(os.environ, CLIPVIP_HOME=str(home), PYTHONFAULTHANDLER="1", PYTHONUNBUFFERED="1")
     cards = gpus()
     threads = max(1, cores() // count) if cards else 1
     environment.update({name: str(threads) for name in THREAD_VARIABLES})
-    environment["OPENBLAS_NUM_THREADS"] = "1"  # it starts them when numpy is imported, and no fork has them
+    environment["OPENBLAS_NUM_THREADS"] = "1"  # it starts threads at numpy's import, and a fork loses them
     environment["TOKENIZERS_PARALLELISM"] = "false"
-    environment["PYTHONHASHSEED"] = "0"  # the order of a set must not differ from run to run
-    # Kernels of notebooks: this environment's python3, without a user's own kernels and start-up files.
+    environment["PYTHONHASHSEED"] = "0"  # the order of a set must not differ between runs
+    # Notebook kernels: this environment's python3, without the user's own kernels and start-up files.
     environment["JUPYTER_PREFER_ENV_PATH"] = "1"
     environment["IPYTHONDIR"] = str(home / "ipython")
     environment["TMPDIR"] = str(_temporary_files(home))  # a killed kernel leaves its connection file
@@ -342,7 +342,7 @@ def work(connection: Connection) -> None:
     while True:
         stage = stages.get()
         _forget_signals_of_libraries()
-        connection.send(("began",))  # the first of them waited for the warm process's imports
+        connection.send(("began",))  # the first one waited for the warm process's imports
         try:
             run_stage(stage, files.home(), _Reporter(connection))
             message = ("done",)
@@ -352,11 +352,11 @@ def work(connection: Connection) -> None:
 
 
 def _listen(connection: Connection, stages: queue.SimpleQueue) -> None:
-    """Pass on what the parent sends. Its end, and that of the warm process, is the end of this one at once."""
+    """Pass on what the parent sends. When the parent or the warm process ends, this process ends at once."""
     original = warm.ours.connection.fileno()
     heard = select.poll()
     heard.register(connection.fileno(), select.POLLIN)
-    heard.register(original, 0)  # only its end: what it says is for the stage that asked
+    heard.register(original, 0)  # only its end: its messages are for the stage that asked
     while True:
         try:
             if original in dict(heard.poll()):
@@ -377,7 +377,7 @@ def _leave(code: int) -> None:
 
 
 def descendants() -> list[int]:
-    """Process ids of all children of this process and theirs (trainings and their ranks, loaders)."""
+    """Process ids of all descendants of this process (trainings and their ranks, loaders)."""
     try:
         import psutil
 
@@ -392,7 +392,7 @@ def _forget_signals_of_libraries() -> None:
 
 
 class _Reporter:
-    """The progress of a stage in a worker: at most ten messages a second go to the parent."""
+    """The progress of a stage in a worker: at most ten messages per second go to the parent."""
 
     def __init__(self, connection: Connection):
         self.connection, self.last = connection, 0.0
@@ -405,7 +405,7 @@ class _Reporter:
 
 
 def sentence(error: BaseException) -> str:
-    """An error in one line, for people: a ClipVipError's own words; for others, what it is first."""
+    """An error in one line, for people: a ClipVipError's own words; other errors start with their kind."""
     words = " ".join(str(error).split())
     if isinstance(error, ClipVipError):
         return words
