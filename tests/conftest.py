@@ -1,4 +1,4 @@
-"""What all tests share: one thread a process, ``equals`` (equality.py), and runs made once (shared_runs.py)."""
+"""What all tests share: one thread per process, ``equals`` (equality.py), and runs made once (shared_runs.py)."""
 
 import os
 

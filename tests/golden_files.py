@@ -1,4 +1,4 @@
-"""Where the golden cases lie, and how one is read: vectors that the authors' code made, one folder a case.
+"""Where the golden cases are, and how one is read: vectors that the authors' code made, one folder per case.
 
 ``goldens/clip_vip/*`` and ``goldens/ofa/*``, or the same in the folder that CLIPVIP_GOLDENS names; a folder may
 hold one family only. A case is case.json, vectors.safetensors and weights.safetensors (of OFA perhaps only a
@@ -34,7 +34,7 @@ class Row(NamedTuple):
 
 
 def case_folders(family: str) -> list[Path]:
-    """Sorted folders of a family. Hidden folders, and ofa/bpe with OFA's BPE files, are no cases."""
+    """Sorted folders of a family. Hidden folders, and ofa/bpe with OFA's BPE files, are not cases."""
     folder = FOLDER / family
     found = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
     return [path for path in found if not path.name.startswith(".") and (family, path.name) != ("ofa", "bpe")]
@@ -93,7 +93,7 @@ class Case:
 
 
 def is_a(value: Any, kind: Any) -> bool:
-    """isinstance, but a truth value is no number."""
+    """isinstance, but a truth value is not a number."""
     return isinstance(value, kind) and not isinstance(value, bool)
 
 

@@ -272,7 +272,7 @@ def compare_statistics(case: Case) -> Iterator[Row]:
             yield Row(f"{match[1]}.{match[2]} after a step", largest(ours, case[key]), STATISTIC)
 
 
-# ------------------------------------------------------------------------------- our side, made once a case
+# ------------------------------------------------------------------------------- our side, made once per case
 
 
 def weights(layout: dict[str, list[int]], case: Case) -> dict[str, Tensor]:

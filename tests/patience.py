@@ -1,7 +1,7 @@
 """Waiting for other processes as long as they live, however slow the machine: a limit is for what hangs.
 
-A process lives while its output grows, or while it and its descendants use a processor or wait for a disk. Who does
-none of this for STILL seconds is taken for one that hangs: it is killed, and the test fails with what it had said.
+A process lives while its output grows, or while it and its descendants use a processor or wait for a disk. A process
+that does none of this for STILL seconds counts as hanging: it is killed, and the test fails with what it had said.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import psutil
 
 STILL = 300.0  # seconds without a sign of life
-SHARE = 0.02  # of one core, since the last sign: less is a process that only looks again and again
+SHARE = 0.02  # of one core, since the last sign: a process that only polls uses less
 LOOK = 2.0  # seconds between two looks, each of which costs milliseconds
 
 
@@ -91,7 +91,7 @@ def run(command: list, **options) -> subprocess.CompletedProcess:
 def until(
     condition: Callable[[], object], what: str, *of: subprocess.Popen | int, pause: float = 0.02
 ) -> None:
-    """Wait until something is so, as long as the processes that it waits for live (of: none, STILL seconds)."""
+    """Wait until something is so, as long as the processes that it waits for live (without any: STILL seconds)."""
     watch = Watch(*(each if isinstance(each, int) else each.pid for each in of))
     looked = time.monotonic()
     while not condition():

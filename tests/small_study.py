@@ -37,7 +37,7 @@ def count(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict
 
 
 def stages_for(notebook: str, profile, seeds: list[int]) -> list[Stage]:
-    """One base, and an arm a seed on top of it; ``02_third`` has an arm of its own that may fail."""
+    """One base, and one arm per seed on top of it; ``02_third`` has an arm of its own that may fail."""
     function = "small_study:count"
     base = Stage("base", function, {"n": profile.n, "pause": profile.pause, "tag": "base"}, cost=2)
     arms = [

@@ -64,7 +64,7 @@ def keys(stream: ClipStream, count: int) -> list[str]:
 
 
 def resumed(shards, states, **options) -> ClipStream:
-    """A stream that goes on from positions that went through JSON."""
+    """A stream that resumes from positions that went through JSON."""
     stream = ClipStream(shards, **SMALL, **options)
     stream.load_state_dict(json.loads(json.dumps(states)))
     return stream

@@ -136,7 +136,7 @@ def test_the_range_narrows_and_says_something():
 
 
 def test_a_slow_kind_that_comes_last_is_learned_from_its_first_stages():
-    """That pages, a fiftieth of the declared work, will take eight times as long cannot be known before one runs."""
+    """Pages are a fiftieth of the declared work. That they take eight times as long shows only once one has run."""
     found = simulate({"render": 8.0})
     assert held([each for each in found if each[0] > 0.92]) >= 0.8
 

@@ -1,4 +1,4 @@
-"""Captions of a corpus: each shard once and whole, whoever works, dies or stops; bad samples named or skipped."""
+"""Captions of a corpus: each shard once and whole, whichever process dies or stops; bad samples named or skipped."""
 
 from __future__ import annotations
 
@@ -255,7 +255,7 @@ def test_a_bad_sample_stops_by_its_name_and_keeps_what_is_done(captioner, shards
     with pytest.raises(ClipVipError, match=r"1 of 10 samples .*00001\.tar .* 0 may be skipped.*000010004 of"):
         caption_shards(shards, tmp_path / "out", captioner)
     assert "00001.captions.jsonl" not in names(tmp_path / "out")
-    corpus.write_shard(shards[1], 1, CLIPS)  # mended, in the same process: nothing is held any more
+    corpus.write_shard(shards[1], 1, CLIPS)  # repaired, in the same process: nothing is held any more
     caption_shards(shards, tmp_path / "out", captioner)
     assert corpus.texts(tmp_path / "out" / "00001.captions.jsonl") == corpus.expected(1, CLIPS)
 
@@ -431,7 +431,7 @@ def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
         died = threading.Event()
 
         def deal_with_few_looks(tasks, rank, ranks, pause, waiting):
-            """A dead process's shard is to be had at the first look: who misses it in many would wait for ever."""
+            """A dead process's shard is free at the first look: a rank that misses it for long would wait for ever."""
             looks = itertools.count()
 
             def few() -> bool:
@@ -446,7 +446,7 @@ def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
             try:
                 done.append(caption_shards(written, tmp_path, captioner, say=say, poll=0.05))
             finally:
-                waited.set()  # who ends without waiting is not waited for
+                waited.set()  # nobody waits for a rank that ends without waiting
 
         work = threading.Thread(target=caption, daemon=True)
         work.start()

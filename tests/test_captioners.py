@@ -1,4 +1,4 @@
-"""Who captions: OFA as released or as saved, equal to the study's captioner, and models of Hugging Face."""
+"""Captioners: OFA as released or as saved, equal to the study's captioner, and models from Hugging Face."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ def test_rows_for_claims_json():
 
 
 def test_arms_that_agree_on_every_query_leave_a_claim_open():
-    """No effect and no spread at all, as two arms of a tiny study may have, is no reason for a warning."""
+    """Two arms of a tiny study may have no effect and no spread at all. That must not raise a warning."""
     same = np.zeros((1, 40))
     found = verdict(claim(6), dict.fromkeys(claim(6).contrasts, same))
     assert found.verdict == "inconclusive" and (found.effect, found.low, found.high) == (0, 0, 0)

@@ -444,7 +444,7 @@ def test_a_text_ends_at_its_first_largest_id():
     states = model.text_model(input_ids=ids).last_hidden_state
     assert torch.equal(
         model.text_model(input_ids=ids).pooler_output, states[:, 2]
-    )  # for who calls the tower itself
+    )  # for callers of the tower itself
     expected = torch.nn.functional.normalize(model.text_projection(states[:, 2]), dim=-1)
     torch.testing.assert_close(model.encode_text(ids), expected)
 

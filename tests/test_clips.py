@@ -62,7 +62,7 @@ def test_folders_are_searched_in_order(tmp_path):
     (tmp_path / "v.0.MKV").write_bytes(videos.encode(5, container="matroska"))
     for name in ("notes.txt", ".hidden.mp4", "b/._v00.mp4"):
         (tmp_path / name).write_bytes(b"x")
-    (tmp_path / "poster.jpg").write_bytes(jpeg())  # beside videos it is no frame
+    (tmp_path / "poster.jpg").write_bytes(jpeg())  # beside videos it is not a frame
     write_pictures(tmp_path / "a", videos.pictures(5))
     write_shard(tmp_path / "c" / "00000.tar", {"000": sample(4)})
     clips = list_clips([tmp_path])

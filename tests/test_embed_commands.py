@@ -172,7 +172,7 @@ def test_a_score_that_is_no_number_is_no_json(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
-    """SIGKILL in the middle: no half file, no result that looks whole; the next start goes on from the parts."""
+    """SIGKILL in the middle: no half file, no result that looks whole; the next start resumes from the parts."""
     some, many, out = write_videos(tmp_path / "some", 10), tmp_path / "many", tmp_path / "out"
     many.mkdir()
     for i in range(400):

@@ -331,7 +331,7 @@ def test_a_bad_video_stops_by_name_or_is_left_out(weights, tmp_path):
     with pytest.raises(VideoError, match=r"v04\.mp4.*--skip-bad 2"):
         embed_videos(encoder, list_clips([source]), out, skip_bad=1)
     paths[4].unlink()
-    paths[2].write_bytes(whole)  # mended: tried again
+    paths[2].write_bytes(whole)  # repaired: tried again
     embed_videos(encoder, list_clips([source]), out)
     assert [row["id"] for row in rows_agree(out, encoder)] == ["v00", "v01", "v02", "v03", "v05"]
     assert not (out / "skipped.jsonl").exists()

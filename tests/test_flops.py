@@ -78,7 +78,7 @@ def test_a_steps_flops_are_those_that_torch_counts(attention, loss):
 
 
 def test_the_first_measurements_at_full_size():
-    """facts: about 102-105 GFLOP a video of B/32, 12 frames, 418-421 of B/16, 608 with full attention."""
+    """facts: about 102-105 GFLOP per video of B/32, 12 frames, 418-421 of B/16, 608 with full attention."""
     assert 102e9 < flops.video_flops(B32) + _last_layer(B32) < 105e9
     assert 418e9 < flops.video_flops(B16) + _last_layer(B16) < 421e9
     full = dataclasses.replace(B16, attention="full")

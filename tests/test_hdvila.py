@@ -150,7 +150,7 @@ def test_a_clip_is_found_by_its_video_and_span(tmp_path):
 
 
 def test_two_ids_of_one_span_are_refused(tmp_path):
-    assert len(ClipIds([metadata(tmp_path / "a.jsonl", LINE, LINE)])) == 2  # the same again is no fault
+    assert len(ClipIds([metadata(tmp_path / "a.jsonl", LINE, LINE)])) == 2  # the same again is fine
     other = LINE | {"clip": [{"clip_id": "other.mp4", "span": [17.759, 23.279]}]}
     with pytest.raises(
         ClipVipError, match=rf"b\.jsonl: {ID}\.1\.mp4 and other\.mp4 are both video {ID} from"
@@ -228,7 +228,7 @@ def test_the_authors_other_forms(tmp_path):
 
 
 def test_an_id_with_two_texts_is_refused(tmp_path):
-    """As webvid.read_texts does: the last one would win, and nobody would know. The same text again is no fault."""
+    """As webvid.read_texts does: the last one would win, and nobody would know. The same text again is fine."""
     lines, path = tmp_path / "texts.jsonl", tmp_path / "captions.json"
     for texts, refused in ((("hello", "hello"), False), (("hello", "goodbye"), True)):
         lines.write_text("".join(json.dumps({"clip_id": "c", "text": text}) + "\n" for text in texts))

@@ -1,4 +1,4 @@
-"""Who waits for a process gives up on one that hangs, never on one that is slow."""
+"""A waiting test gives up on a process that hangs, never on one that is slow."""
 
 import itertools
 import os

@@ -174,14 +174,14 @@ def test_captions_of_some_shards_are_not_those_of_all(data, tmp_path):
     corpus.mkdir()
     for name in ("00000.tar", "00001.tar", "00000.captions.jsonl"):
         (corpus / name).symlink_to(data / "hdvila-100m" / name)
-    (corpus / "other.captions.jsonl").symlink_to(data / "hdvila-100m/00001.captions.jsonl")  # of no shard
+    (corpus / "other.captions.jsonl").symlink_to(data / "hdvila-100m/00001.captions.jsonl")  # without a shard
     (tmp_path / "ofa.pt").write_bytes(b"weights")
     some = given(data) | {"data_root": str(tmp_path), "ofa": str(tmp_path / "ofa.pt")}
     need = RealProfile.of(some).at_hand["captions"]
     assert (need.there, need.state) == (False, "1 of 2 shards")
     assert [stage.name for stage in real_stages.captions(RealProfile.of(some))] == ["captions/hdvila-100m"]
     (corpus / "00001.captions.jsonl").symlink_to(data / "hdvila-100m/00001.captions.jsonl")
-    whole = RealProfile.of(some | {"skip_share": 0.5})  # another profile: one is looked at once a process
+    whole = RealProfile.of(some | {"skip_share": 0.5})  # another profile: one is looked up once per process
     assert whole.at_hand["captions"].there and real_stages.captions(whole) == []
 
 

@@ -28,7 +28,7 @@ def test_the_authors_values():
     )
     assert post.for_data(None).steps == 97_656 == get_profile("paper").postpretrain.steps
     assert full.for_data(None).steps == 3 * 97_656
-    assert msrvtt.for_data(9_000).steps == 100 * 70  # one of 20 captions a pass: 5 epochs over all of them
+    assert msrvtt.for_data(9_000).steps == 100 * 70  # one of 20 captions per pass: 5 epochs over all of them
     assert RECIPES["finetune-activitynet"].frames == 32
     assert RECIPES["finetune-activitynet"].text_tokens == RECIPES["finetune-didemo-b16"].text_tokens == 70
     assert [RECIPES[f"finetune-{name}"].epochs for name in ("didemo", "lsmdc", "activitynet")] == [20, 10, 20]

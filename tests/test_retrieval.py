@@ -47,7 +47,7 @@ def average_over_orders(scores: list[float], positives: set[int], k: int) -> tup
 
 def authors_metrics(x: np.ndarray) -> dict[str, float]:
     """What the authors' release computes from a square matrix: every candidate that scores like the positive
-    makes a row (written anew from the description of its fault)."""
+    makes a row (rewritten from the description of its fault)."""
     places = []
     for q, row in enumerate(x):
         ordered = np.sort(-row)
@@ -163,7 +163,7 @@ def test_several_sentences_a_video_in_both_directions():
     got = retrieve(text, video, of_text)
     scores = similarity(text, video)
     assert columns(got["text_to_video"]) == columns(ranks_of_scores(scores, of_text))
-    asked = [0, 2, 5, 6]  # videos without a text are no queries, but still candidates
+    asked = [0, 2, 5, 6]  # videos without a text are not queries, but still candidates
     positives = [np.flatnonzero(of_text == v).tolist() for v in asked]
     assert columns(got["video_to_text"]) == columns(ranks_of_scores(scores.T[asked], positives))
 

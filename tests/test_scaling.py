@@ -119,7 +119,7 @@ def test_a_chain_of_three_outweighs_one_that_is_longer_than_each():
 
 
 def test_the_shares_of_a_gpu_are_those_that_the_documentation_measured():
-    """Clips and images a second of the H200 in docs/, times counted work, over an H100's and H200's peak."""
+    """Clips and images per second of the H200 in docs/, times counted work, over an H100's and H200's peak."""
     docs = CHECKOUT / "docs"
     clips = int(re.search(r"\| batch 128 \| 0\.30 \| (\d+) \|", (docs / "training.md").read_text())[1])
     images = int(
@@ -141,7 +141,7 @@ def test_more_of_what_is_the_wall_helps_until_another_is():
     fed = step(assumed=fast.but(decode_ms=1))
     assert fed.wall == "towers" and fed.seconds == fed.computing < packed.seconds < slow.seconds
     network = step(gpus=256, assumed=fast.but(decode_ms=1, storage_gb=1000))
-    assert network.wall == "all-reduce"  # four clips a GPU do not hide a gradient
+    assert network.wall == "all-reduce"  # four clips per GPU do not hide a gradient
     assert step(batch=65_536, gpus=256, assumed=fast.but(decode_ms=1, storage_gb=1000)).wall == "loss"
 
 
@@ -184,7 +184,7 @@ def test_without_chance_the_simulation_is_the_formula(ratio):
 @pytest.mark.parametrize("ratio", [0.5, 0.8, 1.0, 1.25])
 @pytest.mark.parametrize("buffer", [1, 3, 10])
 def test_one_worker_and_random_steps_are_a_queue_with_a_closed_form(ratio, buffer):
-    """Exponential times, one clip a step: an M/M/1 queue of buffer + 1 places, idle for (1-r) / (1-r^(places+1))."""
+    """Exponential times, one clip per step: an M/M/1 queue of buffer + 1 places, idle for (1-r) / (1-r^(places+1))."""
     found = starvation(
         1.0, ratio, workers=1, batch=1, buffer=buffer, steps=60_000, spread=1.0, step_spread=1.0, seed=buffer
     )
@@ -213,7 +213,7 @@ def test_chance_adds_waiting_and_a_larger_buffer_takes_it_away():
 
 def test_few_places_hold_workers_back():
     found = starvation(1.0, 1.0, workers=16, batch=4, buffer=4, spread=0.0)
-    assert found.fluid == 0.0  # four at a time, four a step ..
+    assert found.fluid == 0.0  # four at a time, four per step ..
     assert found.waits == pytest.approx(0.0, abs=0.02)  # .. which are decoded while the GPU computes
 
 

@@ -139,7 +139,7 @@ def test_set_up_is_skipped_when_nothing_changed_and_survives_failure_and_kill(tm
     first = make(tmp_path, "setup", PATH=path)
     assert first.returncode == 0, first.stderr
     assert stamp.exists() and "-r requirements.lock" in calls.read_text()
-    assert "Resolved 2 packages" in first.stderr and "six" not in first.stderr  # not a line a package
+    assert "Resolved 2 packages" in first.stderr and "six" not in first.stderr  # not one line per package
     assert re.search(r"installing took \d+ s\n.*\n.*\nsetup: compiling took \d+ s\n", first.stdout)
     assert re.search(r"setup: done in \d+ s; on disk: \S+\s+\.venv$", first.stdout, re.MULTILINE)
     calls.unlink()

@@ -1,4 +1,4 @@
-"""The order of samples is arithmetic: every one once an epoch, whatever the ranks; positions are found again."""
+"""The order of samples is arithmetic: every one once per epoch, whatever the ranks; positions are found again."""
 
 import collections
 import json

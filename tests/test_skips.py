@@ -1,4 +1,4 @@
-"""The books on skipped samples: an epoch is judged by itself, and other ranks go on from the same sums."""
+"""The books on skipped samples: an epoch is judged by itself, and other ranks continue from the same sums."""
 
 from pathlib import Path
 
@@ -39,4 +39,4 @@ def test_other_ranks_go_on_from_the_same_sums():
     for books in after:
         assert books.epoch == {"samples": 12 // 2, "skipped": 6 // 2, "absent": 0}
         assert books.total["epochs"] == 2  # those that every rank has done
-        books.end_round(2)  # an empty rest of a round is no error
+        books.end_round(2)  # an empty rest of a round is not an error

@@ -1,4 +1,4 @@
-"""Shards as a stream: every sample once an epoch, the right frames, found again exactly; with real tars."""
+"""Shards as a stream: every sample once per epoch, the right frames, found again exactly; with real tars."""
 
 import collections
 import json

@@ -22,7 +22,7 @@ from clipvip_lib.training.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow
 STEPS = 150  # of runs that are interrupted: seconds
-ANSWER = "3600"  # seconds for which a lost rank is waited: who does so has failed before, see patience.py
+ANSWER = "3600"  # seconds for which a lost rank is waited: a test that waits so long has failed before, see patience.py
 LONG = {"steps": STEPS, "save_minutes": 0.0}
 
 
@@ -128,7 +128,7 @@ def killed(made):
 
 @pytest.fixture(scope="module")
 def two(made, stopped, killed):
-    """Every kind of run on two ranks, in one start of them; the interrupted ones go on."""
+    """Every kind of run on two ranks, in one start of them; the interrupted ones resume."""
     shutil.copytree(made.folder / "stopped", made.folder / "before")
     bare = made.options("two-texts", "--texts", store=False)
     bare[bare.index("--shards") + 1] = f"{made.folder}/bare"
@@ -197,7 +197,7 @@ def test_failures_of_all_or_one_rank_end_all_with_the_reason(two):
 def test_sigterm_to_one_rank_stops_all_after_a_step_with_a_checkpoint(made, stopped, two):
     assert stopped.count("clipvip: stopped by SIGTERM: all ranks finished their step") == 1
     assert "exitcode  : 143" in stopped
-    left = sorted(path.name for path in (made.folder / "before").iterdir())  # a copy, taken before it went on
+    left = sorted(path.name for path in (made.folder / "before").iterdir())  # a copy, taken before it resumed
     assert left == ["checkpoint.pt", "metrics.jsonl"]
 
 
@@ -242,7 +242,7 @@ def test_on_another_number_of_ranks_the_batches_are_the_same(made, two):
 
 
 def test_one_of_four_ranks_is_killed_on_uneven_shards_and_the_run_goes_on(made):
-    """Two shards of 16 and 8 clips, shared sample by sample: 6 clips a rank and epoch."""
+    """Two shards of 16 and 8 clips, shared sample by sample: 6 clips per rank and epoch."""
     err = interrupted(made, "four-killed", signal.SIGKILL, ranks=4, store=False)
     lost = f"clipvip: expected 4 ranks, one of them died or gave no answer within {ANSWER} s"
     assert err.count(lost) == 1

@@ -156,7 +156,7 @@ def test_from_metadata_to_a_model_by_the_two_commands(made, tmp_path, capsys):
     )  # fmt: skip
     result = clipvip(*line)
     assert result["steps"] == 4
-    [counts] = result["samples_by_rank"]  # 32 of 12 an epoch: the one that is absent came by twice at least
+    [counts] = result["samples_by_rank"]  # 32 at 12 per epoch: the one that is absent came by twice at least
     assert counts["samples"] == 32 and counts["skipped"] == 0 and counts["absent"] >= 2
 
 

@@ -139,7 +139,7 @@ def test_decord_reads_what_it_reads_rightly_and_nothing_else(files, name, monkey
 
 @pytest.mark.parametrize("name", WRONG_IN_DECORD)
 def test_decord_alone_would_be_silently_wrong(files, name):
-    """If this fails, decord has been mended, and the look into the container may ask for less."""
+    """If this fails, decord has been fixed, and the look into the container may ask for less."""
     reader = decord.VideoReader(str(files[name]), num_threads=1)
     shown = whole_file(str(files[name]))
     indices = uniform_indices(len(reader), 12)

@@ -1,4 +1,4 @@
-"""The warm process: fit to be forked, its copies work as fresh interpreters do, and none outlives who asked for it."""
+"""The warm process: fit to be forked; its copies work like fresh interpreters, and none outlives the one that asked."""
 
 import hashlib
 import io

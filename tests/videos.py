@@ -41,7 +41,7 @@ def encode(
     size: tuple[int, int] = (64, 96),
     pixels: str = "yuv420p",
 ) -> bytes:
-    """A video file of n frames at 25 a second, or at ``times`` in hundredths of a second."""
+    """A video file of n frames at 25 per second, or at ``times`` in hundredths of a second."""
     file = io.BytesIO()
     with av.open(file, "w", format=container, options=mux or {}) as out:
         stream = out.add_stream(

@@ -115,11 +115,13 @@ def stage_lines(stages: Sequence[Stage], home: Path, workers: int) -> list[str]:
     ]
     if waiting:
         pace = (
-            "" if not spent else f", at the {spent / declared:.2f} times of the expected that those done took"
+            ""
+            if not spent
+            else f", at the pace of those done: {spent / declared:.2f} times the expected seconds"
         )
         total = sum(stage.cost for stage in waiting)
         lines.append(
-            f"{len(waiting)} are to do: {duration(total)} expected of a laptop's core; about {duration(left)}"
+            f"{len(waiting)} are to do: {duration(total)} expected on one laptop core; about {duration(left)}"
         )
         lines.append(f"with {workers} workers{pace}.")
     return lines
@@ -195,7 +197,7 @@ def _model_lines(profile: Profile) -> list[str]:
 
 
 def _epochs_text(epochs: float) -> str:
-    """For people: without an exponent, which a few steps of the largest corpus or a great many would have."""
+    """For people, without an exponent: very few steps of the largest corpus, or very many, would have one."""
     if epochs == 1:
         return "one epoch"
     if epochs < 0.001:
@@ -254,7 +256,7 @@ def _work_lines(rows: Sequence[paper_plan.Work]) -> list[str]:
 
 
 def _full_lines(profile: Profile, rows: Sequence[paper_plan.Work]) -> list[str]:
-    """What is counted of the full method, and what a run does of it by itself."""
+    """What the plan counts for the full method, and how much of it a run does by itself."""
     full = paper_plan.full_profile(profile)
     if full is None or not any(row.what.startswith("full ") for row in rows):
         return []
@@ -268,7 +270,7 @@ def _full_lines(profile: Profile, rows: Sequence[paper_plan.Work]) -> list[str]:
 
 
 def _most_gpus_lines(profile: Profile, rows: Sequence[paper_plan.Work], gpus: int) -> list[str]:
-    """What cannot use so many GPUs and is counted on fewer; under the table whose numbers it explains."""
+    """Which trainings cannot use so many GPUs and are counted on fewer. Stands under the table that it explains."""
     batches = {
         "post-pretraining": (profile.postpretrain.batch, ("post-pretrain", "full ")),
         "fine-tuning": (profile.finetune.batch, ("fine-tune",)),

@@ -399,10 +399,10 @@ def basis(profile: Profile, seeds: Sequence[int]) -> str:
 def to_decide(claim: Claim, found: Mapping[Contrast, object]) -> list[dict[str, object]]:
     """What would decide an inconclusive claim, if effects and spreads are as measured; the first row is the answer.
 
-    A single contrast on the other side contradicts a claim, so then the one that needs least decides; else all must
-    hold, and the one that needs most does. Rows: claim, undecided ("1 of 4"), contrast, effect, would be (the
-    verdict), seeds (on these queries), queries (for these models), needs (words). The level is Bonferroni's, since
-    Holm may ask for it. How many seeds can only be estimated from two seeds or more.
+    A single contrast on the other side contradicts a claim. If there is one, the contrast that needs least decides.
+    Otherwise all must hold, and the one that needs most decides. Rows: claim, undecided ("1 of 4"), contrast, effect,
+    would be (the verdict), seeds (on these queries), queries (for these models), needs (words). The level is
+    Bonferroni's, because Holm may ask for it. Estimating a number of seeds takes two seeds or more.
     """
     judged, rows = claims.verdict(claim, found), []
     level = 1 - claims.ALPHA / len(claim.contrasts)
@@ -449,7 +449,7 @@ def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> li
 
 
 def gap_basis(profile: Profile, seeds: Sequence[int]) -> str:
-    """What the intervals of NMI cover, said openly, as ``basis`` says it of R@1."""
+    """A sentence on what the intervals of NMI cover, like ``basis`` for R@1."""
     listed, texts = ", ".join(map(str, seeds)), profile.nmi_texts
     text = f"At most {texts:,} texts per set: intervals say what another draw of texts would give, "
     text += (

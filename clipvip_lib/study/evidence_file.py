@@ -2,13 +2,13 @@
 
 Trained stages stay in the cache of the machine that ran them; this file is kept in git beside the reference run, so
 that anybody can judge its claims again, by this project's rule or by another, and join further seeds to it.
-``make evidence SEEDS=0,1,2,3,4`` writes ``reports/reference/evidence.npz``; that of the other seeds in
-``more-seeds.json`` stands beside it in ``more-evidence.npz`` (``FILE=more-evidence.npz``), that of ``on-gpu.json`` in
-``on-gpu-evidence.npz`` (``PROFILE=mini-gpu``).
+``make evidence SEEDS=0,1,2,3,4`` writes ``reports/reference/evidence.npz``. Two files of the same kind are beside it:
+``more-evidence.npz`` for the other seeds of ``more-seeds.json`` (``FILE=more-evidence.npz``), and
+``on-gpu-evidence.npz`` for ``on-gpu.json`` (``PROFILE=mini-gpu``).
 
-In it: ``seeds`` [S]; ``profile``, its sizes in words; ``hits/ARM/BENCHMARK/SCORING``, float16 [S, Q], expected hits at
-1 (ties share); and for each contrast in NMI ``nmi/NAME/values`` [S], ``nmi/NAME/draws`` [S, R] and ``nmi/NAME/texts``,
-as ``intervals.pool_draws`` takes them.
+A file holds ``seeds`` [S]; ``profile``, its sizes in words; ``hits/ARM/BENCHMARK/SCORING``, float16 [S, Q], expected
+hits at 1 (ties share); and for each contrast in NMI ``nmi/NAME/values`` [S], ``nmi/NAME/draws`` [S, R] and
+``nmi/NAME/texts``, as ``intervals.pool_draws`` takes them.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def write(profile: Profile, seeds: Sequence[int], path: Path, home: Path | None 
 
 
 class Stored(NamedTuple):
-    """What a file holds. found: evidence by contrast, as ``claims.verdict`` takes it; gaps: what is behind that of
-    contrasts in NMI, as ``evidence.gap_rows`` has it."""
+    """What a file holds. found: evidence by contrast, as ``claims.verdict`` takes it; gaps: the rows behind the
+    contrasts in NMI, as ``evidence.gap_rows`` gives them."""
 
     seeds: list[int]
     profile: str
@@ -98,8 +98,8 @@ def read(path: Path = FOLDER / NAME) -> Stored:
 def joined(more: Stored, path: Path = FOLDER / NAME) -> tuple[list[int], dict[Contrast, object]]:
     """(seeds, evidence) of a file and of further seeds together, for contrasts that both have.
 
-    Nothing ([], {}) without a file, or if it is of another profile: other sizes are another study. Raises ClipVipError
-    for a seed that the file has already, which would count twice.
+    Nothing ([], {}) without a file, or if it belongs to another profile: other sizes are another study. Raises
+    ClipVipError for a seed that is already in the file, because it would count twice.
     """
     stored = read(path) if path.is_file() else None
     if stored is None or stored.profile != more.profile:

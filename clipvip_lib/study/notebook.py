@@ -47,9 +47,9 @@ def start(
 ) -> Study:
     """Check the parameters, seed the random generators, show the provenance header.
 
-    at_hand: for the profile ``paper``, where data and weights are: {"data_root": .., "weights": .., "ofa": ..}. What
-    the notebook lacks of them is shown. precision: of all models, "float32", "bfloat16" or "auto", the one that this
-    machine is fast in.
+    at_hand: for the profile ``paper``, where data and weights are: {"data_root": .., "weights": .., "ofa": ..}. The
+    notebook shows what it lacks of them. precision: that of all models, "float32", "bfloat16" or "auto"; "auto" takes
+    the one that this machine is fast in.
 
     Raises ClipVipError for an unknown notebook, profile or precision and for seeds that are not distinct whole numbers.
     """
@@ -151,7 +151,7 @@ class Study:
     def table(self, frame: pd.DataFrame, caption: str, digits: int | None = None) -> None:
         """Show a table and register its numbers.
 
-        digits: decimals of its floats; without it each column gets what shows three figures.
+        digits: decimals of its floats; by default, column by column, as many as show three figures.
         A missing number is shown as a dash. Raises ClipVipError for a caption used twice or after ``record``.
         """
         self._before_record("table", caption)
@@ -183,7 +183,7 @@ class Study:
             )
 
     def record(self, *, headline: str, **numbers: object) -> None:
-        """Store the notebook's results: the verdict in a line, its numbers, and every table shown.
+        """Store the notebook's results: the verdict in one line, its numbers, and every table shown.
 
         Raises ClipVipError for an empty headline, NaN or infinity, and a second call.
         """

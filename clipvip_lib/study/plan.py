@@ -23,8 +23,8 @@ class Plan:
     """A study, as seen by the code that runs it.
 
     notebooks: their names in order. stages_for(notebook, profile, seeds): the stages that a notebook reads.
-    profile(name, at_hand=, precision=): the profile of that name, with data and weights at hand for those that need
-    them, and with a precision; raises ClipVipError for an unknown one.
+    profile(name, at_hand=, precision=): the profile of that name, in a precision, and with the data and weights at
+    hand if it needs them; raises ClipVipError for an unknown one.
     """
 
     notebooks: Sequence[str]
@@ -50,8 +50,8 @@ def study_plan() -> Plan:
 def runnable_profile(
     name: str, at_hand: Mapping[str, object] | None = None, precision: str = "auto", **changes: object
 ) -> object:
-    """A profile of the embedded world (with single fields changed), or `RealProfile` for ``paper``; its precision is
-    one that this machine is fast in, unless it is given. Raises ClipVipError for a wrong setting."""
+    """A profile of the embedded world (with single fields changed), or `RealProfile` for ``paper``. With the precision
+    "auto" it takes one that this machine is fast in. Raises ClipVipError for a wrong setting."""
     profile = _profile(name, at_hand, changes)
     return in_precision(
         profile, choose(precision, profile.device, functools.partial(product_rates, files.home()))

@@ -1,4 +1,4 @@
-"""Pages, results and the index, copied out of the cache whole; what has not changed is not written."""
+"""Copies pages, results and the index out of the cache, each one whole. Files that have not changed are not written."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def publish(
 ) -> Path:
     """Write this run's pages and results into ``out`` beside those of earlier runs, and the index of all.
 
-    reference: the folder of the reference run, whose verdicts are shown beside this run's; if it is ``out``, those of
-    other seeds and devices are. Verdicts are also written apart, as results/claims.json. Returns index.html's path.
+    reference: the folder of the reference run, whose verdicts are shown beside this run's. If it is ``out`` itself,
+    the verdicts of other seeds and devices are shown instead. Verdicts are also written on their own, as
+    results/claims.json. Returns the path of index.html.
     """
     those, sections = reference_run.compared_with(out, reference), {}
     made = {name for name, page in pages.items() if page.done(home)}

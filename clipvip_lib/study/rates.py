@@ -34,7 +34,7 @@ def chosen(profile: Profile, slug: str) -> float:
 
 def choose(scores: dict[float, float], default: float, clips: int) -> float:
     """The rate with the best validation score (per cent of ``clips``); the default unless that one is better by more
-    than a standard error of the default's score. Of equal ones the smallest."""
+    than a standard error of the default's score. Among equal ones, the smallest."""
     share = scores[default] / 100.0
     error = 100.0 * math.sqrt(share * (1.0 - share) / clips)
     best = max(scores.values())

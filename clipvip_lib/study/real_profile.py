@@ -40,7 +40,7 @@ class RealProfile(Profile):
         """The profile of settings by name: those of a plan, and ``postpretrain.FIELD`` or ``finetune.FIELD`` of a
         recipe. ``gpus``, the ranks of a training, is by default what this machine has.
 
-        Raises ClipVipError for an unknown name or a value of another kind, and if neither data nor weights are named.
+        Raises ClipVipError for an unknown name or a value of another kind, and unless both data and weights are named.
         """
         changes = {name: value for name, value in given.items() if "." in name}
         settings = Settings.of(

@@ -1,7 +1,8 @@
 """A run's verdicts beside those of the reference run, which is committed in ``reports/reference``.
 
-Compared when pages are published, not when notebooks run: a new reference never costs a page. The reference itself
-is compared with what other seeds, and its own seeds on a GPU, say about its claims; ``more_seeds.py`` writes that.
+They are compared when pages are published, not when notebooks run, so a new reference never makes a page run again.
+The reference itself is compared with what other seeds, and its own seeds on a GPU, say about its claims;
+``more_seeds.py`` writes that.
 """
 
 from __future__ import annotations

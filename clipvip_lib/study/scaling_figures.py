@@ -1,4 +1,4 @@
-"""The figure of scaling on paper: which resource limits how many GPUs, and when a data loader starves."""
+"""The figure of scaling on paper: which resource is the bottleneck at how many GPUs, and when a data loader starves."""
 
 from __future__ import annotations
 
