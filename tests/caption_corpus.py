@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 from small_captioner import COLOURS, TINY, pairs
-from test_captioning import still, video, write_tar
+from test_captioner import still, video, write_tar
 
 from clipvip_lib.captions.captioner import Captioner
 from clipvip_lib.captions.captioner_training import train_captioner

@@ -1,4 +1,4 @@
-"""What each real process of tests/test_distributed.py does: compares the ranks with one rank, writes JSON.
+"""What each real process of tests/test_ranks.py does: compares the ranks with one rank, writes JSON.
 
 Run under torchrun: ``rank_checks.py FOLDER``.
 """

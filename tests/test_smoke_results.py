@@ -1,9 +1,10 @@
-"""A stage whose results have changed carries another version: the smoke run's numbers against stored ones.
+"""A stage whose results have changed carries another version: the smoke run against a stored one.
 
-A key holds a function's version, not its source (workshop/stages.py), so a version that was not raised would let caches
-answer with results of older code. Compared are whole numbers, texts, and losses as far as processors agree on them.
-After a change that is meant: raise the version of the function that the test names, with a word why, and store the
-new numbers with ``make smoke-results``.
+A key holds a function's version, not its source (workshop/stages.py), so a version that was not raised would let
+caches answer with results of older code. On the kind of processor that stored it, a stage's result and files must be
+the same to the byte. On another one, where rounding differs, whole numbers, texts and losses are compared as far as
+processors agree on them: that notices less. After a change that is meant: raise the version of the function that the
+test names, or of what it rests on, with a word why, and store the new run with ``make smoke-results``.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 STORED = Path(__file__).parent / "smoke_results.json"
 TOLERANCE = {"first loss": 1e-3, "last loss": 5e-2}  # relative; rounding grows from step to step
 PAGE = "page/"
+KIND = ("vendor_id", "cpu family", "model", "CPU implementer", "CPU part")
 
 
 def found(home: Path) -> dict[str, dict]:
@@ -33,8 +36,33 @@ def found(home: Path) -> dict[str, dict]:
             "precision": precision(stage["config"]),
             "inputs": sorted(name.rpartition("-")[0] for name in stage["inputs"].values()),
             "numbers": numbers(result) | texts(path.parent),
+            "exact": exact(result, path.parent),
         }
     return stages
+
+
+def processor() -> str:
+    """What decides how sums are rounded: the processor's family and model, what PyTorch makes of it, its version."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    known = dict(line.split(":", 1) for line in reversed(lines) if ":" in line)
+    kind = " ".join(value.strip() for name, value in sorted(known.items()) if name.strip() in KIND)
+    return f"{kind}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"
+
+
+def exact(result: dict, folder: Path) -> str:
+    """A digest of all that a stage made, without times."""
+    digest = hashlib.sha256(json.dumps(without_times(result), sort_keys=True).encode())
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != "result.json" and path.suffix != ".md":
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def without_times(value: object) -> object:
+    if isinstance(value, dict):
+        kept = {name: part for name, part in value.items() if "second" not in name}
+        return {name: without_times(part) for name, part in kept.items()}
+    return [without_times(part) for part in value] if isinstance(value, list) else value
 
 
 def precision(config: dict) -> str:
@@ -57,13 +85,17 @@ def texts(folder: Path) -> dict:
     return {"texts": hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]}
 
 
-def differences(now: dict[str, dict], stored: dict[str, dict]) -> dict[str, list[str]]:
-    """{stage: what differs}, of stages whose inputs are as they were: the ones that a change touched first."""
+def differences(now: dict[str, dict], stored: dict[str, dict], same: bool = False) -> dict[str, list[str]]:
+    """{stage: what differs}, of stages whose inputs are as they were: the ones that a change touched first.
+
+    same: whether both ran on one kind of processor, where nothing may differ.
+    """
 
     def differ(name: str) -> list[str]:
         one, other = now[name], stored[name]
         same_precision = one["precision"] == other["precision"]
-        return [
+        changed = ["its bytes"] if same and same_precision and one["exact"] != other["exact"] else []
+        return changed + [
             f"{what} was {before} and is {one['numbers'].get(what)}"
             for what, before in other["numbers"].items()
             if not (what in TOLERANCE and not same_precision)
@@ -80,15 +112,15 @@ def equal(before: object, value: object, tolerance: float) -> bool:
 
 
 def test_results_are_those_of_their_versions(smoke, request):
-    now = found(smoke.home)
+    now, here = found(smoke.home), processor()
     if request.config.getoption("write_smoke_results"):
         lines = [f"  {json.dumps(name)}: {json.dumps(stage)}" for name, stage in now.items()]
-        STORED.write_text("{\n" + ",\n".join(lines) + "\n}\n")
-    stored = json.loads(STORED.read_text())
-    again = "store the numbers with `make smoke-results`"
+        STORED.write_text(f'{{"processor": {json.dumps(here)}, "stages": {{\n' + ",\n".join(lines) + "\n}}\n")
+    document = json.loads(STORED.read_text())
+    stored, again = document["stages"], "store the run with `make smoke-results`"
     assert now.keys() == stored.keys(), f"other stages than stored; {again}"
-    for name, said in differences(now, stored).items():
-        what = f"{name} ({'; '.join(said)})"
+    for name, said in differences(now, stored, here == document["processor"]).items():
+        what = f"{name} ({'; '.join(said)}; stages that rest on it are not judged)"
         assert now[name]["version"] != stored[name]["version"], (
             f"{what}: raise the version of {now[name]['function']} and {again}, or repair what changed it"
         )
@@ -99,7 +131,8 @@ def test_results_are_those_of_their_versions(smoke, request):
 
 def stage(version: int = 1, inputs: tuple = (), precision: str = "float32", **numbers) -> dict:
     return {
-        "function": "train", "version": version, "precision": precision, "inputs": [*inputs], "numbers": numbers
+        "function": "train", "version": version, "precision": precision, "inputs": [*inputs], "numbers": numbers,
+        "exact": str(sorted(numbers.items())),
     }  # fmt: skip
 
 
@@ -108,6 +141,17 @@ def test_the_stage_that_changed_first_is_the_one_that_is_named():
     assert differences(stored, stored) == {}
     now = {**stored, "a": stage(clips=9), "b": stage(inputs=("a",), **{"first loss": 2.5})}
     assert differences(now, stored) == {"a": ["clips was 8 and is 9"]}
+
+
+def test_on_one_kind_of_processor_every_byte_counts(tmp_path):
+    (tmp_path / "captions.jsonl").write_text("a cat")
+    before = exact({"captions": 1, "captions_per_second": 3.0}, tmp_path)
+    assert exact({"captions": 1, "captions_per_second": 4.0}, tmp_path) == before
+    assert exact({"captions": 1, "share": 0.5}, tmp_path) != before
+    (tmp_path / "captions.jsonl").write_text("a dog")
+    assert exact({"captions": 1}, tmp_path) != before
+    stored, now = {"a": stage(clips=1) | {"exact": "1"}}, {"a": stage(clips=1) | {"exact": "2"}}
+    assert differences(now, stored) == {} and differences(now, stored, same=True) == {"a": ["its bytes"]}
 
 
 @pytest.mark.parametrize(

@@ -148,6 +148,7 @@ def two(made, stopped, killed):
             "two-finetune": made.finetune("two-finetune"),
             "two-infinite": made.options("two-infinite", lr=1e30, lr_added=1e30),
             "two-odd": made.options("two-odd", batch=7),
+            "two-flat": made.options("two-flat", flat=True),
             "two-damaged": damaged,
         },
     )
@@ -189,6 +190,7 @@ def test_failures_of_all_or_one_rank_end_all_with_the_reason(two):
         "expected a finite number; lower the learning rate" in end["message"] for end in two["two-infinite"]
     )
     assert all("a multiple of 2 ranks, got 7" in end["message"] for end in two["two-odd"])
+    assert all("flat weights expected one rank, got 2" in end["message"] for end in two["two-flat"])
     failed, other = sorted(two["two-damaged"], key=lambda end: end["error"])
     assert "1.tar is damaged" in failed["message"]
     assert other["error"] == "StoppedElsewhere"

@@ -98,7 +98,8 @@ def read_media(shard: str | Path, entry: Entry) -> bytes:
     Raises NeverFetched where key.json says why there is none; ClipVipError naming the sample if it must not be read,
     has no media, or cannot be read.
     """
-    return _media(shard, entry, _files(shard, entry, MEDIA if entry.has_media else READ))
+    there = any(entry.files.get(extension, (0, 0))[1] for extension in MEDIA)
+    return _media(shard, entry, _files(shard, entry, MEDIA if there else READ))
 
 
 def read_about(shard: str | Path, entry: Entry) -> dict:
@@ -136,7 +137,7 @@ def _media(shard: str | Path, entry: Entry, found: dict[str, bytes]) -> bytes:
     about = {}
     with contextlib.suppress(ClipVipError):
         about = _about(shard, entry, found)
-    if isinstance(about, dict) and str(about.get("status")).startswith("failed_to_"):
+    if str(about.get("status")).startswith("failed_to_"):
         why = ": ".join(str(about[name]) for name in ("status", "error_message") if about.get(name))
         raise NeverFetched(f"{entry.key} of {shard}", why)
     raise ClipVipError(
@@ -146,11 +147,14 @@ def _media(shard: str | Path, entry: Entry, found: dict[str, bytes]) -> bytes:
 
 def _about(shard: str | Path, entry: Entry, found: dict[str, bytes]) -> dict:
     try:
-        return json.loads(found.get("json", b"{}"))
+        about = json.loads(found.get("json", b"{}"))
+        if not isinstance(about, dict):
+            raise ValueError(f"expected an object, got {type(about).__name__}")
     except (ValueError, RecursionError) as error:  # not JSON, not text at all, or too deep
         raise ClipVipError(
             f"{entry.key}.json of shard {shard} is not JSON that people write ({error}); write the shard again"
         ) from error
+    return about
 
 
 # ------------------------------------------------------------------------------------------------------- listing
@@ -171,19 +175,24 @@ def scan_shard(path: str | Path) -> tuple[list[Entry], ClipVipError | None]:
     """As ``index_shard``, but returns what stands before the damage together with the error, or None."""
     path = Path(path)
     entries: list[Entry] = []
+    keys: set[str] = set()
     if not path.is_file():
         return entries, ClipVipError(f"no shard {path}: expected a tar file; check the shard list")
     try:
         with tarfile.open(path, "r:") as tar:  # no decompression: addresses would mean nothing
             while (member := tar.next()) is not None:
+                if (
+                    member.size < 0 or member.issparse()
+                ):  # one never ends, of the other the bytes stand elsewhere
+                    raise tarfile.ReadError(f"{member.name} has a size that no video has")
                 if member.isfile():
-                    _add(entries, member, path)
+                    _add(entries, keys, member, path)
                 tar.members.clear()  # or the headers of a large shard would all stay in memory
             # tarfile takes a file that was cut between members for one that ends there: look for the end mark.
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no header and no end mark after {len(entries)} samples")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         return entries, ClipVipError(
             f"shard {path} is damaged ({reason}): expected a whole, uncompressed tar file; fetch or write it again"
@@ -195,7 +204,7 @@ def scan_shard(path: str | Path) -> tuple[list[Entry], ClipVipError | None]:
     return entries, None
 
 
-def _add(entries: list[Entry], member: tarfile.TarInfo, shard: Path) -> None:
+def _add(entries: list[Entry], keys: set[str], member: tarfile.TarInfo, shard: Path) -> None:
     match = _NAME.match(member.name)
     if match is None or _META.match(member.name):
         return
@@ -204,7 +213,9 @@ def _add(entries: list[Entry], member: tarfile.TarInfo, shard: Path) -> None:
     printable = key.encode(errors="backslashreplace").decode()
     if not entries or entries[-1].key != printable:
         fault = f"the key {printable} of shard {shard} expected UTF-8, got other bytes; write the shard again"
-        entries.append(Entry(printable, {}, "" if key == printable else fault))
+        twice = f"the key {printable} stands in two places of shard {shard}; write the shard again"
+        entries.append(Entry(printable, {}, fault if key != printable else twice if key in keys else ""))
+        keys.add(printable)
     last = entries[-1]
     if extension in last.files and not last.error:
         fault = (

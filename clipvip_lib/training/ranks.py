@@ -4,7 +4,7 @@
   written for many ranks is the loop for one.
 * ``gather`` carries gradients. Negatives of the contrastive loss come from the global batch, so every rank computes
   the same loss of all features; DistributedDataParallel then averages the parameters' gradients, and the result is
-  the gradient that one rank with the whole batch would have (tests/test_distributed.py).
+  the gradient that one rank with the whole batch would have (tests/test_ranks.py).
 * Small agreements (stop now? did a rank fail?) travel through gloo on the CPU also where features travel through
   nccl: they cost no wait for the device, and a rank that died is noticed at once.
 * A rank that fails stops all, and one message is shown, the one that says why.

@@ -31,6 +31,7 @@ from clipvip_lib.training.loop import train
 from clipvip_lib.training.ranks import Ranks, together
 from clipvip_lib.training.recipes import FREE, TrainRecipe, get_recipe
 from clipvip_lib.training.run_folder import TOKENIZER, RunFolder, alone, read_metrics
+from clipvip_lib.training.step import expect_one_rank
 from clipvip_lib.training.stores import read_stores, split_pairs, store_shards, store_split
 
 
@@ -77,6 +78,7 @@ def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
     if ranks.main and (said := slower(recipe.precision, ranks.device)):
         print(f"clipvip: {said}", file=sys.stderr)
     own_rows(recipe.batch, ranks)
+    expect_one_rank(recipe, ranks)
     _expect_snapshots(options.snapshots, recipe.steps)
     out = make_folder(options.out)
     model, tokenizer = load_model(
@@ -180,6 +182,8 @@ def _about(options: Options, recipe: TrainRecipe) -> dict:
     )
     about = {name: getattr(options, name) for name in named} | {f"recipe.{k}": v for k, v in fields.items()}
     # Only where it is given: runs from before this option are the same runs without it.
+    if not recipe.flat:
+        about.pop("recipe.flat")
     return about | ({"texts": options.texts} if options.texts else {})
 
 

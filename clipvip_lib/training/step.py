@@ -34,15 +34,14 @@ class Step:
 
     def __init__(self, model: ClipViP, loss: str, recipe: TrainRecipe, ranks: Ranks) -> None:
         self.model, self.loss, self.recipe, self.ranks, self.flat = model, loss, recipe, ranks, None
-        prepare(model, recipe, ranks)
-        groups = parameter_groups(model, recipe)
+        expect_one_rank(recipe, ranks)
         if recipe.flat:
-            if ranks.store is not None:
-                raise ClipVipError("flat weights expected one rank, got several; leave flat=true out")
-            self.flat = FlatWeights(model, groups, recipe.precision)
+            self.flat = FlatWeights(model.to(ranks.device), parameter_groups(model, recipe), recipe.precision)
+            prepare(self.flat.twin, recipe, ranks)  # a copy of a prepared model would not be compiled
             groups, self.encoder = self.flat.groups, BatchEncoder(self.flat.twin)
         else:
-            self.encoder = wrap(model, recipe, ranks)
+            prepare(model, recipe, ranks)
+            groups, self.encoder = parameter_groups(model, recipe), wrap(model, recipe, ranks)
         self.optimizer = torch.optim.AdamW(groups, lr=recipe.lr, betas=BETAS, eps=EPS, fused=True)
 
     def __call__(self, batch: Batch, step: int) -> dict:
@@ -115,6 +114,12 @@ def schedule(step: int, recipe: Recipe) -> float:
     if step < warm:
         return (step + 1) / warm
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+
+
+def expect_one_rank(recipe: TrainRecipe, ranks: Ranks) -> None:
+    """Raises ClipVipError for flat weights on several ranks: nothing averages their gradients."""
+    if recipe.flat and ranks.size > 1:
+        raise ClipVipError(f"flat weights expected one rank, got {ranks.size}; leave --set flat=true out")
 
 
 def prepare(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> None:

@@ -75,18 +75,25 @@ def version_of(function: str) -> int:
         found = None
     if found is None or not found.origin:
         raise ClipVipError(f"no module {module!r}: expected a Python module; correct the stage's function")
-    for node in ast.parse(Path(found.origin).read_text(encoding="utf-8")).body:
+    wanted = 'expected @version(whole number, "why") directly above it'
+    try:
+        body = ast.parse(Path(found.origin).read_text(encoding="utf-8")).body
+    except SyntaxError as error:
+        raise ClipVipError(f"cannot read module {module!r} ({error}); correct it") from error
+    for node in body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
-            for mark in node.decorator_list:
+            for mark in node.decorator_list[:1]:
                 if (
                     isinstance(mark, ast.Call)
                     and isinstance(mark.func, ast.Name)
                     and mark.func.id == "version"
                 ):
-                    return ast.literal_eval(mark.args[0])
-            raise ClipVipError(
-                f'{function} has no version: expected a stage function; put @version(1, "first") above'
-            )
+                    number = (
+                        mark.args[0].value if mark.args and isinstance(mark.args[0], ast.Constant) else None
+                    )
+                    if type(number) is int:
+                        return number
+            raise ClipVipError(f"{function} has no version: {wanted}; put it there")
     raise ClipVipError(
         f"no function {name!r} in {module}: expected a stage function; correct the stage's function"
     )
@@ -225,7 +232,7 @@ def run_stage(stage: Stage, home: Path | None = None, progress: ProgressCallback
                 "run it first"
             )
     function = load_function(stage.function)
-    if function.version != stage.version:
+    if getattr(function, "version", None) != stage.version:
         raise ClipVipError(f"the version of {stage.function} changed during the run; start it again")
     partial = files.make_folder(stage.partial_folder(home))
     with Lock(partial, wait=True):
@@ -240,8 +247,13 @@ def _run_locked(
     if (partial / "result.json").is_file():  # killed between its last file and the rename
         partial.rename(stage.folder(home))
         return stage.result(home)
-    for half in partial.rglob("*.partial"):  # left by an earlier attempt that was killed; the lock is ours
-        half.unlink()
+    for half in list(
+        partial.rglob("*.partial")
+    ):  # left by an earlier attempt that was killed; the lock is ours
+        if half.is_dir():
+            shutil.rmtree(half)
+        else:
+            half.unlink(missing_ok=True)
     spent_before, attempts = _note_attempt(partial)
     inputs = {name: upstream.folder(home) for name, upstream in stage.inputs.items()}
     reset_peak_memory()
