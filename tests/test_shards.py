@@ -6,7 +6,7 @@ import tarfile
 import pytest
 
 from clipvip_lib.data.corpora import encode_h264, write_shard
-from clipvip_lib.data.shards import index_shard, read_shard
+from clipvip_lib.data.shards import NeverFetched, index_shard, read_media, read_shard
 from clipvip_lib.data.world import render, rng_for, sample_video
 from clipvip_lib.errors import ClipVipError
 
@@ -120,3 +120,34 @@ def test_samples_below_folders_have_them_in_their_keys(tmp_path):
         for name in ("a.mp4", "a.txt", "b.mp4", "b.txt"):
             tar.addfile(tarfile.TarInfo(f"./part.1/{name}"))
     assert [entry.key for entry in index_shard(path)] == ["./part.1/a", "./part.1/b"]
+
+
+@pytest.mark.parametrize("size", (-512, -1, 2**62, 2**80))
+def test_a_size_that_no_file_has_is_named(tmp_path, size):
+    """-512 takes a reader back to where it was, forever."""
+    member = tarfile.TarInfo("a.mp4")
+    member.size = size
+    (tmp_path / "odd.tar").write_bytes(member.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+    with pytest.raises(ClipVipError, match=r"odd\.tar is damaged"):
+        index_shard(tmp_path / "odd.tar")
+
+
+def test_a_key_that_stands_in_two_places_is_named(tmp_path):
+    path = tmp_path / "apart.tar"
+    write_shard(path, [{"__key__": key, "mp4": MP4, "txt": "text"} for key in ("a", "b", "a")])
+    assert [bool(entry.error) for entry in index_shard(path)] == [False, False, True]
+    with pytest.raises(ClipVipError, match=r"the key a stands in two places of shard .*apart\.tar"):
+        list(read_shard(path))
+
+
+def test_json_that_is_not_an_object_is_named(tmp_path):
+    with pytest.raises(ClipVipError, match=r"clip-2\.json .*expected an object, got list"):
+        list(read_shard(write(tmp_path / "a.tar", json="[1]")))
+
+
+@pytest.mark.parametrize("media", (None, b""))
+def test_what_was_never_fetched_says_why(tmp_path, media):
+    about = json.dumps({"status": "failed_to_download", "error_message": "gone"})
+    path = write(tmp_path / "a.tar", mp4=media, json=about)
+    with pytest.raises(NeverFetched, match=r"clip-2 of .* was never fetched \(failed_to_download: gone\)"):
+        read_media(path, index_shard(path)[2])

@@ -206,6 +206,8 @@ def test_half_written_files_of_a_killed_attempt_do_not_reach_the_result(tmp_path
     (partial / "videos").mkdir(parents=True)
     for name in ("frames.npy.4711.partial", "videos/v.mp4.4711.partial"):
         (partial / name).write_bytes(b"half")
+    (partial / "step-000010.partial").mkdir()
+    (partial / "step-000010.partial/model.safetensors.4711.partial").write_bytes(b"half")
     (partial / "count.json").write_text("2")
     (partial / "attempts.jsonl").write_text('{"started": 0.0, "spent_before": 0.0, "pid": 1}\n{"star')
     assert run_stage(stage(), tmp_path)["resumed_at"] == 2

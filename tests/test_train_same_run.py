@@ -87,6 +87,14 @@ def test_a_store_from_before_sizes_were_kept_is_told_by_its_keys(made, tmp_path,
 # ----------------------------------------------------------------------------------------------- content of the data
 
 
+def test_a_run_from_before_flat_weights_is_the_same_run(made, tmp_path, capsys):
+    assert cli.main(post(made, "a", tmp_path / "out")) == 0
+    assert "recipe.flat" not in json.loads((tmp_path / "out/result.json").read_text())["about"]
+    refused(
+        capsys, post(made, "a", tmp_path / "out", flat=True), "holds the result of another run .recipe.flat"
+    )
+
+
 def change_texts(data):
     """The same videos with other sentences."""
     path = data / "MSRVTT_data.json"
