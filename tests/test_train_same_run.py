@@ -150,7 +150,7 @@ def test_a_stop_before_the_first_step_leaves_the_checkpoint_that_it_names(
     with monkeypatch.context() as patch:
         patch.setattr(loop.StopSignals, "__enter__", stopped)
         assert cli.main(post(made, "a", tmp_path / "out")) == 143
-        assert f"{tmp_path}/out/checkpoint.pt of step 0 is kept; give the" in capsys.readouterr().err
+        assert f"{tmp_path}/out/checkpoint.pt of step 0 is kept; run the same" in capsys.readouterr().err
         assert torch.load(tmp_path / "out/checkpoint.pt", weights_only=True)["step"] == 0
         assert cli.main(post(made, "a", tmp_path / "out")) == 143  # and once more, from it
     assert cli.main(post(made, "a", tmp_path / "out")) == 0
