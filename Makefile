@@ -18,7 +18,7 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
   papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality smoke-results rates tried more-seeds evidence lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality smoke-results rates evidence answer lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -100,15 +100,11 @@ smoke-results: setup ## after a stage's version was raised: tests/smoke_results.
 rates: setup ## choose each arm's learning rate on validation, anew (before a new reference run)
 	@$(PY) -m clipvip_lib.study.jobs rates $(PROFILE)
 
-tried: setup ## claims' contrasts under other conditions (08's "What we tried"): reports/reference/tried.json
-	@$(PY) -m clipvip_lib.study.jobs tried $(PROFILE)
-
-CLAIMS ?= 6,7,8,9
-more-seeds: setup ## train the arms of some claims with other seeds (SEEDS=5,6 CLAIMS=6,7), shown in the pages of the reference
-	@$(PY) -m clipvip_lib.study.jobs more-seeds $(PROFILE) $(SEEDS) $(CLAIMS)
-
-evidence: setup ## write what every query gave in a run that is done (SEEDS=0,1,2): reports/reference/evidence.npz
+evidence: setup ## add what every query gave in a run that is done (SEEDS=0,1,2) to reports/reference/evidence.npz
 	@$(PY) -m clipvip_lib.study.jobs evidence $(PROFILE) $(SEEDS) $(FILE)
+
+answer: setup ## judge that evidence again: verdicts, figure, and README's answer
+	@$(PY) -m clipvip_lib.study.jobs answer
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)

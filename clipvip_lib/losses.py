@@ -55,6 +55,7 @@ LOSSES: dict[str, tuple[Term, ...]] = {
     "V-S + V-C + F-C": pair("V", "S") + pair("V", "C") + pair("F", "C"),
     "V-S,C": V_SC,
     "V-S,C + F-C": V_SC + pair("F", "C"),
+    "V-C + F-C": pair("V", "C") + pair("F", "C"),  # for the ablation of post-pretraining data: captions alone
 }
 
 #: What the keys stand for, in error messages.

@@ -10,8 +10,10 @@ import pytest
 
 from clipvip_lib.files import write_json
 from clipvip_lib.profiles import get_profile
-from clipvip_lib.statistics import claims
-from clipvip_lib.statistics.intervals import from_interval, paired_difference
+from clipvip_lib.retrieval import QueryRanks
+from clipvip_lib.statistics import verdicts as rule
+from clipvip_lib.statistics.claims import RECALL, statement
+from clipvip_lib.statistics.intervals import expected_error, from_interval, paired_difference, student
 from clipvip_lib.study import evidence
 
 SIDES = {+1: (1.0, 3.0), -1: (-3.0, -1.0), 0: (-1.0, 1.0), None: (None, None)}
@@ -113,7 +115,14 @@ def test_the_interval_of_the_difference_between_groups_covers_it(answers, share,
 
 def scores(**recalls) -> pd.DataFrame:
     rows = [
-        {"arm": arm, "benchmark": "msrvtt", "R@1": value, "low": value - 1, "high": value + 1}
+        {
+            "arm": arm,
+            "benchmark": "msrvtt",
+            RECALL: value,
+            "low": value - 1,
+            "high": value + 1,
+            "R@1": value / 2,
+        }
         for arm, value in recalls.items()
     ]
     return pd.DataFrame(rows)
@@ -127,28 +136,54 @@ def test_leaders_share_the_lead_when_level():
 
 def test_scores_side_by_side_and_in_words():
     table = evidence.side_by_side(scores(full=10.0, proxy=12.5))
-    assert table.to_dict("records")[1] == {"arm": "proxy", "msrvtt R@1": 12.5, "msrvtt, 95 %": "11.5 to 13.5"}
+    expected = {"arm": "proxy", "msrvtt": 12.5, "msrvtt, 95 %": "11.5 to 13.5", "msrvtt R@1": 6.25}
+    assert table.to_dict("records")[1] == expected
     assert "proxy on msrvtt 12.5 (11.5 to 13.5)" in evidence.in_words(scores(full=10.0, proxy=12.5))
 
 
-def judged(number: int, *intervals: tuple[float, float, float], seeds: int = 1) -> claims.Verdict:
-    claim = claims.claim(number)
+def test_the_average_recall_is_the_mean_of_three_recalls(monkeypatch):
+    better = np.array([0, 3, 7, 20])  # places: hits at 1, 5, 10 and never
+    found = QueryRanks(better, np.zeros(4, int), np.ones(4, int))
+    monkeypatch.setattr(evidence, "ranks", lambda stage, home=None: found)
+    assert evidence.hits(["seed"]).tolist() == [pytest.approx([1, 2 / 3, 1 / 3, 0])]
+    assert evidence.hits(["seed"], "R@1").tolist() == [[1, 0, 0, 0]]
+    assert evidence.hits(["seed"], 5).tolist() == [[1, 1, 0, 0]]
+
+
+def judged(name: str, *intervals: tuple[float, float, float], seeds: int = 3) -> rule.Verdict:
+    made = statement(name)
     each = [from_interval(*interval, seeds=seeds, queries=300) for interval in intervals]
-    return claims.verdict(claim, dict(zip(claim.contrasts, each, strict=True)))
+    return rule.verdict(made, dict(zip(made.contrasts, each, strict=True)))
 
 
-def test_headlines_tell_verdicts_with_units_and_that_they_are_provisional():
-    six = judged(6, (4.0, 2.0, 6.0), (5.0, 3.0, 7.0))
-    line = evidence.in_a_line([six, claims.blank(claims.claim(7), "nothing ran")])
-    assert line.startswith("Claim 6 reproduced (+4.0 points, +2.0 to +6.0); claim 7 not run.")
-    assert line.endswith("Provisional: too few seeds")
-    five = judged(5, (-0.25, -0.3, -0.2), (-0.35, -0.4, -0.3), seeds=3)
-    assert evidence.in_a_line([five]).startswith("Claim 5 contradicted (−0.350 NMI, −0.4")
-    assert not evidence.in_a_line([five]).endswith("seeds")
-    frame = evidence.verdict_frame([six, claims.blank(claims.claim(7), "nothing ran")])
+def test_headlines_tell_verdicts_with_units_and_nothing_of_one_seed():
+    six, none = judged("6", (4.0, 2.0, 6.0), (5.0, 3.0, 7.0)), rule.blank(statement("7a"), "nothing ran")
+    line = evidence.in_a_line([six, none])
+    assert line == "Claim 6 holds: 6 reproduced (+4.0 points, +2.0 to +6.0). Claim 7 not run: 7a not run"
+    five = judged("5", (-0.25, -0.3, -0.2), (-0.35, -0.4, -0.3))
+    assert evidence.in_a_line([five]).startswith("Claim 5 does not hold: 5 contradicted (−0.350 NMI, −0.4")
+    alone = judged("6", (4.0, 2.0, 6.0), (5.0, 3.0, 7.0), seeds=1)
+    assert evidence.in_a_line([alone]) == "Claim 6 not judged: 6 (+4.0 points, +2.0 to +6.0)"
+    frame = evidence.verdict_frame([six, none])
     assert list(frame["verdict"]) == ["reproduced", "not run"] and list(frame["effect"]) == ["+4.0 pt", "–"]
-    assert list(frame["hold"]) == ["2/2", "0/0"] and list(frame["seeds"]) == [1, 0]
-    assert "* Claim 7: nothing ran." in evidence.notes([six, claims.blank(claims.claim(7), "nothing ran")])
+    assert list(frame["seeds"]) == [3, 0] and list(frame["level"]) == ["95 %", "95 %"]
+    assert evidence.verdict_frame([six.row()]).equals(evidence.verdict_frame([six]))
+    assert "    * 7a: nothing ran." in evidence.notes([six, none])
+
+
+def test_signed_numbers_have_a_minus_and_zero_has_no_sign():
+    assert [evidence.signed(x, 1) for x in (1.25, -1.25, 0.0, -0.01)] == ["+1.2", "−1.2", "0.0", "0.0"]
+
+
+@pytest.mark.parametrize(
+    ("profile", "seeds", "word"), (("mini", 3, "reproduced"), ("smoke", 3, "not judged"))
+)
+def test_smoke_judges_nothing(monkeypatch, profile, seeds, word):
+    six = statement("6")
+    found = dict.fromkeys(six.contrasts, from_interval(4.0, 2.0, 6.0, seeds=seeds))
+    monkeypatch.setattr(evidence, "evidence", lambda *which: found)
+    by_id = {v.id: v for v in evidence.verdicts(get_profile(profile), range(seeds), "04_video_proxy")}
+    assert by_id["6"].verdict == word and by_id["7a"].verdict == "not run"
 
 
 def test_basis_says_how_many_seeds():
@@ -158,63 +193,41 @@ def test_basis_says_how_many_seeds():
     assert "mean nothing" in evidence.basis(get_profile("smoke"), [0])
 
 
-def open_claim(effect: float, seeds: int, queries: int = 60) -> list[dict]:
-    """Claim 6 on noise with exactly this effect on msrvtt and none of it undecided on didemo."""
-    noise = np.random.default_rng(1).normal(0, 30, (seeds, queries))
-    table = noise - noise.mean() + effect
-    first, second = claims.claim(6).contrasts
-    found = {first: paired_difference(table), second: from_interval(9.0, 8.9, 9.1, seeds=seeds)}
-    return evidence.to_decide(claims.claim(6), found)
+def table(effect: float, seeds: int, queries: int = 60) -> np.ndarray:
+    """Noise [seeds, queries] with exactly this mean."""
+    noise = np.random.default_rng(1).normal(0, 12, (seeds, queries))
+    return noise - noise.mean() + effect
 
 
-def test_what_would_decide_an_open_claim():
-    [row] = open_claim(2.0, seeds=1)
-    assert row["undecided"] == "1 of 2" and row["seeds"] is None and "second seed" in row["needs"]
-    # Twice the effect needs a quarter of the queries.
-    assert open_claim(4.0, seeds=1)[0]["queries"] == pytest.approx(row["queries"] / 4, rel=0.1)
-    [row] = open_claim(2.0, seeds=4)
-    assert row["seeds"] > 4 and row["needs"] == f"{row['seeds']} seeds" and row["queries"] is None
-    [row] = open_claim(0.0, seeds=1)
-    assert row["needs"] == "no effect to size a study by"
+@pytest.mark.parametrize("effect", (0.0, 0.1, 1.2))
+def test_what_would_decide_an_open_statement(effect):
+    """So many seeds of the same spread put the interval off zero, or within the margin; one less does not."""
+    six = statement("6")
+    first, second = six.contrasts
+    found = {first: paired_difference(table(effect, 4)), second: from_interval(9.0, 8.9, 9.1, seeds=4)}
+    [row] = evidence.to_decide(six, found)
+    assert row["contrast"] == first.name and row["needs"] == f"{row['seeds']} seeds" and row["seeds"] > 4
+    for seeds, decided in ((row["seeds"], True), (row["seeds"] - 1, False)):
+        error, freedom = expected_error(found[first].components, seeds, 60)
+        reach = student(freedom).ppf(0.975) * error
+        assert (rule.word_of(effect - reach, effect + reach, 1.0) != rule.OPEN) == decided
 
 
-@pytest.mark.parametrize("effect", [0.8, 1.5, 3.0])
-def test_so_many_queries_do_decide(effect):
-    """A study of the size that ``to_decide`` names is off zero at its effect and spread; half of it is not."""
-    noise = np.random.default_rng(2).normal(0, 30, (1, 80))
-    table = noise - noise.mean() + effect
-    first, second = claims.claim(6).contrasts
-    found = {first: paired_difference(table), second: from_interval(9.0, 8.9, 9.1)}
-    [row] = evidence.to_decide(claims.claim(6), found)
-    for share, decides in ((1.25, True), (0.5, False)):
-        larger = np.tile(table, (1, round(share * row["queries"] / 80) or 1))
-        assert (paired_difference(larger).interval(1 - claims.ALPHA / 2)[0] > 0) == decides
-
-
-def test_the_most_demanding_contrast_comes_first():
-    claim = claims.claim(7)
-    effects = (3.0, 1.0, 2.0, 0.5)
+def test_the_contrast_that_needs_most_seeds_comes_first():
+    two = statement("7a")
     found = {
-        c: from_interval(e, e - 4, e + 4, queries=100) for c, e in zip(claim.contrasts, effects, strict=True)
+        c: paired_difference(table(effect, 4)) for c, effect in zip(two.contrasts, (1.4, 1.1), strict=True)
     }
-    rows = evidence.to_decide(claim, found)
-    assert [row["effect"] for row in rows] == [0.5, 1.0, 2.0, 3.0]
-    assert {row["would be"] for row in rows} == {"reproduced"}
+    rows = evidence.to_decide(two, found)
+    assert [row["effect"] for row in rows] == pytest.approx([1.1, 1.4]) and rows[0]["seeds"] > rows[1][
+        "seeds"
+    ]
 
 
-def test_of_contrasts_on_the_other_side_the_one_that_needs_least_would_decide():
-    claim = claims.claim(7)
-    effects = (3.0, -1.0, -2.0, 0.5)
-    found = {
-        c: from_interval(e, e - 4, e + 4, queries=100) for c, e in zip(claim.contrasts, effects, strict=True)
-    }
-    rows = evidence.to_decide(claim, found)
-    assert [row["effect"] for row in rows] == [-2.0, -1.0, 0.5, 3.0]
-    assert [row["would be"] for row in rows] == ["contradicted"] * 2 + ["reproduced"] * 2
-    # Claim 1 claims less than zero, so an effect above it would contradict.
-    one = claims.claim(1)
-    [row] = evidence.to_decide(one, {one.contrasts[0]: from_interval(2.0, -1.0, 5.0, queries=100)})
-    assert row["would be"] == "contradicted"
+def test_one_seed_does_not_tell_how_many_are_needed():
+    one = statement("1a")
+    [row] = evidence.to_decide(one, {one.contrasts[0]: paired_difference(table(2.0, 1))})
+    assert row["seeds"] is None and row["needs"].startswith("3 seeds or more")
 
 
 def stored(folder, text, video):

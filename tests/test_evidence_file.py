@@ -1,5 +1,6 @@
 """The evidence in git is what the reference's verdicts were judged on, and a file is whole or refused."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -7,109 +8,121 @@ import pytest
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import read_json
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.statistics import claims
-from clipvip_lib.study import evidence, evidence_file
-from clipvip_lib.study.reference import CLAIMS, FOLDER, ON_GPU, OTHER_SEEDS
+from clipvip_lib.statistics.claims import NMI, R1, RECALL, statement
+from clipvip_lib.statistics.verdicts import NOT_RUN, verdicts
+from clipvip_lib.study import evidence, jobs
+from clipvip_lib.study.evidence_file import KEPT, joined, of_run, read, write
 
-SMOKE, SEEDS = get_profile("smoke"), [3, 4]
-
-
-def require_verdicts(rows, found, seeds):
-    for row, verdict in zip(rows, claims.verdicts(found, seeds), strict=True):
-        again = verdict.row()
-        numbers = [again.pop(name) for name in ("effect", "low", "high")]
-        # hits are kept in half precision: a third of a hit, three videos level, is off by 1e-4
-        assert numbers == pytest.approx([row.pop(name) for name in ("effect", "low", "high")], abs=2e-3)
-        assert again == row
-
-
-def test_the_verdicts_of_the_reference_follow_from_its_file():
-    seeds, _, found, _ = evidence_file.read()
-    require_verdicts(read_json(FOLDER / CLAIMS), found, seeds)
-
-
-def test_the_verdicts_of_other_seeds_and_of_all_follow_from_both_files():
-    judged, more = read_json(FOLDER / OTHER_SEEDS), evidence_file.read(FOLDER / evidence_file.OF_OTHER_SEEDS)
-    require_verdicts(judged["claims"], more.found, more.seeds)
-    seeds, both = evidence_file.joined(more)
-    require_verdicts(judged["together"], both, seeds)
-
-
-def test_the_verdicts_on_a_gpu_follow_from_its_file():
-    seeds, profile, found, _ = evidence_file.read(FOLDER / evidence_file.OF_A_GPU)
-    require_verdicts(read_json(FOLDER / ON_GPU)["claims"], found, seeds)
-    assert (seeds, profile) == evidence_file.read()[:2]  # the same study, the same seeds
+SMOKE, SEEDS = get_profile("smoke"), (3, 4)
 
 
 @pytest.fixture
 def stages_have_run(monkeypatch):
-    rng = np.random.default_rng(0)
-    contrasts = [c for claim in claims.CLAIMS for c in claim.contrasts]
-    measures = {m for c in contrasts if c.metric == "R@1" for _, m in c.terms}
-    hits = {m: (rng.random((2, 40)) < 0.5) * 1.0 for m in sorted(measures)}
-    rows = {
-        c: [{"value": rng.random(), "draws": list(rng.random(9)), "texts": 50 + seed} for seed in SEEDS]
-        for c in contrasts
-        if c.metric == "NMI"
-    }
-    monkeypatch.setattr(evidence, "hit_tables", lambda *which: dict(hits))
-    monkeypatch.setattr(evidence, "gap_rows", lambda *which: dict(rows))
-    return hits
+    """As if all stages had run for any seeds; the hits of R@1, R@5 and R@10 differ."""
+    measures = {m for c in claims.CONTRASTS if claims.metric_of(c) != NMI for m in (c.more, c.less)}
+    gaps = [c for c in claims.CONTRASTS if claims.metric_of(c) == NMI]
+
+    def hit_tables(profile, seeds, home=None, metric=RECALL):
+        if metric == RECALL:
+            return {
+                m: np.mean([hit_tables(profile, seeds, home, k)[m] for k in KEPT], axis=0) for m in measures
+            }
+        chances = [
+            np.random.default_rng([seed, i]).random(40) for seed in seeds for i in range(len(measures))
+        ]
+        tables = np.reshape(chances, (len(seeds), len(measures), 40)) < 0.2 + 0.05 * metric
+        return {m: tables[:, i] * 1.0 for i, m in enumerate(sorted(measures))}
+
+    def gap_rows(profile, seeds, home=None):
+        draws = {seed: np.random.default_rng(seed).random(9) for seed in seeds}
+        return {c: [{"value": 0.1 * seed, "draws": draws[seed], "texts": 50} for seed in seeds] for c in gaps}
+
+    monkeypatch.setattr(evidence, "hit_tables", hit_tables)
+    monkeypatch.setattr(evidence, "gap_rows", gap_rows)
+    return measures
 
 
 def test_what_is_read_is_what_the_stages_gave(stages_have_run, tmp_path):
-    assert evidence_file.write(SMOKE, SEEDS, tmp_path / "e.npz") > 50
-    seeds, profile, found, _ = evidence_file.read(tmp_path / "e.npz")
-    assert seeds == SEEDS and profile == repr(SMOKE)
-    direct = claims.verdicts(evidence.evidence(SMOKE, SEEDS), SEEDS)
-    for ours, theirs in zip(claims.verdicts(found, seeds), direct, strict=True):
-        assert ours.verdict == theirs.verdict != "not run"
-        assert ours.effect == pytest.approx(theirs.effect, abs=1e-6)
-        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-5)
+    write(of_run(SMOKE, SEEDS), tmp_path / "e.npz")
+    stored = read(tmp_path / "e.npz")
+    assert (stored.seeds, stored.profile, stored.metric) == (SEEDS, repr(SMOKE), RECALL)
+    assert (
+        stored.runs[0]["seeds"] == list(SEEDS) and {"commit", "machine", "precision"} <= stored.runs[0].keys()
+    )
+    direct = verdicts(evidence.evidence(SMOKE, SEEDS), SEEDS)
+    for ours, theirs in zip(verdicts(stored.found(), SEEDS), direct, strict=True):
+        assert ours.verdict == theirs.verdict != NOT_RUN
+        # hits are kept in half precision: a third of a hit is off by 1e-4
+        assert [ours.effect, ours.low, ours.high] == pytest.approx(
+            [theirs.effect, theirs.low, theirs.high], abs=2e-2
+        )
+
+
+def test_it_can_be_judged_in_r1_too(stages_have_run):
+    first = statement("6").contrasts[0]
+    stored = of_run(SMOKE, SEEDS)
+    alone = 100 * (stored.hits[1][first.more] - stored.hits[1][first.less])
+    assert stored.found(R1)[first] == pytest.approx(alone)
+    assert stored.found()[first] != pytest.approx(alone)
+    old = dataclasses.replace(stored, hits={1: stored.hits[1]})
+    assert old.metric == R1 and old.found()[first] == pytest.approx(alone)
 
 
 def test_further_seeds_are_joined_but_never_twice_or_of_another_study(stages_have_run, tmp_path):
-    path = tmp_path / "e.npz"
-    evidence_file.write(SMOKE, SEEDS, path)
-    contrast, gap = claims.claim(6).contrasts[0], claims.claim(5).contrasts[0]
-    rows = [{"value": 3.0, "draws": [2.0] * 9, "texts": 40}]
-    further = {contrast: np.full((1, 40), 10.0), gap: evidence.pooled(rows)}, {gap: rows}
-
-    def joined(profile, seeds, path):
-        return evidence_file.joined(evidence_file.Stored(seeds, repr(profile), *further), path)
-
-    seeds, found = joined(SMOKE, [9], path)
-    assert seeds == [3, 4, 9] and list(found) == [contrast, gap] and found[contrast].shape == (3, 40)
-    assert (found[contrast][2] == 10).all()
-    stored = evidence_file.read(path)
-    assert found[contrast][:2] == pytest.approx(stored.found[contrast])
-    assert found[gap].seeds == 3 and found[gap].queries == 40
-    assert found[gap].effect == pytest.approx((2 * stored.found[gap].effect + 3.0) / 3)
-    with pytest.raises(ClipVipError, match=r"seeds \[4\] are in .* choose other seeds"):
-        joined(SMOKE, [4, 5], path)
-    assert joined(get_profile("mini"), [9], path) == ([], {})
-    assert joined(SMOKE, [9], tmp_path / "none") == ([], {})
+    few, more = of_run(SMOKE, SEEDS), of_run(SMOKE, [9])
+    both = joined(few, more)
+    whole = of_run(SMOKE, [*SEEDS, 9])
+    assert both.seeds == (3, 4, 9) and len(both.runs) == 2
+    assert [v.row() for v in verdicts(both.found(), both.seeds)] == [
+        v.row() for v in verdicts(whole.found(), whole.seeds)
+    ]
+    with pytest.raises(ClipVipError, match=r"seeds \[4\] are in the evidence already.*choose other seeds"):
+        joined(few, of_run(SMOKE, [4, 5]))
+    with pytest.raises(ClipVipError, match="another profile"):
+        joined(few, of_run(get_profile("mini"), [9]))
 
 
-def test_half_a_run_leaves_no_file(stages_have_run, tmp_path):
-    stages_have_run.pop(next(m for m in stages_have_run if m.arm == "full"))
+def test_half_a_run_is_refused(stages_have_run):
+    stages_have_run.remove(next(m for m in stages_have_run if m.arm == "full"))
     with pytest.raises(ClipVipError, match=r"no evidence for proxy-4 over full.*clipvip reproduce"):
-        evidence_file.write(SMOKE, SEEDS, tmp_path / "e.npz")
-    assert not list(tmp_path.iterdir())
+        of_run(SMOKE, SEEDS)
 
 
-def test_a_damaged_file_is_one_sentence(tmp_path):
-    for name, content in (("absent", None), ("text", b"no file of numpy"), ("empty", b"")):
-        if content is not None:
-            (tmp_path / name).write_bytes(content)
+def test_a_damaged_file_is_one_sentence(stages_have_run, tmp_path):
+    whole = tmp_path / "whole.npz"
+    write(of_run(SMOKE, SEEDS), whole)
+    content = bytearray(whole.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 400] = bytes(400)
+    np.savez(tmp_path / "other.npz", seeds=np.array([1]), profile=np.array("x"))
+    cases = {"absent": None, "text": b"no file of numpy", "empty": b"", "cut": whole.read_bytes()[:-900]}
+    for name, made in (cases | {"changed": bytes(content)}).items():
+        if made is not None:
+            (tmp_path / name).write_bytes(made)
+    for name in (*cases, "changed", "other.npz"):
         with pytest.raises(ClipVipError, match="expected a file of `make evidence`"):
-            evidence_file.read(tmp_path / name)
+            read(tmp_path / name)
+
+
+def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs.files, "CHECKOUT", tmp_path)
+    for seeds in ("0,1", "2"):
+        jobs.add_evidence("smoke", seeds, folder=tmp_path)
+    assert read(tmp_path / "evidence.npz").seeds == (0, 1, 2)
+    found = files.read_json(tmp_path / "verdicts.json")
+    assert found["seeds"] == [0, 1, 2] and len(found["statements"]) == len(claims.STATEMENTS)
+    assert "<svg" in (tmp_path / "answer.svg").read_text()
+    assert "Of the paper's 11 claims" in capsys.readouterr().out
+    with pytest.raises(ClipVipError, match="in the evidence already"):
+        jobs.add_evidence("smoke", "1", folder=tmp_path)
+    with pytest.raises(ClipVipError, match="separate them by commas"):
+        jobs.add_evidence("smoke", "one", folder=tmp_path)
 
 
 def test_what_the_pages_readme_says_can_be_run(capsys):
     readme = (files.CHECKOUT / "reports" / "README.md").read_text(encoding="utf-8")
     [block] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     exec(block, {})
-    assert capsys.readouterr().out.count("claim ") >= len(claims.CLAIMS)
+    assert len(capsys.readouterr().out.splitlines()) == len(claims.STATEMENTS)

@@ -16,25 +16,23 @@ def every_stage(profile=MINI, seeds=(0,)):
     return closure(s for name in experiments.NOTEBOOKS for s in experiments.stages_for(name, profile, seeds))
 
 
-def test_every_arm_that_a_claim_names_is_in_the_study():
+def test_every_arm_that_a_statement_names_is_in_the_study():
     scored = experiments.scored_arms(MINI)
-    for claim in claims.CLAIMS:
-        for contrast in claim.contrasts:
-            for _, measure in contrast.terms:
-                if measure.metric == "R@1":
-                    assert (measure.arm, measure.benchmark) in scored, measure
+    for contrast in claims.CONTRASTS:
+        if claims.metric_of(contrast) != claims.NMI:
+            assert {(m.arm, m.benchmark) for m in (contrast.more, contrast.less)} <= scored.keys(), contrast
 
 
 def test_a_claims_notebook_runs_the_stages_of_its_arms():
     for claim in claims.CLAIMS:
         own = {stage.name for stage in closure(experiments.stages_for(claim.notebook, MINI, [0]))}
-        for contrast in claim.contrasts:
-            for _, measure in contrast.terms:
-                if measure.metric == "NMI":
-                    assert "language-gap/seed0" in own
-                else:
-                    arm, step = experiments.scored_arms(MINI)[measure.arm, measure.benchmark]
-                    assert experiments.finetuned(MINI, arm, measure.benchmark, 0, step).name in own, measure
+        for contrast in (c for statement in claim.statements for c in statement.contrasts):
+            if claims.metric_of(contrast) == claims.NMI:
+                assert "language-gap/seed0" in own
+                continue
+            for measure in (contrast.more, contrast.less):
+                arm, step = experiments.scored_arms(MINI)[measure.arm, measure.benchmark]
+                assert experiments.finetuned(MINI, arm, measure.benchmark, 0, step).name in own, measure
 
 
 def test_arms_of_an_ablation_differ_in_one_thing_only():
@@ -55,6 +53,9 @@ def test_arms_of_an_ablation_differ_in_one_thing_only():
     }
     losses = list(experiments.loss_arms().values())
     assert different(experiments.postpretrained(MINI, arm, 0) for arm in losses) == {"loss"}
+    texts = experiments.text_arms().values()
+    assert different(experiments.postpretrained(MINI, arm, 0) for arm in texts if arm.corpus) == {"loss"}
+    assert different(experiments.finetuned(MINI, arm, "msrvtt", 0) for arm in texts) == {"snapshot"}
     corpora = [Arm(corpus=name) for name in claims.CORPORA]
     assert different(experiments.postpretrained(MINI, arm, 0) for arm in corpora) == set()
     seeds = [experiments.finetuned(MINI, experiments.METHOD, "didemo", seed) for seed in (0, 1)]

@@ -58,6 +58,7 @@ def by_hand(name, f, scale, present):
         "V-S + V-C + F-C": vs + vc + fc,
         "V-S,C": v_sc,
         "V-S,C + F-C": v_sc + fc,
+        "V-C + F-C": vc + fc,
     }[name]
 
 
@@ -131,6 +132,7 @@ def test_needs_names_the_sources():
         "V-S + V-C + F-C": "CFSV",
         "V-S,C": "CSV",
         "V-S,C + F-C": "CFSV",
+        "V-C + F-C": "CFV",
     }
 
 

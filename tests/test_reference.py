@@ -1,78 +1,147 @@
-"""A run's verdicts beside the reference's: agreement in words, numbers in results and page alike."""
+"""A run beside the reference: what the reference expects of a seed, in words, in results and on the page alike."""
 
 import io
 import json
 import re
 
+import numpy as np
 import pytest
 import small_study
 
 from clipvip_lib.files import write_json
-from clipvip_lib.study import reference
+from clipvip_lib.profiles import PROFILES, get_profile
+from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, metric_of, statement
+from clipvip_lib.statistics.intervals import from_interval, paired_difference, pool_draws, prediction_interval
+from clipvip_lib.statistics.verdicts import verdict, verdicts
+from clipvip_lib.study import answer, evidence_file, reference
 from clipvip_lib.study.pipeline import reproduce
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
-def row(number, verdict, effect=1.0, seeds=(0,)):
-    names = {"id": number, "claim": f"Claim {number}.", "verdict": verdict, "metric": "R@1", "notebook": "04"}
-    ends = {"effect": effect, "low": effect - 0.5, "high": effect + 0.5} if effect is not None else {}
-    return (
-        {"effect": None, "low": None, "high": None} | names | ends | {"seeds": list(seeds), "queries": 1000}
-    )
+def tables(effect: float, seeds: int, first: int = 0) -> np.ndarray:
+    """Values [seeds, 60]; each seed's number decides its row."""
+    return np.stack([np.random.default_rng(first + seed).normal(effect, 6, 60) for seed in range(seeds)])
 
 
-def write_reference(folder, rows, profile="quick"):
-    write_json(folder / "results" / "claims.json", rows)
-    write_json(folder / "results" / "run.json", {"profile": profile})
-    return folder
+def rows(name: str, effect: float, seeds: int, first: int = 0) -> list[dict]:
+    made = statement(name)
+    found = {c: tables(effect, seeds, first) for c in made.contrasts}
+    return [verdict(made, found, range(first, first + seeds)).row()]
+
+
+def of(there: list[dict], seeds: int = 5, **more) -> dict:
+    return {
+        "statements": there, "seeds": list(range(seeds)), "metric": "average recall", "registered": False,
+        "profile": repr(get_profile("mini")), "conditions": {},
+    } | more  # fmt: skip
+
+
+def test_an_effect_is_inside_where_the_reference_expects_that_of_a_seed():
+    there = rows("6", 5.0, 5)
+    low, high = prediction_interval(there[0]["contrasts"][0]["by_seed"])
+    for effect, inside in ((5.0, True), (40.0, False)):
+        found = reference.beside(rows("6", effect, 1, first=7), of(there))
+        check = found["checks"][0]
+        assert (check["low"], check["high"]) == pytest.approx((low, high)) and check["inside"] == inside
+        assert check["same"] is None and found["statements"] == there
+    words = reference.checks_in_words(found["checks"], [7])
+    assert words.startswith("Of this run's effects 0 of 2 lie where the reference expects those of one seed")
+    assert "outside: proxy-4 over full, msrvtt; proxy-4 over full, didemo." in words
+
+
+def test_a_seed_that_both_have_gives_the_same_numbers_or_not():
+    there = rows("6", 5.0, 5)
+    same = reference.checked(rows("6", 5.0, 1), there, range(5))
+    assert [row["same"] for row in same] == [True, True]
+    assert reference.checks_in_words(same, [0]).endswith("Seeds that both have gave the same numbers.")
+    other = reference.checked(rows("6", 5.1, 1), there, range(5))
+    assert [row["same"] for row in other] == [False, False]
+    assert "the same numbers in 0 of 2 effects" in reference.checks_in_words(other, [0])
+
+
+def test_other_metrics_and_claims_are_not_compared():
+    there = rows("6", 5.0, 5) + rows("7a", 5.0, 5)
+    found = reference.beside(rows("6", 5.0, 1), of(there))
+    assert [row["id"] for row in found["statements"]] == ["6"]
+    exploratory = [row | {"metric": R1} for row in there]
+    found = reference.beside(rows("6", 5.0, 1), of(exploratory))
+    assert found["checks"] == [] and "cannot be checked" in reference.checks_in_words([], [0])
+    assert reference.beside([], of(there)) == reference.beside(rows("6", 5.0, 1), None) == {}
 
 
 @pytest.mark.parametrize(
-    ("here", "there", "agree"),
-    [
-        ("reproduced", "reproduced", "agree"),
-        ("inconclusive", "inconclusive", "agree"),
-        ("reproduced", "contradicted", "disagree"),
-        ("contradicted", "reproduced", "disagree"),
-        ("inconclusive", "reproduced", "one open"),
-        ("not run", "contradicted", "one open"),
-    ],
+    ("profile", "same"), (("mini", True), ("mini-gpu", True), ("smoke", False), ("own", False))
 )
-def test_agreement(here, there, agree, tmp_path):
-    write_reference(tmp_path, [row(6, there, seeds=range(5))])
-    those = reference.compared_with(tmp_path / "elsewhere", tmp_path)
-    found = reference.beside([row(6, here), row(7, here)], "quick", those)
-    [(compared,)] = found.values()
-    assert compared["agree"] == agree
-    text = reference.sections(found, those)
-    assert f"<td>{here}</td>" in text and f"<td>{there}</td>" in text and "0–4" in text
-    assert ("opposite things of claim 6" in text) == (agree == "disagree")
-    assert ("Every verdict is that of the reference" in text) == (agree == "agree")
+def test_only_a_run_of_the_same_sizes_is_of_the_same_study(profile, same):
+    there = of([])
+    assert (reference.of_the_same_study(there, profile) is there) == same
+    assert reference.of_the_same_study(there | {"profile": repr(PROFILES["smoke"])}, "mini") is None
+    assert reference.of_the_same_study(None, profile) is None
 
 
-def test_nothing_beside_another_profile_or_without_a_reference(tmp_path):
+def test_the_evidence_of_a_folder_is_judged(tmp_path):
+    hits = {m: tables(0.4, 3) > 0.4 for c in CONTRASTS if metric_of(c) != NMI for m in (c.more, c.less)}
+    hits = {measure: table * 1.0 for measure, table in hits.items()}
+    gaps = {
+        c: [{"value": 0.2 + seed / 100, "draws": [0.1, 0.2, 0.3], "texts": 50} for seed in range(3)]
+        for c in CONTRASTS
+        if metric_of(c) == NMI
+    }
+    stored = evidence_file.Stored((0, 1, 2), "sizes", ({"commit": "abc"},), {1: hits}, gaps)
+    evidence_file.write(stored, tmp_path / "evidence.npz")
+    evidence_file.write(stored, tmp_path / "evidence-on-gpu.npz")
     assert reference.read(tmp_path) is None
-    assert reference.compared_with(tmp_path / "elsewhere", tmp_path) == {}
-    write_reference(tmp_path, [row(6, "reproduced")])
-    those = reference.compared_with(tmp_path / "elsewhere", tmp_path)
-    assert reference.beside([row(6, "reproduced")], "smoke", those) == {}
-    assert reference.beside([row(7, "reproduced")], "quick", those) == {}
-    assert reference.sections({}, those) == ""
-
-
-def test_a_run_on_a_gpu_is_of_the_same_study():
-    those = {"the reference run": {"profile": "mini", "claims": {6: row(6, "reproduced")}}}
-    assert reference.beside([row(6, "reproduced")], "mini-gpu", those) == reference.beside(
-        [row(6, "reproduced")], "mini", those
+    found = reference.judge(tmp_path)
+    assert (
+        found == reference.read(tmp_path) and found["metric"] == R1 and found["runs"] == [{"commit": "abc"}]
     )
-    assert reference.beside([row(6, "reproduced")], "smoke", those) == {}
+    assert found["statements"] == json.loads(
+        json.dumps([v.row() for v in verdicts(stored.found(), (0, 1, 2))])
+    )
+    assert list(found["conditions"]) == ["on gpu"] and found["conditions"]["on gpu"] == found["statements"]
+    assert not reference.REGISTRATION.is_file() and found["registered"] is False
 
 
-def test_a_verdict_that_was_not_run_has_dashes():
-    rows = [{"claim": 3, "here": row(3, "not run", None), "reference": row(3, "reproduced"), "agree": "x"}]
-    text = reference.section(rows, reference.THE_REFERENCE, {})
-    assert "– (–)" in text and "+1.0 pt (+0.5 to +1.5)" in text
+def test_the_answer_counts_claims_and_tells_what_holds():
+    six, seven = statement("6"), [statement("7a"), statement("7b")]
+    better, level, worse = (from_interval(e, e - 0.5, e + 0.5, seeds=5) for e in (3.0, 0.1, -2.0))
+    found = dict.fromkeys(six.contrasts, better) | dict.fromkeys(seven[0].contrasts, level)
+    found |= dict.fromkeys(seven[1].contrasts, worse)
+    five = statement("5")
+    found |= {c: pool_draws([0.3, 0.31, 0.32], np.full((3, 9), 0.3)) for c in five.contrasts}
+    made = of([v.row() for v in verdicts(found, range(5))])
+    first, holds, rest = answer.sentences(made)
+    assert first.startswith(
+        "Of the paper's 11 claims, 2 hold, 1 do not hold and 8 are not run in full in this small"
+    )
+    assert (
+        "4 of their 23 statements are decided (5 seeds, in the average of R@1, R@5 and R@10; explora" in first
+    )
+    assert holds == (
+        "What holds: OFA captions are nearer to people's captions than subtitles are (claim 5: +0.310 NMI); "
+        "Video proxies beat full attention (claim 6: +3.0 pt)."
+    )
+    assert (
+        "What does not: Video proxies beat mean pooling, and several beat one (claim 7: +0.1 pt, −2.0 pt)."
+        in rest
+    )
+    readme = answer.readme("# Title\n<!--answer-->old<!--/answer-->\nend\n", made)
+    assert "old" not in readme and f"* {holds}\n" in readme and readme.endswith("<!--/answer-->\nend\n")
+    lead = answer.lead(made)
+    assert "7b contradicted, −2.0 pt from −2.5 to −1.5" in lead and lead.count("<p>") == 3
+    assert answer.lead(None) == ""
+
+
+def test_the_figure_shows_the_papers_number_and_other_conditions():
+    ten = statement("10a")
+    found = dict.fromkeys(ten.contrasts, paired_difference(tables(5.0, 5)))
+    row = verdict(ten, found).row()
+    elsewhere = row | {"verdict": "open"}
+    fig = answer.figure([row], conditions={"on gpu": [elsewhere]})
+    shown = [text.get_text() for text in fig.axes[0].texts]
+    assert shown == ["reproduced", "+5.1", "verdict", "paper", "on gpu"]
+    assert len(fig.axes[0].get_lines()) > len(answer.figure([row]).axes[0].get_lines())
 
 
 RECORD = "study.results()\nstudy.record(headline='judged', claims={rows})"
@@ -81,44 +150,25 @@ RECORD = "study.results()\nstudy.record(headline='judged', claims={rows})"
 def run(folder, out, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(small_study.__file__).rpartition("/")[0])
     notebooks = small_study.write_notebooks(folder / "notebooks")
-    small_study.write_notebook(notebooks, "00_first", [RECORD.format(rows=[row(6, "reproduced")])])
+    small_study.write_notebook(notebooks, "00_first", [RECORD.format(rows=rows("6", 5.0, 1))])
     options = {"only": ["00"], "plan": small_study.PLAN, "notebooks": notebooks, "home": folder / "home"}
     assert reproduce("quick", out=out, stream=io.StringIO(), **options) == 0
     page = (out / "00_first.html").read_text()
-    return page, json.loads((out / "results" / "00_first.json").read_text())
+    return page, json.loads((out / "results" / "00_first.json").read_text()), (out / "index.html").read_text()
 
 
 @pytest.mark.slow
-def test_published_beside_the_run_and_not_beside_itself(tmp_path, monkeypatch):
-    there = write_reference(tmp_path / "reference", [row(6, "contradicted", -2.25, range(5))])
-    monkeypatch.setattr(reference, "FOLDER", there)
-    page, results = run(tmp_path, tmp_path / "out", monkeypatch)
-    (compared,) = results["beside"]["the reference run"]
-    assert compared["agree"] == "disagree" and compared["reference"]["effect"] == -2.25
-    section = re.search(r"<!--reference-->(.*)<!--/reference-->", page, re.DOTALL)[1]
-    assert "opposite things of claim 6" in section and "−2.2 pt (−2.8 to −1.8)" in section
-    again, results = run(tmp_path, there, monkeypatch)  # the reference run itself, found done
-    assert results["beside"] == {} and "opposite things" not in again
-
-
-def test_seeds_stand_in_the_heading_if_they_are_those_of_every_claim():
-    rows = [
-        {
-            "claim": c,
-            "here": row(c, "reproduced", seeds=range(5)),
-            "reference": row(c, "reproduced", seeds=more),
-        }
-        | {"agree": "agree"}
-        for c, more in ((6, range(5, 8)), (7, range(5, 9)))
-    ]
-    found = reference.frame(rows, there="others")
-    assert list(found) == [
-        "claim",
-        "here, seeds 0–4",
-        "effect here",
-        "others",
-        "effect others",
-        "seeds others",
-        "",
-    ]
-    assert found["seeds others"].tolist() == ["5–7", "5–8"]
+def test_a_page_leads_with_the_reference_and_the_index_opens_with_the_answer(tmp_path, monkeypatch):
+    there = of(rows("6", 5.0, 5))
+    write_json(tmp_path / "reference" / "verdicts.json", there)
+    monkeypatch.setattr(reference, "FOLDER", tmp_path / "reference")
+    monkeypatch.setitem(PROFILES, "quick", get_profile("mini"))
+    page, results, index = run(tmp_path, tmp_path / "out", monkeypatch)
+    assert [check["same"] for check in results["beside"]["checks"]] == [True, True]
+    before, section, after = re.split(r"<!--/?reference-->", page)
+    assert "What the reference run found" in section and "Claim 6 holds." in section
+    assert "<h1" in before and "judged" in after  # between the title and everything else
+    assert "Video proxies beat full attention (claim 6" in index
+    monkeypatch.delitem(PROFILES, "quick")
+    page, results, _ = run(tmp_path, tmp_path / "out", monkeypatch)  # another study: nothing to compare
+    assert results["beside"] == {} and "What the reference run found" not in page

@@ -14,6 +14,7 @@ Shapes: S seeds, Q queries. The queries are the same for all seeds, and both arm
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,11 +29,12 @@ BLOCK = 4_000_000  # resampled values in memory at once
 
 @dataclass(frozen=True)
 class Difference:
-    """An effect with its uncertainty, from which an interval at any level and a matching p-value follow.
+    """An effect with its uncertainty, from which an interval at any level follows.
 
     effect: in the units of the input. below, above: standard errors towards lower and higher values (they
     differ if the bootstrap is skewed). freedom: degrees of freedom of Student's t. components: variance
-    between seeds, between queries and of the rest, () if unknown. basis: what was resampled, in words.
+    between seeds, between queries and of the rest, () if unknown. basis: what was resampled, in words. by_seed: each
+    seed's own effect, () if unknown.
     """
 
     effect: float
@@ -43,6 +45,7 @@ class Difference:
     queries: int
     basis: str
     components: tuple[float, ...] = ()
+    by_seed: tuple[float, ...] = ()
 
     def interval(self, level: float = LEVEL) -> tuple[float, float]:
         """(low, high) at ``level``, two-sided."""
@@ -58,16 +61,6 @@ class Difference:
     def high(self) -> float:
         """Upper end of the 95 % interval."""
         return self.interval()[1]
-
-    @property
-    def p_value(self) -> float:
-        """Two-sided p of "no difference": the level at which the interval just touches 0 is 1 - p."""
-        towards_zero = self.below if self.effect > 0 else self.above
-        if self.effect == 0:
-            return 1.0
-        if towards_zero == 0:
-            return 0.0
-        return float(2 * student(self.freedom).sf(abs(self.effect) / towards_zero))
 
     def __iter__(self):
         """effect, low, high = difference."""
@@ -124,7 +117,15 @@ def paired_difference(
     below, above = bootstrap_shape(table, resamples, seed)
     basis = "seeds and queries" if seeds > 1 else "queries only (one seed)"
     return Difference(
-        float(table.mean()), error * below, error * above, freedom, seeds, queries, basis, components
+        float(table.mean()),
+        error * below,
+        error * above,
+        freedom,
+        seeds,
+        queries,
+        basis,
+        components,
+        tuple(table.mean(axis=1).tolist()),
     )
 
 
@@ -229,7 +230,8 @@ def pool_draws(values: np.ndarray, draws: np.ndarray, texts: int = 0) -> Differe
     seeds, effect = len(values), float(values.mean())
     if seeds == 1:
         low, high = np.quantile(draws[0], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        return from_interval(effect, min(low, effect), max(high, effect), queries=texts)
+        found = from_interval(effect, min(low, effect), max(high, effect), queries=texts)
+        return dataclasses.replace(found, by_seed=(effect,))
     between = values.var(ddof=1)
     together, alone = draws.mean(axis=0).var(ddof=1), draws.var(axis=1, ddof=1).mean()
     of_texts = max(0.0, (seeds * together - alone) / (seeds - 1))
@@ -237,34 +239,40 @@ def pool_draws(values: np.ndarray, draws: np.ndarray, texts: int = 0) -> Differe
     error = float(np.sqrt(total))
     freedom = float((seeds - 1) * (total / (between / seeds)) ** 2) if between > 0 else np.inf
     components = (float(between), float(of_texts * texts), 0.0) if texts else ()
-    return Difference(effect, error, error, freedom, seeds, texts, "seeds and texts", components)
+    by_seed = tuple(values.tolist())
+    return Difference(effect, error, error, freedom, seeds, texts, "seeds and texts", components, by_seed)
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values, in the order given: reject where they are at most 0.05 (Holm 1979)."""
-    p_values = np.asarray(p_values, dtype=float)
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.empty_like(p_values)
-    steps = p_values[order] * np.arange(len(p_values), 0, -1)
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
+def seeds_for_width(
+    difference: Difference, width: float, level: float = LEVEL, most: int = 200
+) -> int | None:
+    """With how many seeds, on these queries, the interval would reach less than ``width`` to either side.
 
-
-def seeds_to_decide(difference: Difference, level: float = LEVEL, most: int = 100) -> int | None:
-    """How many seeds would put 0 outside the interval of an effect of this size, on these queries.
-
-    From the variance components; None if ``most`` seeds would not do (then more queries are needed, or there
-    is no effect to find). Raises ClipVipError for a difference without components or from a single seed.
+    From the variance components; None if ``most`` seeds would not do (then more queries are needed). Raises
+    ClipVipError for a difference without components or from a single seed.
     """
     if not difference.components or difference.seeds < 2:
         raise ClipVipError(
-            "seeds_to_decide: expected a paired difference of 2 seeds or more; run another seed"
+            "seeds_for_width: expected a paired difference of 2 seeds or more; run another seed"
         )
     for seeds in range(2, most + 1):
         error, freedom = expected_error(difference.components, seeds, difference.queries)
-        if student(freedom).ppf(0.5 + level / 2) * error < abs(difference.effect):
+        if student(freedom).ppf(0.5 + level / 2) * error < width:
             return seeds
     return None
+
+
+def prediction_interval(
+    by_seed: Sequence[float], seeds: int = 1, level: float = LEVEL
+) -> tuple[float, float]:
+    """Where the mean effect of ``seeds`` further seeds is to be expected on the same queries, from the effects of each
+    seed at hand. Raises ClipVipError for fewer than two of these."""
+    values = np.asarray(by_seed, float)
+    if len(values) < 2:
+        raise ClipVipError(f"prediction_interval: expected two seeds or more, got {len(values)}; run others")
+    reach = student(len(values) - 1).ppf(0.5 + level / 2) * values.std(ddof=1)
+    reach *= np.sqrt(1 / seeds + 1 / len(values))
+    return float(values.mean() - reach), float(values.mean() + reach)
 
 
 def power(

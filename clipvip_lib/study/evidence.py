@@ -1,10 +1,11 @@
-"""From finished stages to the evidence of claims: per-query hits, paired over seeds and queries.
+"""From finished stages to the evidence of statements: per-query hits, paired over seeds and queries.
 
 Notebooks 01 to 06 and 08 read the same few functions, so a number means the same thing on every page.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,9 @@ from clipvip_lib.files import read_json
 from clipvip_lib.profiles import Profile
 from clipvip_lib.retrieval import QueryRanks
 from clipvip_lib.statistics import claims, intervals
-from clipvip_lib.statistics.claims import Claim, Contrast, Measure, Verdict
+from clipvip_lib.statistics import verdicts as rule
+from clipvip_lib.statistics.claims import NMI, R1, RECALL, Contrast, Measure, Statement
+from clipvip_lib.statistics.verdicts import Verdict
 from clipvip_lib.study import experiments, rates
 from clipvip_lib.workshop.stages import Stage
 
@@ -38,6 +41,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEXT_TO_VIDEO, VIDEO_TO_TEXT = "text_to_video", "video_to_text"
+PLACES = {RECALL: (1, 5, 10), R1: (1,)}  # over which K a metric takes the mean of R@K
+Metric = str | int  # a name of PLACES, or K for R@K
 
 
 def ranks(
@@ -50,9 +55,14 @@ def ranks(
         )
 
 
-def hits(stages: Sequence[Stage], k: int = 1, home: Path | None = None, **which: str) -> np.ndarray:
-    """Expected hits at ``k`` of one arm, one stage per seed: float64 [seeds, queries], 0 to 1."""
-    return np.stack([ranks(stage, home=home, **which).hits(k) for stage in stages])
+def hits(
+    stages: Sequence[Stage], metric: Metric = RECALL, home: Path | None = None, **which: str
+) -> np.ndarray:
+    """What every query adds to a metric of one arm, one stage per seed: float64 [seeds, queries], 0 to 1."""
+    found = [ranks(stage, home=home, **which) for stage in stages]
+    return np.stack(
+        [np.mean([each.hits(k) for k in PLACES.get(metric, (metric,))], axis=0) for each in found]
+    )
 
 
 def tells_order(profile: Profile, benchmark: str, home: Path | None = None) -> np.ndarray:
@@ -72,23 +82,27 @@ def stages_at_hand(profile: Profile, arm: str, benchmark: str, seeds: Sequence[i
     return experiments.at_hand(lambda: stages_of(profile, arm, benchmark, seeds))
 
 
-def evidence(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Contrast, object]:
-    """Evidence for every contrast whose stages have all run."""
+def evidence(
+    profile: Profile, seeds: Sequence[int], home: Path | None = None, metric: Metric = RECALL
+) -> dict[Contrast, object]:
+    """Evidence for every contrast whose stages have all run; retrieval in this metric."""
     gaps_found = gap_rows(profile, seeds, home)
-    return claims.evidence_from_hits(hit_tables(profile, seeds, home)) | {
+    return rule.evidence_from_hits(hit_tables(profile, seeds, home, metric)) | {
         contrast: pooled(rows) for contrast, rows in gaps_found.items()
     }
 
 
-def hit_tables(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Measure, np.ndarray]:
-    """Hits at 1 [seeds, queries] of every arm that a claim names and whose stages have all run."""
+def hit_tables(
+    profile: Profile, seeds: Sequence[int], home: Path | None = None, metric: Metric = RECALL
+) -> dict[Measure, np.ndarray]:
+    """``hits`` [seeds, queries] of every arm that a statement names and whose stages have all run."""
     tables: dict[Measure, np.ndarray] = {}
     for arm, benchmark in experiments.scored_arms(profile):
         stages = stages_at_hand(profile, arm, benchmark, seeds)
         if stages and all(stage.done(home) for stage in stages):
-            tables[Measure(arm, benchmark)] = hits(stages, home=home)
-            if arm == "clip-vip":
-                tables[Measure(arm, benchmark, scoring="dsl")] = hits(stages, home=home, scoring="dsl")
+            tables[Measure(arm, benchmark)] = hits(stages, metric, home)
+            if arm == claims.METHOD:
+                tables[Measure(arm, benchmark, "dsl")] = hits(stages, metric, home, scoring="dsl")
     return tables
 
 
@@ -99,11 +113,12 @@ def gap_rows(profile: Profile, seeds: Sequence[int], home: Path | None = None) -
         return {}
     found = {}
     rows = [row for stage in stages for row in stage.result(home)["differences"]]
-    for source in ("alt-text", "caption pairs", "ofa captions"):
-        for benchmark in BENCHMARKS:
-            chosen = [row for row in rows if (row["source"], row["benchmark"]) == (source, benchmark)]
+    for contrast in claims.CONTRASTS:
+        if claims.metric_of(contrast) == NMI:
+            place = (contrast.less.arm, contrast.less.benchmark)
+            chosen = [row for row in rows if (row["source"], row["benchmark"]) == place]
             if chosen:  # a source of real texts may not be at hand
-                found[claims.over("subtitles", source, benchmark, "NMI")] = chosen
+                found[contrast] = chosen
     return found
 
 
@@ -117,26 +132,32 @@ def pooled(rows: Sequence[Mapping]) -> intervals.Difference:
 def verdicts(
     profile: Profile, seeds: Sequence[int], notebook: str | None = None, home: Path | None = None
 ) -> list[Verdict]:
-    """The verdicts on the claims of one notebook, or on all ten."""
-    chosen: list[Claim] = [claim for claim in claims.CLAIMS if notebook in (None, claim.notebook)]
-    found = evidence(profile, seeds, home)
-    return [claims.verdict(claim, found, seeds) for claim in chosen]
+    """The verdicts on the statements of one notebook, or on all. Smoke judges nothing."""
+    chosen = [s for s in claims.STATEMENTS if notebook in (None, claims.claim(s.claim).notebook)]
+    found = rule.verdicts(evidence(profile, seeds, home), seeds, chosen)
+    if profile.name != "smoke":
+        return found
+    note = "the smoke profile only tests the machinery"
+    return [
+        v if v.verdict == rule.NOT_RUN else dataclasses.replace(v, verdict=rule.NOT_JUDGED, note=note)
+        for v in found
+    ]
 
 
 # ------------------------------------------------------------------------------------- what pages say of it
 
 
 def score(
-    stages: Sequence[Stage], k: int = 1, home: Path | None = None, **which: str
+    stages: Sequence[Stage], metric: Metric = RECALL, home: Path | None = None, **which: str
 ) -> intervals.Difference:
-    """R@k of one arm in per cent, one stage per seed, with its interval over seeds and queries."""
-    return intervals.paired_difference(100.0 * hits(stages, k, home, **which))
+    """A metric of one arm in per cent, one stage per seed, with its interval over seeds and queries."""
+    return intervals.paired_difference(100.0 * hits(stages, metric, home, **which))
 
 
 def score_frame(
     profile: Profile, seeds: Sequence[int], arms: Sequence[str], home: Path | None = None
 ) -> pd.DataFrame:
-    """R@1 of the arms at hand: columns arm, benchmark, R@1, low, high (95 %), queries, parameters."""
+    """The arms at hand: columns arm, benchmark, average recall, low, high (95 %), R@1, queries, parameters."""
     import pandas as pd
 
     rows = []
@@ -146,10 +167,11 @@ def score_frame(
                 continue
             found = score(stages, home=home)
             low, high = max(found.low, 0.0), min(found.high, 100.0)
-            numbers = {"R@1": found.effect, "low": low, "high": high, "queries": found.queries}
+            numbers = {RECALL: found.effect, "low": low, "high": high}
+            numbers |= {R1: 100.0 * float(hits(stages, R1, home).mean()), "queries": found.queries}
             parameters = stages[0].result(home)["parameters"]
             rows.append({"arm": arm, "benchmark": benchmark, **numbers, "parameters": parameters})
-    columns = ["arm", "benchmark", "R@1", "low", "high", "queries", "parameters"]
+    columns = ["arm", "benchmark", RECALL, "low", "high", R1, "queries", "parameters"]
     return pd.DataFrame(rows, columns=columns)
 
 
@@ -212,38 +234,39 @@ def _kind(motions: Sequence[str]) -> str:
 
 
 def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
-    """A ``score_frame`` for people: one row per arm, R@1 and its interval on each benchmark."""
+    """A ``score_frame`` for people: one row per arm; average recall, its interval and R@1 on each benchmark."""
     import pandas as pd
 
     rows = {}
     for row in scores.to_dict("records"):
         shown = rows.setdefault(row["arm"], {"arm": row["arm"]})
-        shown[f"{row['benchmark']} R@1"] = row["R@1"]
+        shown[row["benchmark"]] = row[RECALL]
         shown[f"{row['benchmark']}, 95 %"] = f"{row['low']:.1f} to {row['high']:.1f}"
+        shown[f"{row['benchmark']} R@1"] = row[R1]
     return pd.DataFrame(rows.values())
 
 
 def in_words(scores: pd.DataFrame) -> str:
     """A ``score_frame`` as alt text: "proxy-4 on msrvtt 31.2 (28.1 to 34.3); ..."."""
     parts = [
-        f"{row['arm']} on {row['benchmark']} {row['R@1']:.1f} ({row['low']:.1f} to {row['high']:.1f})"
+        f"{row['arm']} on {row['benchmark']} {row[RECALL]:.1f} ({row['low']:.1f} to {row['high']:.1f})"
         for row in scores.to_dict("records")
     ]
-    return "R@1 with its interval: " + "; ".join(parts)
+    return "Average recall with its interval: " + "; ".join(parts)
 
 
 def leaders(scores: pd.DataFrame, benchmark: str) -> str:
-    """The arm with the highest R@1 on a benchmark; several if they are level ("full and proxy-4")."""
+    """The arm with the highest average recall on a benchmark; several if they are level ("full and proxy-4")."""
     chosen = scores[scores["benchmark"] == benchmark]
-    best = chosen[chosen["R@1"] >= chosen["R@1"].max() - 1e-9]["arm"].tolist()
+    best = chosen[chosen[RECALL] >= chosen[RECALL].max() - 1e-9]["arm"].tolist()
     return best[0] if len(best) == 1 else f"{', '.join(best[:-1])} and {best[-1]}"
 
 
 def by_order(
     profile: Profile, seeds: Sequence[int], arm: str, other: str, home: Path | None = None
 ) -> list[dict[str, object]]:
-    """``arm`` minus ``other`` in points of R@1: all queries, those that tell the order, those that do not, and by how
-    much the difference of the former is larger than that of the latter.
+    """``arm`` minus ``other`` in points of average recall: over all queries, those that tell the order and those that
+    do not, and by how much the difference of the former is larger than that of the latter.
 
     Rows with benchmark, queries (which), n, effect, low, high; a group of fewer than two queries has none.
     """
@@ -316,44 +339,52 @@ def effect_text(verdict: Verdict | Mapping[str, object]) -> tuple[str, str]:
     row = verdict if isinstance(verdict, Mapping) else verdict.row()
     if row["effect"] is None:
         return "–", "–"
-    digits, unit = (3, "") if row["metric"] == "NMI" else (1, " pt")
-    effect, low, high = (f"{row[key]:+.{digits}f}".replace("-", "−") for key in ("effect", "low", "high"))
+    digits, unit = (3, "") if row["metric"] == NMI else (1, " pt")
+    effect, low, high = (signed(row[key], digits) for key in ("effect", "low", "high"))
     return f"{effect}{unit}", f"{low} to {high}"
 
 
-def verdict_frame(found: Sequence[Verdict]) -> pd.DataFrame:
-    """The table under every page's verdict: one row per claim, the deciding contrast's effect and interval, and how
-    many of its contrasts hold."""
+def signed(number: float, digits: int) -> str:
+    """A number with its sign, as people write it: no hyphen for a minus, and no sign before zero."""
+    text = f"{number:+.{digits}f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def verdict_frame(found: Sequence[Verdict | Mapping[str, object]]) -> pd.DataFrame:
+    """The table under every page's verdict: a row for each statement, with the effect and the interval of the
+    contrast on which its verdict hangs."""
     import pandas as pd
 
     rows = []
-    for v in found:
-        effect, interval = effect_text(v)
-        row = {"#": v.id, "claim": v.claim, "verdict": v.verdict, "effect": effect, "interval": interval}
-        row["claimed"] = "> 0" if claims.claim(v.id).contrasts[0].sign > 0 else "< 0"
-        row |= {"seeds": len(v.seeds), "queries": v.queries}
-        row["hold"] = f"{sum(c.verdict == 'reproduced' for c in v.contrasts)}/{len(v.contrasts)}"
-        rows.append(row)
+    for row in (v if isinstance(v, Mapping) else v.row() for v in found):
+        effect, interval = effect_text(row)
+        shown = {"#": row["id"], "statement": row["statement"], "verdict": row["verdict"], "effect": effect}
+        level = f"{100 * row['confidence']:.3g} %"
+        rows.append(shown | {"interval": interval, "level": level, "seeds": len(row["seeds"])})
     return pd.DataFrame(rows)
 
 
 def notes(found: Sequence[Verdict]) -> str:
-    """What stands behind each verdict, as a Markdown list: what decided, or what is missing."""
-    return "\n".join(f"* Claim {v.id}: {v.note}." for v in found)
+    """What each claim comes to and what stands behind its verdicts, as a Markdown list."""
+    lines = []
+    for claim in rule.claims_of(found):
+        lines.append(f"* **Claim {claim.id}: {rule.sum_up(claim, found)}.** {claim.sentence}")
+        lines += [f"    * {v.id}: {v.note}." for v in found if v.statement.claim == claim.id]
+    return "\n".join(lines)
 
 
 def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
-    """Every contrast of the claims with its plain 95 % interval and its p-value after Holm's correction."""
+    """Every contrast of the statements with its interval at the statement's level."""
     import pandas as pd
 
     rows = [
         {
-            "claim": v.id,
+            "#": v.id,
             "contrast": c.name,
             "effect": c.effect,
             "low": c.low,
             "high": c.high,
-            "p (Holm)": f"{c.holm:.3f}" if c.holm >= 0.001 else "< 0.001",
+            "level": f"{100 * rule.confidence(v.statement):.3g} %",
             "alone": c.verdict,
         }
         for v in found
@@ -363,18 +394,19 @@ def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def in_a_line(found: Sequence[Verdict]) -> str:
-    """Verdicts as a headline: "Claim 6 inconclusive (+1.2 points, −0.4 to +2.8); claim 7 ..."."""
+    """Verdicts as a headline: "Claim 6 holds: 6 reproduced (+1.2 points, +0.4 to +2.8). Claim 7 ..."."""
     parts = []
-    for v in found:
-        effect, interval = effect_text(v)
-        effect = f"{effect} NMI" if v.metric == "NMI" else effect.replace("pt", "points")
-        parts.append(f"claim {v.id} {v.verdict}" + ("" if v.effect is None else f" ({effect}, {interval})"))
-    line = "; ".join(parts)
-    return (
-        line[0].upper()
-        + line[1:]
-        + (". Provisional: too few seeds" if any(v.provisional for v in found) else "")
-    )
+    for claim in rule.claims_of(found):
+        own = [_in_short(v) for v in found if v.statement.claim == claim.id]
+        parts.append(f"Claim {claim.id} {rule.sum_up(claim, found)}: {'; '.join(own)}")
+    return ". ".join(parts)
+
+
+def _in_short(v: Verdict) -> str:
+    effect, interval = effect_text(v)
+    effect = f"{effect} NMI" if v.statement.metric == NMI else effect.replace("pt", "points")
+    word = "" if v.verdict == rule.NOT_JUDGED else f" {v.verdict}"
+    return f"{v.id}{word}" + ("" if v.effect is None else f" ({effect}, {interval})")
 
 
 def basis(profile: Profile, seeds: Sequence[int]) -> str:
@@ -384,7 +416,7 @@ def basis(profile: Profile, seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
         text = (
             f"One seed ({listed}) and {queries} test queries per benchmark: intervals say how these trained "
-            "models would do on other queries, not what another seed would train. Verdicts are provisional."
+            "models would do on other queries, not what another seed would train. One seed judges no statement."
         )
     else:
         text = (
@@ -396,40 +428,29 @@ def basis(profile: Profile, seeds: Sequence[int]) -> str:
     return text
 
 
-def to_decide(claim: Claim, found: Mapping[Contrast, object]) -> list[dict[str, object]]:
-    """What would decide an inconclusive claim, if effects and spreads are as measured; the first row is the answer.
+def to_decide(statement: Statement, found: Mapping[Contrast, object]) -> list[dict[str, object]]:
+    """What would decide an open statement if effects and spreads are as measured: a row for each open contrast, the
+    one that needs most seeds first, because the others are decided by then.
 
-    A single contrast on the other side contradicts a claim. If there is one, the contrast that needs least decides.
-    Otherwise all must hold, and the one that needs most decides. Rows: claim, undecided ("1 of 4"), contrast, effect,
-    would be (the verdict), seeds (on these queries), queries (for these models), needs (words). The level is
-    Bonferroni's, because Holm may ask for it. Estimating a number of seeds takes two seeds or more.
+    A contrast is decided when its interval leaves zero or lies within the margin, whichever comes first. Rows: id,
+    contrast, effect, seeds (None: more than 200, or the spread is not known), needs (in words).
     """
-    judged, rows = claims.verdict(claim, found), []
-    level = 1 - claims.ALPHA / len(claim.contrasts)
-    for contrast, result in zip(claim.contrasts, judged.contrasts, strict=True):
-        if result.verdict != "inconclusive":
+    judged, rows = rule.verdict(statement, found), []
+    for contrast, result in zip(statement.contrasts, judged.contrasts, strict=True):
+        if result.verdict != rule.OPEN:
             continue
-        d = claims.difference(found[contrast])
-        low, high = d.interval(level)
-        seeds = queries = None
-        against = contrast.sign * d.effect < 0
-        if abs(d.effect) < 1e-9:  # a sum of hits that should be zero may be off by rounding
-            needs, order, against = "no effect to size a study by", np.inf, False
-        elif d.components and d.seeds > 1:
-            seeds = intervals.seeds_to_decide(d, level)
-            more = "texts" if contrast.metric == "NMI" else "queries"
-            needs, order = (
-                (f"{seeds} seeds", seeds) if seeds else (f"more {more}: 100 seeds would not do", 101)
-            )
+        d, seeds = rule.difference(found[contrast]), None
+        size = abs(d.effect)
+        width = abs(statement.margin - size) if statement.level else max(size, statement.margin - size)
+        if d.components and d.seeds > 1:
+            seeds = intervals.seeds_for_width(d, width, rule.confidence(statement))
+            more = "texts" if statement.metric == NMI else "queries"
+            needs = f"{seeds} seeds" if seeds else f"more {more}: 200 seeds would not do"
         else:
-            queries = order = int(np.ceil(d.queries * ((high - low) / 2 / d.effect) ** 2))
-            needs = f"{queries:,} {'texts' if contrast.metric == 'NMI' else 'queries'}"
-            needs += "" if d.seeds > 1 else " and a second seed"
-        row = {"claim": claim.id, "contrast": contrast.name, "effect": d.effect}
-        row |= {"would be": "contradicted" if against else "reproduced", "seeds": seeds}
-        rows.append((against, order, {**row, "queries": queries, "needs": needs}))
-    rows.sort(key=lambda each: (not each[0], each[1] if each[0] else -each[1]))
-    return [{**row, "undecided": f"{len(rows)} of {len(claim.contrasts)}"} for _, _, row in rows]
+            needs = f"{rule.MIN_SEEDS} seeds or more: one does not tell the spread"
+        row = {"id": statement.id, "contrast": contrast.name, "effect": d.effect, "seeds": seeds}
+        rows.append(row | {"needs": needs})
+    return sorted(rows, key=lambda row: -(row["seeds"] or np.inf))
 
 
 def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> list[dict[str, object]]:
@@ -453,7 +474,7 @@ def gap_basis(profile: Profile, seeds: Sequence[int]) -> str:
     listed, texts = ", ".join(map(str, seeds)), profile.nmi_texts
     text = f"At most {texts:,} texts per set: intervals say what another draw of texts would give, "
     text += (
-        f"in the text encoders of one seed ({listed}). Verdicts are provisional."
+        f"in the text encoders of one seed ({listed}). One seed judges no statement."
         if len(seeds) == 1
         else f"and with it other text encoders ({len(seeds)} seeds: {listed})."
     )

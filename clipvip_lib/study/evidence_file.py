@@ -1,115 +1,165 @@
-"""The evidence behind a run's verdicts in one small file: what every test query gave, for every arm, seed by seed.
+"""The evidence behind verdicts in one small file: what every test query gave, for every arm, seed by seed.
 
-Trained stages stay in the cache of the machine that ran them; this file is kept in git beside the reference run, so
-that anybody can judge its claims again, by this project's rule or by another, and join further seeds to it.
-``make evidence SEEDS=0,1,2,3,4`` writes ``reports/reference/evidence.npz``. Two files of the same kind are beside it:
-``more-evidence.npz`` for the other seeds of ``more-seeds.json`` (``FILE=more-evidence.npz``), and
-``on-gpu-evidence.npz`` for ``on-gpu.json`` (``PROFILE=mini-gpu``).
+Trained stages stay in the cache of the machine that ran them; this file is kept in git, so that anybody can judge the
+statements again, by this project's rule or by another, and join further seeds to it. ``make evidence SEEDS=0,1,2``
+adds the seeds of a run to ``reports/reference/evidence.npz``.
 
-A file holds ``seeds`` [S]; ``profile``, its sizes in words; ``hits/ARM/BENCHMARK/SCORING``, float16 [S, Q], expected
-hits at 1 (ties share); and for each contrast in NMI ``nmi/NAME/values`` [S], ``nmi/NAME/draws`` [S, R] and
-``nmi/NAME/texts``, as ``intervals.pool_draws`` takes them.
+A file holds ``seeds`` [S]; ``profile``, its sizes in words; ``runs``, JSON: which seeds came from which commit and
+machine; ``hits@K/ARM/BENCHMARK/SCORING``, float16 [S, Q], the chance that the video is among the first K (ties share);
+and for each contrast in NMI ``nmi/NAME/values`` [S], ``nmi/NAME/draws`` [S, R] and ``nmi/NAME/texts``, as
+``intervals.pool_draws`` takes them.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
-from clipvip_lib.statistics import claims
-from clipvip_lib.statistics.claims import Contrast, Measure
+from clipvip_lib.statistics import verdicts as rule
+from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, RECALL, Contrast, Measure, metric_of
 from clipvip_lib.study import evidence
-from clipvip_lib.study.reference import FOLDER
+from clipvip_lib.study.evidence import PLACES
+from clipvip_lib.workshop.provenance import provenance
 
-NAME, OF_OTHER_SEEDS, OF_A_GPU = "evidence.npz", "more-evidence.npz", "on-gpu-evidence.npz"
+KEPT = PLACES[RECALL]
 
 
-def write(profile: Profile, seeds: Sequence[int], path: Path, home: Path | None = None) -> int:
-    """Write the evidence of stages that have run, whole or not at all. Returns the number of columns.
+@dataclass(frozen=True)
+class Stored:
+    """What a file holds. runs: rows of provenance; hits: by K, then by measure [S, Q]; gaps: the rows behind the
+    contrasts in NMI, as ``evidence.gap_rows`` gives them."""
 
-    Raises ClipVipError if a claim's stage has not run.
+    seeds: tuple[int, ...]
+    profile: str
+    runs: tuple[dict, ...]
+    hits: dict[int, dict[Measure, np.ndarray]]
+    gaps: dict[Contrast, list[dict]]
+
+    @property
+    def metric(self) -> str:
+        """The metric in which it can be judged: the average recall, or R@1 if it holds no other hits."""
+        return RECALL if all(self.hits.get(k) for k in KEPT) else R1
+
+    def found(self, metric: str | None = None) -> dict[Contrast, object]:
+        """Evidence by contrast, as ``verdicts.verdict`` takes it; retrieval in this metric (default: its own)."""
+        places = PLACES[metric or self.metric]
+        tables = {m: np.mean([self.hits[k][m] for k in places], axis=0) for m in self.hits[places[0]]}
+        return rule.evidence_from_hits(tables) | {c: evidence.pooled(rows) for c, rows in self.gaps.items()}
+
+
+def of_run(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> Stored:
+    """The evidence of stages that have run. Raises ClipVipError if a statement lacks some."""
+    hits = {k: evidence.hit_tables(profile, seeds, home, k) for k in KEPT}
+    facts = {name: value for name, value in provenance(profile.name, seeds).items() if name != "profile"}
+    stored = Stored(
+        tuple(seeds),
+        repr(profile),
+        (facts | {"precision": profile.precision},),
+        hits,
+        evidence.gap_rows(profile, seeds, home),
+    )
+    if missing := [contrast.name for contrast in CONTRASTS if contrast not in stored.found()]:
+        raise ClipVipError(
+            f"no evidence for {missing[0]} and {len(missing) - 1} more of seeds {list(seeds)}: expected a run of them "
+            "in the cache; run `clipvip reproduce` first"
+        )
+    return stored
+
+
+def joined(first: Stored, second: Stored) -> Stored:
+    """Two files as one, for the arms that both have.
+
+    Raises ClipVipError for seeds that are in both, because they would count twice, and for another profile, because
+    other sizes are another study.
     """
-    arrays: dict[str, np.ndarray] = {"seeds": np.array(seeds), "profile": np.array(repr(profile))}
-    for measure, table in evidence.hit_tables(profile, seeds, home).items():
-        arrays[f"hits/{measure.arm}/{measure.benchmark}/{measure.scoring}"] = table.astype(np.float16)
-    for contrast, rows in evidence.gap_rows(profile, seeds, home).items():
+    if twice := sorted(set(first.seeds) & set(second.seeds)):
+        raise ClipVipError(f"seeds {twice} are in the evidence already: expected others; choose other seeds")
+    if first.profile != second.profile:
+        raise ClipVipError(
+            f"evidence of another profile: expected {first.profile}, got {second.profile}; other sizes are another "
+            "study, so keep it in a file of its own"
+        )
+    hits = {
+        k: {
+            m: np.concatenate([table, second.hits[k][m]])
+            for m, table in tables.items()
+            if m in second.hits[k]
+        }
+        for k, tables in first.hits.items()
+        if k in second.hits
+    }
+    gaps = {c: [*rows, *second.gaps[c]] for c, rows in first.gaps.items() if c in second.gaps}
+    return Stored(first.seeds + second.seeds, first.profile, first.runs + second.runs, hits, gaps)
+
+
+def write(stored: Stored, path: Path) -> None:
+    """Write a file, whole or not at all."""
+    arrays: dict[str, np.ndarray] = {
+        "seeds": np.array(stored.seeds),
+        "profile": np.array(stored.profile),
+        "runs": np.array(json.dumps(stored.runs)),
+    }
+    for k, tables in stored.hits.items():
+        for measure, table in tables.items():
+            name = f"hits@{k}/{measure.arm}/{measure.benchmark}/{measure.scoring}"
+            arrays[name] = table.astype(np.float16)
+    for contrast, rows in stored.gaps.items():
         arrays[f"nmi/{contrast.name}/values"] = np.array([row["value"] for row in rows])
         arrays[f"nmi/{contrast.name}/draws"] = np.array([row["draws"] for row in rows], np.float32)
         arrays[f"nmi/{contrast.name}/texts"] = np.array(min(row["texts"] for row in rows))
     with files.atomic_path(path) as partial, partial.open("wb") as stream:
         np.savez_compressed(stream, **arrays)
-    missing = [c.name for claim in claims.CLAIMS for c in claim.contrasts if c not in read(path).found]
-    if missing:
-        path.unlink()
-        raise ClipVipError(
-            f"no evidence for {missing[0]} and {len(missing) - 1} more of seeds {list(seeds)}: expected a run of them "
-            "in the cache; run `clipvip reproduce` first"
-        )
-    return len(arrays)
 
 
-class Stored(NamedTuple):
-    """What a file holds. found: evidence by contrast, as ``claims.verdict`` takes it; gaps: the rows behind the
-    contrasts in NMI, as ``evidence.gap_rows`` gives them."""
+def read(path: Path) -> Stored:
+    """The evidence in a file that ``write`` wrote. Raises ClipVipError if there is no such file, or it is damaged."""
+    import zipfile
+    import zlib
 
-    seeds: list[int]
-    profile: str
-    found: dict[Contrast, object]
-    gaps: dict[Contrast, list[dict]]
-
-
-def read(path: Path = FOLDER / NAME) -> Stored:
-    """The evidence in a file that ``write`` wrote.
-
-    Raises ClipVipError if there is no such file, or it is damaged.
-    """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as stream, np.load(stream) as stored:
             arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError) as error:
+        seeds, profile = tuple(arrays["seeds"].tolist()), str(arrays["profile"])
+        runs = tuple(json.loads(str(arrays["runs"])))
+        hits = _hits(arrays)
+        gaps = {contrast: rows for contrast in CONTRASTS if (rows := _gaps(arrays, contrast))}
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise ClipVipError(
             f"cannot read {path}: expected a file of `make evidence` ({error}); write it again"
         ) from error
-    hits = {}
+    return Stored(seeds, profile, runs, hits, gaps)
+
+
+def _hits(arrays: dict[str, np.ndarray]) -> dict[int, dict[Measure, np.ndarray]]:
+    found: dict[int, dict[Measure, np.ndarray]] = {}
     for name, table in arrays.items():
         kind, *of = name.split("/")
-        if kind == "hits":
-            arm, benchmark, scoring = of
-            hits[Measure(arm, benchmark, scoring=scoring)] = table.astype(float)
-    gaps = {}
-    for contrast in (c for claim in claims.CLAIMS for c in claim.contrasts if c.metric == "NMI"):
-        parts = [arrays.get(f"nmi/{contrast.name}/{part}") for part in ("values", "draws", "texts")]
-        if all(part is not None for part in parts):
-            values, draws, texts = parts
-            gaps[contrast] = [
-                {"value": value, "draws": row, "texts": int(texts)}
-                for value, row in zip(values, draws, strict=True)
-            ]
-    found = claims.evidence_from_hits(hits) | {c: evidence.pooled(rows) for c, rows in gaps.items()}
-    return Stored(arrays["seeds"].tolist(), str(arrays["profile"]), found, gaps)
+        if kind.startswith("hits@"):
+            found.setdefault(int(kind.removeprefix("hits@")), {})[Measure(*of)] = table.astype(float)
+    return found
 
 
-def joined(more: Stored, path: Path = FOLDER / NAME) -> tuple[list[int], dict[Contrast, object]]:
-    """(seeds, evidence) of a file and of further seeds together, for contrasts that both have.
-
-    Nothing ([], {}) without a file, or if it belongs to another profile: other sizes are another study. Raises
-    ClipVipError for a seed that is already in the file, because it would count twice.
-    """
-    stored = read(path) if path.is_file() else None
-    if stored is None or stored.profile != more.profile:
-        return [], {}
-    if twice := sorted(set(stored.seeds) & set(more.seeds)):
-        raise ClipVipError(f"seeds {twice} are in {path} already: expected others; choose other seeds")
-    both: dict[Contrast, object] = {
-        c: np.concatenate([stored.found[c], more.found[c]])
-        for c in more.found
-        if c in stored.found and c.metric != "NMI"
-    }
-    both |= {c: evidence.pooled([*stored.gaps[c], *more.gaps[c]]) for c in more.gaps if c in stored.gaps}
-    return [*stored.seeds, *more.seeds], both
+def _gaps(arrays: dict[str, np.ndarray], contrast: Contrast) -> list[dict]:
+    parts = [arrays.get(f"nmi/{contrast.name}/{part}") for part in ("values", "draws", "texts")]
+    if metric_of(contrast) != NMI or any(part is None for part in parts):
+        return []
+    values, draws, texts = parts
+    return [
+        {"value": value, "draws": row, "texts": int(texts)} for value, row in zip(values, draws, strict=True)
+    ]

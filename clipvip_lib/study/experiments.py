@@ -22,7 +22,7 @@ from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.profiles import Profile
-from clipvip_lib.statistics.claims import CORPORA, LOSS_ARMS, checkpoint
+from clipvip_lib.statistics.claims import CORPORA, LOSS_ARMS, METHOD_ARMS, TEXT_ARMS, checkpoint
 from clipvip_lib.study import rates
 from clipvip_lib.workshop.stages import Stage
 
@@ -80,6 +80,18 @@ def attention_arms(profile: Profile) -> dict[str, Arm]:
 def loss_arms() -> dict[str, Arm]:
     """The ablation of 05; only the loss differs."""
     return {loss: Arm("proxy", 4, loss) for loss in LOSS_ARMS}
+
+
+def text_arms() -> dict[str, Arm]:
+    """The third ablation, also in 05: on which texts four proxies are post-pretrained. "captions" is the released
+    loss without its subtitles."""
+    arms = (
+        Arm("proxy", 4, corpus=None),
+        Arm("proxy", 4, BASELINE_LOSS),
+        Arm("proxy", 4, "V-C + F-C"),
+        METHOD,
+    )
+    return dict(zip(TEXT_ARMS, arms, strict=True))
 
 
 def stages_of_profile(build: Callable) -> Callable:
@@ -437,13 +449,14 @@ def candidates(profile: Profile, seed: int) -> dict[str, dict[float, Stage]]:
 
 
 def scored_arms(profile: Profile) -> dict[tuple[str, str], tuple[Arm, int | None]]:
-    """Every arm that a claim names, by (name of the claim's arm, benchmark): the arm and the snapshot."""
+    """Every arm that a statement names, by (its name there, benchmark): the arm and the snapshot."""
     first, last = snapshots(profile)[0], snapshots(profile)[-1]
     found: dict[tuple[str, str], tuple[Arm, int | None]] = {}
     for name in CORPORA:
         for which, step in (("first", first), ("last", last)):
             found[checkpoint(name, which), "msrvtt"] = (Arm(corpus=name), step)
-    arms = attention_arms(profile) | loss_arms() | {"clip4clip": BASELINE, "clip-vip": METHOD}
+    arms = attention_arms(profile) | loss_arms() | text_arms()
+    arms |= dict(zip(METHOD_ARMS, (BASELINE, METHOD), strict=True))
     for name, arm in arms.items():
         for benchmark_name in BENCHMARKS:
             found[name, benchmark_name] = (arm, None)
@@ -498,7 +511,7 @@ def finetunings(profile: Profile) -> dict[str, list[Asked]]:
         "00_start_here": [alone],
         "01_data_size": [alone, *curves],
         "04_video_proxy": on_both(attention_arms(profile).values()),
-        "05_ocl_losses": on_both(loss_arms().values()),
+        "05_ocl_losses": on_both(dict.fromkeys([*loss_arms().values(), *text_arms().values()])),
         "06_clip_vip": on_both((BASELINE, METHOD)),
     }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from clipvip_lib import files
 from clipvip_lib.progress import duration
-from clipvip_lib.statistics.claims import CLAIMS
+from clipvip_lib.statistics.claims import STATEMENTS
+from clipvip_lib.study import answer
 from clipvip_lib.study import reference as reference_run
 from clipvip_lib.study.plan import Plan
 from clipvip_lib.workshop import pages as html_pages
@@ -28,19 +29,23 @@ def publish(
 ) -> Path:
     """Write this run's pages and results into ``out`` beside those of earlier runs, and the index of all.
 
-    reference: the folder of the reference run, whose verdicts are shown beside this run's. If it is ``out`` itself,
-    the verdicts of other seeds and devices are shown instead. Verdicts are also written on their own, as
-    results/claims.json. Returns the path of index.html.
+    reference: the folder of the reference run, whose verdicts lead this run's pages and the index. This run's own are
+    also written alone, as results/claims.json. Returns the path of index.html.
     """
-    those, sections = reference_run.compared_with(out, reference), {}
+    first = next(iter(pages.values())).config["parameters"]
+    answered = reference_run.read(reference)
+    there = reference_run.of_the_same_study(answered, first["profile"])
+    sections = {}
     made = {name for name, page in pages.items() if page.done(home)}
     for name in made:
         results = files.read_json(pages[name].folder(home) / "results.json")
         results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
         claims = results["numbers"].get("claims", [])
-        results["beside"] = reference_run.beside(claims, results["profile"], those)
-        sections[name] = reference_run.sections(results["beside"], those)
-        if len(claims) == len(CLAIMS):
+        results["beside"] = reference_run.beside(claims, there)
+        sections[name] = (
+            reference_run.section(results["beside"], there, results["seeds"]) if results["beside"] else ""
+        )
+        if len(claims) == len(STATEMENTS):
             _write(out / "results" / "claims.json", json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
         _write(out / "results" / f"{name}.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     available = made | {name for name in plan.notebooks if (out / f"{name}.html").is_file()}
@@ -51,7 +56,6 @@ def publish(
             page = html_pages.with_reference(page, sections[name])
         page = html_pages.with_navigation(page, plan.notebooks, available, current=name)
         _write(out / f"{name}.html", page)
-    first = next(iter(pages.values())).config["parameters"]
     _write(
         out / "results" / "run.json", json.dumps(run_record(outcomes, home, first, seconds), indent=2) + "\n"
     )
@@ -63,24 +67,8 @@ def publish(
             f"{duration(seconds)}; all stages together {duration(_computed(outcomes, home))} of computing",
         )
     )
-    _write(out / "index.html", html_pages.index_html(cards, facts, first["profile"]))
+    _write(out / "index.html", html_pages.index_html(cards, facts, first["profile"], answer.lead(answered)))
     return out / "index.html"
-
-
-def show_others(folder: Path) -> None:
-    """Write what other seeds and devices say into the pages and results of the reference run; no page is made again."""
-    those = reference_run.others(folder)
-    for path in sorted((folder / "results").glob("[0-9]*.json")):
-        results, page = files.read_json(path), folder / f"{path.stem}.html"
-        found = reference_run.beside(results["numbers"].get("claims", []), results["profile"], those)
-        if not page.is_file():
-            continue
-        if found != results["beside"]:
-            _write(path, json.dumps(results | {"beside": found}, indent=2, ensure_ascii=False) + "\n")
-        shown = reference_run.sections(found, those)
-        before = page.read_text(encoding="utf-8")
-        if (after := html_pages.with_reference(before, shown)) != before:
-            _write(page, after)
 
 
 def run_record(outcomes: dict[str, Outcome], home: Path, parameters: dict, seconds: float) -> dict:

@@ -1,207 +1,183 @@
-"""A run's verdicts beside those of the reference run, which is committed in ``reports/reference``.
+"""The reference run: its verdicts, and what a reader's own run says beside them.
 
-They are compared when pages are published, not when notebooks run, so a new reference never makes a page run again.
-The reference itself is compared with what other seeds, and its own seeds on a GPU, say about its claims;
-``more_seeds.py`` writes that.
+``reports/reference`` holds the evidence (evidence_file.py) and verdicts.json, the verdicts on it. Files evidence-*.npz
+are the same study under another condition (on a GPU, in another world); they are judged by the same rule and tell how
+robust the answers are. Pages are joined with the reference when they are published, so a new one never makes a
+notebook run again.
+
+A run of one seed cannot judge a statement, but it can be checked: is its effect where the reference expects that of
+one more seed (95 % prediction interval), and does a seed that both have give the same numbers?
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipvip_lib import files
 from clipvip_lib.profiles import PROFILES
-from clipvip_lib.statistics.claims import VERDICTS
+from clipvip_lib.statistics import claims, intervals
+from clipvip_lib.statistics import verdicts as rule
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FOLDER = files.CHECKOUT / "reports" / "reference"
-CLAIMS = "results/claims.json"
-THE_REFERENCE = "the reference run"
-OTHER_SEEDS, ON_GPU = "more-seeds.json", "on-gpu.json"
-OTHERS = {OTHER_SEEDS: "other seeds", ON_GPU: "the same seeds on a GPU"}
-IN_SHORT = {
-    THE_REFERENCE: "reference",
-    "other seeds": "other",
-    "the same seeds on a GPU": "on a GPU",
-}  # in headings
-ONE_OPEN = "one open"
+EVIDENCE, VERDICTS = "evidence.npz", "verdicts.json"
+REGISTRATION = files.CHECKOUT / "reports" / "registration.json"
+SAME = 2e-3  # points; hits are kept in half precision, and a third of a hit is off by 1e-4
+
+
+def judge(folder: Path = FOLDER) -> dict:
+    """Judge the evidence in a folder and write verdicts.json. Raises ClipVipError for files that cannot be read."""
+    from clipvip_lib.study import evidence_file
+
+    stored = evidence_file.read(folder / EVIDENCE)
+    conditions = {}
+    for path in sorted(folder.glob("evidence-*.npz")):
+        other = evidence_file.read(path)
+        judged = rule.verdicts(other.found(stored.metric), other.seeds)
+        title = path.stem.removeprefix("evidence-").replace("-", " ")
+        conditions[title] = [v.row() for v in judged if v.verdict != rule.NOT_RUN]
+    found = {
+        "registered": REGISTRATION.is_file(),
+        "metric": stored.metric,
+        "profile": stored.profile,
+        "seeds": list(stored.seeds),
+        "runs": list(stored.runs),
+        "statements": [v.row() for v in rule.verdicts(stored.found(), stored.seeds)],
+        "conditions": conditions,
+    }
+    files.write_json(folder / VERDICTS, found)
+    return found
 
 
 def read(folder: Path = FOLDER) -> dict | None:
-    """The reference run: {"profile", "claims": {id: row of claims.json}}; None if there is none."""
-    if not (folder / CLAIMS).is_file():
-        return None
-    rows = files.read_json(folder / CLAIMS)
-    profile = files.read_json(folder / "results" / "run.json")["profile"]
-    return {"profile": profile, "claims": {row["id"]: row for row in rows}}
+    """What ``judge`` wrote; None if there is no reference."""
+    path = folder / VERDICTS
+    return files.read_json(path) if path.is_file() else None
 
 
-def others(folder: Path = FOLDER) -> dict[str, dict]:
-    """What the reference itself is compared with: title -> verdicts in the form of ``read``. For other seeds also the
-    verdicts of these and the reference's seeds "together", with the numbers of seeds after which somebody "looks".
+def of_the_same_study(reference: dict | None, profile: str) -> dict | None:
+    """The reference, if it is one of this profile (``mini-gpu`` is ``mini`` on another device); else None."""
+    known = PROFILES.get(profile)
+    return reference if reference and known and repr(known) == reference["profile"] else None
 
-    Leaves out what ``make more-seeds`` has not written.
+
+def beside(rows: Sequence[Mapping], reference: dict | None) -> dict:
+    """What a run's rows of claims.json are beside the reference: {"statements": the reference's rows on the same
+    claims, "checks": ``checked``}; {} without a reference."""
+    if not reference or not rows:
+        return {}
+    numbers = {row["claim"] for row in rows}
+    there = [row for row in reference["statements"] if row["claim"] in numbers]
+    return {"statements": there, "checks": checked(rows, there, reference["seeds"])}
+
+
+def checked(rows: Iterable[Mapping], reference: Iterable[Mapping], seeds: Sequence[int]) -> list[dict]:
+    """A row for each contrast that a run and the reference have in the same metric: contrast, here (the mean over the
+    run's seeds), low and high (where the reference expects it), inside, and same (whether the seeds that both have
+    gave the same numbers; None if they share none).
+
+    rows, reference: rows of claims.json. seeds: those of the reference.
     """
+    there = {(row["metric"], c["name"]): c for row in reference for c in row["contrasts"]}
     found = {}
-    for file, title in OTHERS.items():
-        if (folder / file).is_file():
-            stored = files.read_json(folder / file)
-            by_claim = {
-                name: {row["id"]: row for row in stored.get(name, [])} for name in ("claims", "together")
-            }
-            found[title] = {"profile": stored["from"]["profile"], "looks": stored.get("looks", [])} | by_claim
-            found[title]["made"] = made_on(stored)
-    return found
-
-
-def made_on(stored: dict) -> str:
-    """Where and with what a file of ``others`` was made, as a sentence."""
-    origin = stored["from"]
-    versions = ", ".join(f"{name} {origin['versions'][name]}" for name in ("torch", "transformers"))
-    where = ", ".join([*stored.get("gpus", ()), origin["machine"]])
-    return f"Made on {where}; {versions}; commit {origin['commit']}."
-
-
-def compared_with(out: Path, reference: Path = FOLDER) -> dict[str, dict]:
-    """What the pages in ``out`` are compared with: the reference run or, if they are its own, ``others``."""
-    if out.resolve() == reference.resolve():
-        return others(reference)
-    found = read(reference)
-    return {} if found is None else {THE_REFERENCE: found}
-
-
-def beside(claims: list[dict], profile: str, those: dict[str, dict]) -> dict[str, list[dict]]:
-    """A page's verdicts beside others': title -> ``compared``, without titles that have no row.
-
-    Empty for another study: a verdict at ``smoke`` has nothing to agree with.
-    """
-    found = {}
-    for title, other in those.items():
-        if _study(other["profile"]) == _study(profile) and (rows := compared(claims, other["claims"])):
-            together = other.get("together", {})
-            found[title] = [
-                row | ({"together": together[row["claim"]]} if row["claim"] in together else {})
-                for row in rows
-            ]
-    return found
-
-
-def _study(profile: str) -> str:
-    """``mini`` for ``mini-gpu``: the same study on another device."""
-    return PROFILES[profile].name if profile in PROFILES else profile
-
-
-def compared(here: list[dict], there: dict[int, dict]) -> list[dict]:
-    """A row for each claim that both have: both rows of claims.json, and whether they agree.
-
-    "Agree" means the same verdict, "disagree" reproduced against contradicted; otherwise one of the two is undecided.
-    """
-    return [
-        {
-            "claim": row["id"],
-            "here": row,
-            "reference": there[row["id"]],
-            "agree": _agree(row, there[row["id"]]),
-        }
-        for row in here
-        if row["id"] in there
-    ]
-
-
-def _agree(here: dict, there: dict) -> str:
-    pair = {here["verdict"], there["verdict"]}
-    if len(pair) == 1:
-        return "agree"
-    return "disagree" if pair == {"reproduced", "contradicted"} else ONE_OPEN
-
-
-def frame(rows: list[dict], here: str = "here", there: str = "reference") -> pd.DataFrame:
-    """``compared`` as a table: verdicts, effects with their intervals, seeds, whether the first two agree.
-
-    Seeds that are the same for every claim stand in the heading.
-    """
-    import pandas as pd
-
-    from clipvip_lib.study.evidence import effect_text
-    from clipvip_lib.workshop.tables import in_short
-
-    sides = {here: "here", there: "reference"} | {"together": "together"}
-    sides = {name: side for name, side in sides.items() if any(side in row for row in rows)}
-    seeds = {
-        name: {in_short(row[side]["seeds"]) for row in rows if side in row} for name, side in sides.items()
-    }
-    shown = []
     for row in rows:
-        cells = {"claim": row["claim"]}
-        for name, side in sides.items():
-            which = row.get(side)
-            effect, interval = effect_text(which) if which else ("", "")
-            alike = f", seeds {min(seeds[name])}" if len(seeds[name]) == 1 else ""
-            cells[name + alike] = which["verdict"] if which else None
-            cells[f"effect {name}"] = f"{effect} ({interval})" if which else None
-            if not alike:
-                cells[f"seeds {name}"] = in_short(which["seeds"]) if which else None
-        shown.append(cells | {"": row["agree"]})
-    return pd.DataFrame(shown)
+        for contrast in row["contrasts"]:
+            other = there.get((row["metric"], contrast["name"]))
+            if not other or len(other["by_seed"]) < 2 or not contrast["by_seed"]:
+                continue
+            low, high = intervals.prediction_interval(other["by_seed"], len(contrast["by_seed"]))
+            known = dict(zip(seeds, other["by_seed"], strict=True))
+            both = [
+                abs(value - known[seed]) <= SAME
+                for seed, value in zip(row["seeds"], contrast["by_seed"], strict=True)
+                if seed in known
+            ]
+            found[contrast["name"]] = {
+                "contrast": contrast["name"],
+                "here": contrast["effect"],
+                "low": low,
+                "high": high,
+                "inside": low <= contrast["effect"] <= high,
+                "same": all(both) if both else None,
+            }
+    return list(found.values())
 
 
-def sections(found: dict[str, list[dict]], those: dict[str, dict]) -> str:
-    """The sections of a page, one per title; "" without rows. found: from ``beside``; those: what it compared with."""
-    return "".join(section(rows, title, those[title]) for title, rows in found.items())
+def basis(reference: Mapping) -> str:
+    """What the reference's verdicts rest on, in a sentence."""
+    metric = {claims.R1: "in R@1", claims.RECALL: "in the average of R@1, R@5 and R@10"}[reference["metric"]]
+    kind = (
+        "registered before the run"
+        if reference["registered"]
+        else "exploratory: nothing was registered before"
+    )
+    return f"{len(reference['seeds'])} seeds, {metric}; {kind}."
 
 
-def section(rows: list[dict], there: str, about: dict) -> str:
-    """A section of a page. there: what this run is compared with; about: it, as ``compared_with`` has it."""
+def checks_in_words(checks: Sequence[Mapping], seeds: Sequence[int]) -> str:
+    """How many of a run's effects lie where the reference expects them, which do not, and whether seeds that both
+    have gave the same numbers."""
+    if not checks:
+        return "Its effects cannot be checked here: the reference has none in the same metric."
+    outside = [row["contrast"] for row in checks if not row["inside"]]
+    count = f"{len(checks) - len(outside)} of {len(checks)}"
+    one = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    said = f"Of this run's effects {count} lie where the reference expects those of {one} (95 % prediction interval)"
+    said += f"; outside: {'; '.join(outside)}." if outside else "."
+    known = [row["same"] for row in checks if row["same"] is not None]
+    if known:
+        same = (
+            "the same numbers" if all(known) else f"the same numbers in {sum(known)} of {len(known)} effects"
+        )
+        said += f" Seeds that both have gave {same}"
+        said += "." if all(known) else "; other processors, precisions and versions round differently."
+    return said
+
+
+def section(found: Mapping, reference: Mapping, seeds: Sequence[int]) -> str:
+    """The first section of a page: what the reference says of its claims, and the check of this run."""
+    from clipvip_lib.study.evidence import verdict_frame
     from clipvip_lib.workshop.tables import table_html
 
-    table = table_html(frame(rows, there=IN_SHORT[there]), f"Verdicts of this run and of {there}")
-    made = [about["made"]] if "made" in about else []
-    words = html.escape(
-        " ".join([*made, in_words(rows, there=there), *together_in_words(rows, about.get("looks", ()))])
+    statements = found["statements"]
+    said = "".join(
+        f"<li><strong>Claim {claim.id} {html.escape(rule.sum_up(claim, statements))}.</strong> "
+        f"{html.escape(claim.sentence)}</li>"
+        for claim in rule.claims_of(statements)
     )
+    table = table_html(verdict_frame(statements), "The reference's verdicts on this page's statements")
+    output = f'<section class="code"><div class="output">{table}'
+    if found["checks"]:
+        output += table_html(
+            check_frame(found["checks"]), "This run's effects and where the reference expects them"
+        )
     return (
-        f'<section class="text"><h2>Beside {there}</h2><p>{words}</p></section>'
-        f'<section class="code"><div class="output">{table}</div></section>'
+        f'<section class="text"><h2>What the reference run found</h2><ul>{said}</ul>'
+        f"<p>{html.escape(basis(reference))} {html.escape(checks_in_words(found['checks'], seeds))}</p></section>"
+        f"{output}</div></section>"
     )
 
 
-def in_words(rows: list[dict], here: str = "This run", there: str = THE_REFERENCE) -> str:
-    """Whether the verdicts agree, and what to look at where they do not."""
-    opposite = [str(row["claim"]) for row in rows if row["agree"] == "disagree"]
-    undecided = [str(row["claim"]) for row in rows if row["agree"] == ONE_OPEN]
-    if opposite:
-        return (
-            f"{here} and {there} say opposite things of claim {', '.join(opposite)}. Look at the seeds "
-            "first: few seeds can mislead; then at versions and machine in the foot of the page."
-        )
-    if undecided:
-        return (
-            f"Of claim {', '.join(undecided)} one of the two is undecided and the other is not; no verdict is the "
-            f"opposite of that of {there}."
-        )
-    return f"Every verdict is that of {there}."
+def check_frame(checks: Sequence[Mapping]) -> pd.DataFrame:
+    """``checked`` as a table."""
+    import pandas as pd
 
-
-def together_in_words(rows: list[dict], looks: Sequence[int]) -> list[str]:
-    """What all seeds together say, and how often somebody looked: each look is a chance to be wrong."""
-    verdicts: dict[str, list[str]] = {}
-    for row in (row["together"] for row in rows if "together" in row):
-        verdicts.setdefault(row["verdict"], []).append(str(row["id"]))
-    if not verdicts:
-        return []
-    said = "; ".join(
-        f"{verdict} {', '.join(verdicts[verdict])}" for verdict in VERDICTS if verdict in verdicts
+    words = {True: "yes", False: "no", None: "–"}
+    return pd.DataFrame(
+        [
+            {
+                "contrast": row["contrast"],
+                "here": row["here"],
+                "expected from": row["low"],
+                "to": row["high"],
+                "inside": words[row["inside"]],
+                "same seed, same number": words[row["same"]],
+            }
+            for row in checks
+        ]
     )
-    sentences = [f"All seeds together: {said}."]
-    if len(looks) > 1:
-        *earlier, last = map(str, looks)
-        sentences.append(
-            f"They were looked at after {', '.join(earlier)} and {last} seeds, and seeds were added because claims "
-            "were open. No interval is corrected for that: one that ends near zero is weaker than it looks."
-        )
-    return sentences

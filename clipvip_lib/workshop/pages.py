@@ -95,19 +95,22 @@ def with_navigation(page: str, names: Iterable[str], available: Iterable[str], c
 
 
 def with_reference(page: str, section: str) -> str:
-    """The page with a last section on the reference run; "" for no section."""
+    """The page with a section on the reference run after its title; "" for no section."""
     return REFERENCE.sub(lambda _: f"<!--reference-->{section}<!--/reference-->", page, count=1)
 
 
-def index_html(cards: list[dict], facts: list[tuple[str, str]], profile: str) -> str:
-    """The index: one card per notebook (number, question, headline, facts, page, status), and the run's facts."""
+def index_html(cards: list[dict], facts: list[tuple[str, str]], profile: str, answer: str = "") -> str:
+    """The index: the answer as HTML, one card per notebook (number, question, headline, facts, page, status), and the
+    run's facts."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.globals["style"] = _safe(style())
-    return environment.get_template("index.html.j2").render(cards=cards, facts=facts, profile=profile)
+    return environment.get_template("index.html.j2").render(
+        cards=cards, facts=facts, profile=profile, answer=_safe(answer)
+    )
 
 
 def _safe(text: str):

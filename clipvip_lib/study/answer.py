@@ -1,0 +1,188 @@
+"""The answer first: what the reference run found, in three sentences and one figure.
+
+The index of the pages opens with it, README shows it (``make answer`` writes both), and notebook 08 draws the same
+figure from a run of its own. All text is made from verdicts.json; a test compares the places.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from clipvip_lib import paper
+from clipvip_lib.statistics import claims
+from clipvip_lib.statistics import verdicts as rule
+from clipvip_lib.study import figures, reference
+from clipvip_lib.study.evidence import effect_text, signed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+FIGURE = "answer.svg"
+BLOCK = re.compile(r"<!--answer-->.*?<!--/answer-->", re.DOTALL)
+SUMS = {  # what a claim comes to: how that is said of several, and before a list of them
+    "holds": ("hold", "What holds"),
+    "holds in part": ("hold in part", "In part"),
+    "does not hold": ("do not hold", "What does not"),
+    rule.OPEN: ("are open", "Open"),
+    rule.NOT_JUDGED: ("are not judged", "Not judged"),
+    rule.NOT_RUN: ("are not run in full", "Not run in full"),
+}
+LOOKS = {  # colour, marker, hollow
+    rule.REPRODUCED: ("blue", "o", False),
+    rule.CONTRADICTED: ("orange", "X", False),
+    rule.NO_DIFFERENCE: ("green", "s", True),
+    rule.OPEN: ("grey", "D", True),
+    rule.NOT_JUDGED: ("grey", ".", False),
+    rule.NOT_RUN: ("grey", "|", True),
+}
+
+COLUMNS = (1.04, 1.38, 1.58, 1.80)  # of the table at the figure's right, in widths of the plot
+
+
+def sentences(found: Mapping) -> list[str]:
+    """What verdicts.json says: how the claims came out and how sure that is, what holds, and the rest."""
+    rows = found["statements"]
+    sums = {claim: rule.sum_up(claim, rows) for claim in claims.CLAIMS}
+    decided = sum(row["verdict"] in rule.DECIDED for row in rows)
+    kinds = {word: [c for c, said in sums.items() if said.partition(" (")[0] == word] for word in SUMS}
+    counts = [f"{len(those)} {SUMS[word][0]}" for word, those in kinds.items() if those]
+    groups = {
+        word: f"{SUMS[word][1]}: {'; '.join(_said(claim, rows) for claim in those)}."
+        for word, those in kinds.items()
+        if those
+    }
+    return [
+        f"Of the paper's {len(sums)} claims, {_listed(counts)} in this small world; {decided} of their {len(rows)} "
+        f"statements are decided ({reference.basis(found).rstrip('.')}).",
+        groups.pop("holds", "No claim holds."),
+        " ".join(groups.values()),
+    ]
+
+
+def _said(claim: claims.Claim, rows: Sequence[Mapping]) -> str:
+    """A claim with the effects of its statements: "Video proxies beat full attention (claim 6: +1.1 pt)"."""
+    effects = [effect_text(row)[0] for row in rows if row["claim"] == claim.id and row["effect"] is not None]
+    unit = " NMI" if claim.statements[0].metric == claims.NMI else ""
+    return f"{claim.sentence.rstrip('.')} (claim {claim.id}: {', '.join(effects) or 'no evidence'}{unit})"
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def figure(rows: Sequence[Mapping], metric: str = claims.RECALL, conditions: Mapping = {}) -> Figure:
+    """Every statement with the effect and the interval of the contrast on which its verdict hangs.
+
+    rows: of claims.json; metric: that of retrieval; conditions: {title: rows} of the same statements elsewhere, shown
+    as a strip of marks at the right. The paper's own number stands beside where it is verified.
+    """
+    import matplotlib.pyplot as plt
+
+    figures.use_style()
+    groups = {
+        unit: [row for row in rows if (row["metric"] == claims.NMI) == (unit == claims.NMI)]
+        for unit in (metric, claims.NMI)
+    }
+    groups = {unit: group for unit, group in groups.items() if group}
+    heights = [len(group) for group in groups.values()]
+    height = 0.36 * sum(heights) + 0.7 * len(groups) + 0.2
+    fig, axes = plt.subplots(
+        len(groups), 1, figsize=(9.6, height), height_ratios=heights, squeeze=False, layout="none"
+    )
+    # by hand: matplotlib's own layouts do not count what is written beside the axes
+    fig.subplots_adjust(
+        left=0.40,
+        right=0.70,
+        top=1 - 0.35 / height,
+        bottom=0.5 / height,
+        hspace=1.6 / height,
+    )
+    for axis, (unit, group) in zip(axes[:, 0], groups.items(), strict=True):
+        looks = [LOOKS[row["verdict"]] for row in group]
+        figures.interval_rows(
+            axis,
+            [textwrap.fill(f"{row['id']}  {row['statement'].rstrip('.')}", 54) for row in group],
+            *([row[end] or 0.0 for row in group] for end in ("effect", "low", "high")),
+            colours=[colour for colour, _, _ in looks],
+            markers=[marker for _, marker, _ in looks],
+            hollow=[hollow for _, _, hollow in looks],
+        )
+        margin = claims.MARGIN[unit]
+        axis.axvspan(-margin, margin, color=figures.INK["grid"][0], alpha=0.5, linewidth=0)
+        axis.axvline(0, color=figures.INK["muted"][0], linewidth=1)
+        axis.tick_params(axis="y", labelsize=8)
+        axis.set_xlabel("difference of NMI" if unit == claims.NMI else f"points of {unit}", fontsize=9)
+        for place, row in enumerate(group):
+            effects = [contrast["effect"] for contrast in row["contrasts"]]
+            axis.plot(
+                effects, [place] * len(effects), "|", color=figures.INK["muted"][0], markersize=6, zorder=1
+            )
+            _beside(axis, place, row, paper.effect(row["contrasts"], unit), conditions)
+    heads = ["verdict", "paper", *conditions]
+    for head, x in zip(heads, COLUMNS, strict=False):
+        _write(axes[0, 0], x, -1.1, head)
+    return fig
+
+
+def _beside(axis: Axes, place: int, row: Mapping, published: float | None, conditions: Mapping) -> None:
+    """What stands at the right of a row: its verdict, the paper's number, the marks under other conditions."""
+    verdict, number, *rest = COLUMNS
+    _write(axis, verdict, place, row["verdict"])
+    _write(axis, number, place, "–" if published is None else signed(published, 1))
+    for others, x in zip(conditions.values(), rest, strict=False):
+        for other in (other for other in others if other["id"] == row["id"]):
+            colour, marker, hollow = LOOKS[other["verdict"]]
+            light = figures.PALETTE[colour][0]
+            axis.plot(
+                [x + 0.02], [place], marker, color=light, markersize=6, clip_on=False,
+                markerfacecolor=figures.INK["paper"][0] if hollow else light,
+                transform=axis.get_yaxis_transform(),
+            )  # fmt: skip
+
+
+def _write(axis: Axes, x: float, place: float, text: str) -> None:
+    axis.annotate(
+        text, (x, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, annotation_clip=False
+    )
+
+
+def alt(rows: Sequence[Mapping]) -> str:
+    """The figure in words."""
+    return "; ".join(f"{row['id']} {row['verdict']}, {' from '.join(effect_text(row))}" for row in rows)
+
+
+def caption(found: Mapping) -> str:
+    """What the figure shows, under it."""
+    conditions = f" Also judged: {', '.join(found['conditions'])}." if found["conditions"] else ""
+    return (
+        "For each statement the contrast on which its verdict hangs, with its interval; ticks are all its contrasts. "
+        "The band is the margin within which a difference does not matter. Filled circle: reproduced; cross: "
+        "contradicted; hollow square: no difference; "
+        f"hollow diamond: open. {reference.basis(found)[0].upper()}{reference.basis(found)[1:]}{conditions}"
+    )
+
+
+def lead(found: Mapping | None) -> str:
+    """The answer as HTML, for the index; "" without a reference."""
+    if not found:
+        return ""
+    rows = found["statements"]
+    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences(found))
+    shown = figures.figure_html(
+        figure(rows, found["metric"], found["conditions"]), "What the paper states, and what was found", caption(found),
+        alt(rows),
+    )  # fmt: skip
+    return f'<section class="answer"><h2>The answer</h2>{said}{shown}</section>'
+
+
+def readme(text: str, found: Mapping) -> str:
+    """README with the answer written into its block."""
+    lines = [f"* {sentence}" for sentence in sentences(found)]
+    picture = f"![{alt(found['statements'])}](reports/reference/{FIGURE})"
+    block = "\n".join(["<!--answer-->", *lines, "", picture, "<!--/answer-->"])
+    return BLOCK.sub(lambda _: block, text)
