@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 FIGURE = "answer.svg"
 BLOCK = re.compile(r"<!--answer-->.*?<!--/answer-->", re.DOTALL)
-SUMS = {  # what a claim comes to: how that is said of several, and before a list of them
-    "holds": ("hold", "What holds"),
-    "holds in part": ("hold in part", "In part"),
-    "does not hold": ("do not hold", "What does not"),
-    rule.OPEN: ("are open", "Open"),
-    rule.NOT_JUDGED: ("are not judged", "Not judged"),
-    rule.NOT_RUN: ("are not run in full", "Not run in full"),
+SUMS = {  # what a claim comes to: how that is said of one, of several, and before a list of them
+    "holds": ("holds", "hold", "What holds"),
+    "holds in part": ("holds in part", "hold in part", "In part"),
+    "does not hold": ("does not hold", "do not hold", "What does not"),
+    rule.OPEN: ("is open", "are open", "Open"),
+    rule.NOT_JUDGED: ("is not judged", "are not judged", "Not judged"),
+    rule.NOT_RUN: ("is not run in full", "are not run in full", "Not run in full"),
 }
 LOOKS = {  # colour, marker, hollow
     rule.REPRODUCED: ("blue", "o", False),
@@ -50,9 +50,9 @@ def sentences(found: Mapping) -> list[str]:
     sums = {claim: rule.sum_up(claim, rows) for claim in claims.CLAIMS}
     decided = sum(row["verdict"] in rule.DECIDED for row in rows)
     kinds = {word: [c for c, said in sums.items() if said.partition(" (")[0] == word] for word in SUMS}
-    counts = [f"{len(those)} {SUMS[word][0]}" for word, those in kinds.items() if those]
+    counts = [f"{len(those)} {SUMS[word][len(those) > 1]}" for word, those in kinds.items() if those]
     groups = {
-        word: f"{SUMS[word][1]}: {'; '.join(_said(claim, rows) for claim in those)}."
+        word: f"{SUMS[word][2]}: {'; '.join(_said(claim, rows) for claim in those)}."
         for word, those in kinds.items()
         if those
     }
