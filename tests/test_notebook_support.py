@@ -150,6 +150,27 @@ def test_mistakes_in_the_order_of_calls_are_refused(study):
         study.record(headline="b")
 
 
+def test_what_the_study_has_is_silent_and_what_it_lacks_is_said(study, shown):
+    assert study.has("world", "base", "arm/*") is True and len(shown) == 1  # the header
+    assert study.has("arm/*", "leg/*") is False
+    assert [bundle["text/plain"] for bundle in shown[1:]] == ["Left out: not at hand: leg/*."]
+
+
+def test_without_data_a_notebook_says_what_it_lacks_and_records_that_it_did_not_run(tmp_path, shown):
+    at_hand = {"data_root": str(tmp_path), "weights": str(tmp_path / "none"), "gpus": 1}
+    study = notebook.start("01_data_size", profile="paper", seeds=[0], at_hand=at_hand, home=tmp_path)
+    assert not study.has("world") and not study.has("postpretrain/*")
+    said = [bundle["text/plain"] for bundle in shown[-2:]]
+    assert said[0] == "Left out: it looks into the embedded world."
+    assert said[1].startswith("Left out: not at hand: ") and "msrvtt" in said[1] and "hdvila-100m" in said[1]
+    study.record_not_run()
+    recorded = shown[-1][notebook.RESULTS_MIME]
+    assert recorded["headline"].startswith("Not run, not at hand: ") and "msrvtt" in recorded["headline"]
+    assert [row["verdict"] for row in recorded["numbers"]["claims"]] == ["not run"] * 3
+    with pytest.raises(ClipVipError, match="comes after"):
+        study.record_not_run()
+
+
 def test_an_infinite_number_in_a_table_is_named(study):
     with pytest.raises(ClipVipError, match="table 'bad'"):
         study.table(pd.DataFrame({"x": [1.0, np.inf]}), "bad")

@@ -122,7 +122,7 @@ def test_light_and_dark_code_folded_text_escaped(page):
 def test_a_folded_cell_shows_its_first_line_of_code():
     cells = [
         nbformat.v4.new_markdown_cell("# A question"),
-        nbformat.v4.new_code_cell("# needs: world\ndrawn = 1"),
+        nbformat.v4.new_code_cell("\ndrawn = 1\nprint(drawn)"),
     ]
     found = Checker(pages.page_html(nbformat.v4.new_notebook(cells=cells), "04_video_proxy"))
     assert "drawn = 1" in found.texts

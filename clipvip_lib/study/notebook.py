@@ -1,4 +1,4 @@
-"""What a notebook calls: start, results, folder, table, figure, record, footer.
+"""What a notebook calls: start, has, results, folder, table, figure, record, footer.
 
 A notebook never computes what a stage computes and never retypes a number. ``results`` reads stages, and runs missing
 ones on workers, so a notebook works alone from a cold cache. Every table registers its numbers. ``record`` stores them
@@ -13,7 +13,6 @@ import functools
 import html
 import os
 import random
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -31,8 +30,6 @@ from clipvip_lib.workshop.stages import Stage, closure, plain
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-STUDY = "_study_"  # the name of the running study in a notebook's namespace
 
 
 def start(
@@ -77,7 +74,6 @@ class Study:
         quiet_libraries()
         self._show_provenance("header")
         self._show_lacks()
-        self._leave_out_cells()
 
     # --- reading stages ---------------------------------------------------------------------------------
 
@@ -133,13 +129,6 @@ class Study:
         outcomes = run_stages([*own, *wanted], self.home, workers=None if self.of_the_world else 1)
         if not all(stage.done(self.home) for stage in wanted):
             raise_failures(outcomes)
-
-    def has(self, *stages: Stage | str) -> bool:
-        """Whether the study has all of these stages (or, for a pattern, any that fits); of real corpora it has those
-        whose data are at hand."""
-        names = [stage.name for stage in self.stages]
-        wanted = [stage if isinstance(stage, str) else stage.name for stage in stages]
-        return all(fnmatch.filter(names, pattern) for pattern in wanted)
 
     @property
     def of_the_world(self) -> bool:
@@ -210,40 +199,39 @@ class Study:
             }
         )
 
+    def record_not_run(self) -> None:
+        """Store that the notebook did not run, and why, with the verdicts "not run" on its claims.
+
+        Raises ClipVipError as ``record`` does.
+        """
+        from clipvip_lib.study import evidence
+
+        judged = evidence.verdicts(self.profile, self.seeds, self.name, self.home)
+        why = f"Not run, not at hand: {', '.join(self.lacks) or 'its stages'}"
+        self.record(headline=why, claims=[verdict.row() for verdict in judged])
+
     # --- what real corpora lack -------------------------------------------------------------------------
 
-    def _leave_out_cells(self) -> None:
-        """From now on a cell whose first line is ``# needs: ...`` says what is missing instead of failing. It may need
-        ``world`` (the embedded one), or patterns of stages. IPython rewrites the cell, so this works in JupyterLab,
-        papermill and nbval alike."""
-        from IPython import get_ipython
+    def has(self, *needed: str) -> bool:
+        """Whether the study has what a part of the notebook needs; if not, the page says that it is left out, and why.
 
-        if (shell := get_ipython()) is None:
-            return
-        sys.modules["__main__"].__dict__[STUDY] = self
-        shell.input_transformers_cleanup[:] = [
-            *(f for f in shell.input_transformers_cleanup if not isinstance(f, _LeaveOut)),
-            _LeaveOut(self),
+        needed: patterns of stages, such as "finetune/msrvtt/*" (of real corpora the study has the stages whose data are
+        at hand), or "world": the embedded one, whose true scenes are known.
+        """
+        names = [stage.name for stage in self.stages]
+        missing = [
+            need
+            for need in needed
+            if not (self.of_the_world if need == "world" else fnmatch.filter(names, need))
         ]
-
-    def left_out(self, wanted: str, records: bool) -> None:
-        """Say that a cell is left out, and why; where it would record results, record that it did not run."""
-        missing = [name for name in wanted.split(", ") if not self._there(name)]
-        why = (
-            "it looks into the embedded world"
-            if missing == ["world"]
-            else f"not at hand: {', '.join(self.lacks) or ', '.join(missing)}"
-        )
-        if records:
-            from clipvip_lib.study import evidence
-
-            judged = evidence.verdicts(self.profile, self.seeds, self.name, self.home)
-            self.record(headline=f"Not run, {why}", claims=[verdict.row() for verdict in judged])
+        if not missing:
+            return True
+        if missing == ["world"]:
+            why = "it looks into the embedded world"
         else:
-            _display({"text/markdown": f"*Left out: {why}.*", "text/plain": f"Left out: {why}."})
-
-    def _there(self, name: str) -> bool:
-        return self.of_the_world if name == "world" else self.has(name)
+            why = f"not at hand: {', '.join(self.lacks) or ', '.join(missing)}"
+        _display({"text/markdown": f"*Left out: {why}.*", "text/plain": f"Left out: {why}."})
+        return False
 
     @functools.cached_property
     def lacks(self) -> list[str]:
@@ -294,20 +282,6 @@ class Study:
         items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in lines)
         text = "\n".join(f"{label}: {text}" for label, text in lines)
         _display({"text/html": f'<dl class="provenance {where}">{items}</dl>', "text/plain": text})
-
-
-class _LeaveOut:
-    """IPython's input transformer behind ``# needs: ...``."""
-
-    def __init__(self, study: Study):
-        self.study = study
-
-    def __call__(self, lines: list[str]) -> list[str]:
-        found = re.fullmatch(r"# needs: (.+)", lines[0].strip()) if lines else None
-        if not found or all(self.study._there(name) for name in found[1].split(", ")):
-            return lines
-        records = any(line.startswith("study.record(") for line in lines)
-        return [f"{STUDY}.left_out({found[1]!r}, {records})\n"]
 
 
 def seed_everything(seed: int) -> None:
