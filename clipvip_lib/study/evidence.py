@@ -155,24 +155,35 @@ def score(
 
 
 def score_frame(
-    profile: Profile, seeds: Sequence[int], arms: Sequence[str], home: Path | None = None
+    profile: Profile, seeds: Sequence[int], arms: Sequence[str], over: str = "", home: Path | None = None
 ) -> pd.DataFrame:
-    """The arms at hand: columns arm, benchmark, average recall, low, high (95 %), R@1, queries, parameters."""
+    """The arms at hand: columns arm, benchmark, average recall, low, high (95 %), R@1, queries, parameters.
+
+    over: the arm that the others are compared with; then also over, effect, effect low and effect high, paired, in
+    points of the average recall (missing for the arm itself).
+    """
     import pandas as pd
 
     rows = []
     for benchmark in BENCHMARKS:
+        base = stages_at_hand(profile, over, benchmark, seeds) if over else []
         for arm in arms:
             if not (stages := stages_at_hand(profile, arm, benchmark, seeds)):
                 continue
             found = score(stages, home=home)
-            low, high = max(found.low, 0.0), min(found.high, 100.0)
-            numbers = {RECALL: found.effect, "low": low, "high": high}
+            numbers = {RECALL: found.effect, "low": max(found.low, 0.0), "high": min(found.high, 100.0)}
             numbers |= {R1: 100.0 * float(hits(stages, R1, home).mean()), "queries": found.queries}
-            parameters = stages[0].result(home)["parameters"]
-            rows.append({"arm": arm, "benchmark": benchmark, **numbers, "parameters": parameters})
+            numbers["parameters"] = stages[0].result(home)["parameters"]
+            if base:
+                numbers |= {"over": over, "effect": None, "effect low": None, "effect high": None}
+                if arm != over:
+                    gain = intervals.paired_difference(
+                        100 * hits(stages, home=home), 100 * hits(base, home=home)
+                    )
+                    numbers |= {"effect": gain.effect, "effect low": gain.low, "effect high": gain.high}
+            rows.append({"arm": arm, "benchmark": benchmark, **numbers})
     columns = ["arm", "benchmark", RECALL, "low", "high", R1, "queries", "parameters"]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=None if rows else columns)
 
 
 def rates_frame(profile: Profile, slugs: Mapping[str, str]) -> pd.DataFrame:
@@ -234,25 +245,34 @@ def _kind(motions: Sequence[str]) -> str:
 
 
 def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
-    """A ``score_frame`` for people: one row per arm; average recall, its interval and R@1 on each benchmark."""
+    """A ``score_frame`` for people: one row per arm; on each benchmark the effect over the arm that it is compared
+    with, average recall, its interval, and R@1."""
     import pandas as pd
 
-    rows = {}
-    for row in scores.to_dict("records"):
+    rows: dict[str, dict] = {}
+    records = scores.to_dict("records")
+    for row in records:
         shown = rows.setdefault(row["arm"], {"arm": row["arm"]})
+        if "effect" in row:
+            known = not pd.isna(row["effect"])
+            shown[f"{row['benchmark']}, over {row['over']}"] = signed(row["effect"], 1) if known else "–"
+            ends = " to ".join(signed(row[f"effect {end}"], 1) for end in ("low", "high")) if known else "–"
+            shown[f"95 % on {row['benchmark']}"] = ends
+    for row in records:
+        shown = rows[row["arm"]]
         shown[row["benchmark"]] = row[RECALL]
         shown[f"{row['benchmark']}, 95 %"] = f"{row['low']:.1f} to {row['high']:.1f}"
         shown[f"{row['benchmark']} R@1"] = row[R1]
     return pd.DataFrame(rows.values())
 
 
-def in_words(scores: pd.DataFrame) -> str:
+def in_words(scores: pd.DataFrame, metric: str = RECALL) -> str:
     """A ``score_frame`` as alt text: "proxy-4 on msrvtt 31.2 (28.1 to 34.3); ..."."""
     parts = [
-        f"{row['arm']} on {row['benchmark']} {row[RECALL]:.1f} ({row['low']:.1f} to {row['high']:.1f})"
+        f"{row['arm']} on {row['benchmark']} {row[metric]:.1f} ({row['low']:.1f} to {row['high']:.1f})"
         for row in scores.to_dict("records")
     ]
-    return "Average recall with its interval: " + "; ".join(parts)
+    return f"{metric[0].upper()}{metric[1:]} with its interval: " + "; ".join(parts)
 
 
 def leaders(scores: pd.DataFrame, benchmark: str) -> str:
