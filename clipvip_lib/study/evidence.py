@@ -160,7 +160,7 @@ def score_frame(
     """The arms at hand: columns arm, benchmark, average recall, low, high (95 %), R@1, queries, parameters.
 
     over: the arm that the others are compared with; then also over, effect, effect low and effect high, paired, in
-    points of the average recall (missing for the arm itself).
+    points of the average recall (zero for the arm itself).
     """
     import pandas as pd
 
@@ -175,7 +175,7 @@ def score_frame(
             numbers |= {R1: 100.0 * float(hits(stages, R1, home).mean()), "queries": found.queries}
             numbers["parameters"] = stages[0].result(home)["parameters"]
             if base:
-                numbers |= {"over": over, "effect": None, "effect low": None, "effect high": None}
+                numbers |= {"over": over, "effect": 0.0, "effect low": 0.0, "effect high": 0.0}
                 if arm != over:
                     gain = intervals.paired_difference(
                         100 * hits(stages, home=home), 100 * hits(base, home=home)
@@ -254,7 +254,7 @@ def side_by_side(scores: pd.DataFrame) -> pd.DataFrame:
     for row in records:
         shown = rows.setdefault(row["arm"], {"arm": row["arm"]})
         if "effect" in row:
-            known = not pd.isna(row["effect"])
+            known = row["arm"] != row["over"]
             shown[f"{row['benchmark']}, over {row['over']}"] = signed(row["effect"], 1) if known else "–"
             ends = " to ".join(signed(row[f"effect {end}"], 1) for end in ("low", "high")) if known else "–"
             shown[f"95 % on {row['benchmark']}"] = ends

@@ -279,7 +279,8 @@ def report(
         print("  ".join(cells).rstrip(), file=stream)
     if any(page.config["parameters"].get("profile") == "smoke" for page in pages.values()):
         print(
-            "the smoke profile only tests the machinery: its numbers and verdicts mean nothing", file=stream
+            "the smoke profile only tests the machinery: its numbers mean nothing, and it judges nothing",
+            file=stream,
         )
     counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("done", "cached")}
     counted = f"{counts['done']} stages run, {counts['cached']} found done, {len(failed)} failed"
