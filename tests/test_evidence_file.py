@@ -114,7 +114,7 @@ def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, monkeypa
     found = files.read_json(tmp_path / "verdicts.json")
     assert found["seeds"] == [0, 1, 2] and len(found["statements"]) == len(claims.STATEMENTS)
     assert "<svg" in (tmp_path / "answer.svg").read_text()
-    assert "Of the paper's 11 claims" in capsys.readouterr().out
+    assert "of the paper's 11 claims" in capsys.readouterr().out
     with pytest.raises(ClipVipError, match="in the evidence already"):
         jobs.add_evidence("smoke", "1", folder=tmp_path)
     with pytest.raises(ClipVipError, match="separate them by commas"):

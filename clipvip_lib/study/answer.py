@@ -57,7 +57,7 @@ def sentences(found: Mapping) -> list[str]:
         if those
     }
     return [
-        f"Of the paper's {len(sums)} claims, {_listed(counts)} in this small world; {decided} of their {len(rows)} "
+        f"In the reference run, of the paper's {len(sums)} claims {_listed(counts)}; {decided} of their {len(rows)} "
         f"statements are decided ({reference.basis(found).rstrip('.')}).",
         groups.pop("holds", "No claim holds."),
         " ".join(groups.values()),
