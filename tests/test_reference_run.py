@@ -1,41 +1,87 @@
-"""The reference run that is committed: five seeds, ten claims, pages whose numbers are the results'."""
+"""The reference that is committed: one answer everywhere, and pages whose numbers are the results'."""
 
 import html
 import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from page_tables import require_same_numbers
 
 from clipvip_lib.files import CHECKOUT
-from clipvip_lib.statistics.claims import CLAIMS, VERDICTS
+from clipvip_lib.statistics.claims import STATEMENTS
+from clipvip_lib.statistics.verdicts import VERDICTS, verdicts
+from clipvip_lib.study import answer, evidence_file, reference
 from clipvip_lib.study.experiments import NOTEBOOKS
-from clipvip_lib.study.reference import FOLDER, ON_GPU, OTHER_SEEDS, OTHERS, others, sections
+from clipvip_lib.study.figures import figure_svg
+from clipvip_lib.study.reference import FOLDER
 from clipvip_lib.workshop.pages import with_reference
 
-SEEDS = list(range(5))
+FOUND = reference.read()
 
 
 def read(folder: Path, name: str):
     return json.loads((folder / "results" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def test_ten_claims_with_five_seeds_each():
-    rows = read(FOLDER, "claims")
-    assert [row["id"] for row in rows] == [claim.id for claim in CLAIMS]
-    for row, claim in zip(rows, CLAIMS, strict=True):
-        assert row["claim"] == claim.sentence and row["seeds"] == SEEDS
-        assert row["verdict"] in VERDICTS and row["verdict"] != "not run"
-        assert row["low"] <= row["effect"] <= row["high"] and row["queries"] >= 100
-        assert (row["verdict"] == "inconclusive") == (row["low"] <= 0 <= row["high"])
+def require_same_rows(rows: list[dict], again: list[dict]) -> None:
+    """The same words, and numbers that differ by rounding at most."""
+    for row, other in zip(rows, again, strict=True):
+        for key in ("effect", "low", "high"):
+            if row[key] is not None:
+                assert row[key] == pytest.approx(other[key], abs=1e-6), row["id"]
+        different = {key for key in row if row[key] != other[key]}
+        assert different <= {"effect", "low", "high", "contrasts"}, row["id"]
 
 
-def test_open_claims_say_what_would_decide_them():
-    numbers = read(FOLDER, "08_verdict")["numbers"]
-    open_claims = [row["id"] for row in numbers["claims"] if row["verdict"] == "inconclusive"]
-    assert [row["claim"] for row in numbers["undecided"]] == open_claims
-    assert all(row["needs"] for row in numbers["undecided"])
+@pytest.mark.slow
+def test_the_verdicts_follow_from_the_evidence():
+    stored = evidence_file.read(FOLDER / reference.EVIDENCE)
+    assert (
+        FOUND["seeds"] == list(stored.seeds) == list(range(len(stored.seeds)))
+    )  # consecutive: none is left out
+    assert (FOUND["metric"], FOUND["profile"]) == (stored.metric, stored.profile)
+    require_same_rows(FOUND["statements"], [v.row() for v in verdicts(stored.found(), stored.seeds)])
+
+
+def test_every_statement_has_a_verdict_and_its_numbers():
+    assert [row["id"] for row in FOUND["statements"]] == [s.id for s in STATEMENTS]
+    for row, statement in zip(FOUND["statements"], STATEMENTS, strict=True):
+        assert row["statement"] == statement.sentence and row["verdict"] in VERDICTS
+        if row["verdict"] != "not run":
+            assert row["low"] <= row["effect"] <= row["high"] and len(row["seeds"]) == len(FOUND["seeds"])
+            for contrast in row["contrasts"]:
+                assert np.mean(contrast["by_seed"]) == pytest.approx(contrast["effect"])
+
+
+def test_readme_index_and_figure_give_the_same_answer():
+    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
+    assert answer.readme(readme, FOUND) == readme
+    shown = answer.figure(FOUND["statements"], FOUND["metric"], FOUND["conditions"])
+    assert (FOLDER / answer.FIGURE).read_text(encoding="utf-8") == figure_svg(shown)
+    index = (FOLDER / "index.html").read_text(encoding="utf-8")
+    assert answer.lead(FOUND) in index
+    assert all(
+        sentence in html.unescape(index) and sentence in readme for sentence in answer.sentences(FOUND)
+    )
+
+
+def test_the_pages_lead_with_the_verdicts_of_the_reference():
+    rows = {row["id"]: row for row in FOUND["statements"]}
+    led = 0
+    for name in NOTEBOOKS:
+        results = read(FOLDER, name)
+        page = (FOLDER / f"{name}.html").read_text(encoding="utf-8")
+        own = [row["id"] for row in results["numbers"].get("claims", [])]
+        assert [row["id"] for row in results["beside"].get("statements", [])] == own
+        for row in results["beside"].get("statements", []):
+            assert row == rows[row["id"]]
+        if own:
+            section = reference.section(results["beside"], FOUND, results["seeds"])
+            assert with_reference(page, section) == page and section in page
+            led += 1
+    assert led == len(NOTEBOOKS) - 2  # 00 and 07 have no statements
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -49,8 +95,6 @@ def test_pages_are_small_and_say_what_results_hold(name):
     assert [text for text in said if text not in shown] == []
     whole = html.unescape(page)
     assert [f["alt"] for f in results["figures"] if f["alt"] not in whole] == []
-    # the tables that are written when pages are published
-    assert with_reference(page, sections(results["beside"], others())) == page
 
 
 def test_the_index_has_the_headlines_of_the_pages():
@@ -60,42 +104,12 @@ def test_the_index_has_the_headlines_of_the_pages():
 
 def test_every_page_has_the_verdicts_of_claims_json():
     rows = {row["id"]: row for row in read(FOLDER, "claims")}
+    assert list(rows) == [statement.id for statement in STATEMENTS]
     for name in NOTEBOOKS:
         for row in read(FOLDER, name)["numbers"].get("claims", []):
             assert row == rows[row["id"]], name
 
 
-def test_the_runs_own_page_names_no_uncommitted_code():
+def test_the_runs_own_pages_name_no_uncommitted_code():
     commits = {read(FOLDER, name)["run"]["commit"] for name in NOTEBOOKS}
     assert all(re.fullmatch("[0-9a-f]{12}", commit) for commit in commits), commits
-
-
-def test_the_readme_says_what_the_run_found():
-    def said(rows):
-        found = {
-            verdict: [str(row["id"]) for row in rows if row["verdict"] == verdict] for verdict in VERDICTS
-        }
-        return "; ".join(f"{verdict} {', '.join(ids)}" for verdict, ids in found.items() if ids)
-
-    more, on_gpu = (others()[OTHERS[file]] for file in (OTHER_SEEDS, ON_GPU))
-    together = more["together"].values()
-    assert all(len(row["seeds"]) == 20 for row in together)
-    readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
-    for what, rows in (
-        ("five seeds", read(FOLDER, "claims")),
-        ("twenty seeds", together),
-        ("the same five on a GPU", on_gpu["claims"].values()),
-    ):
-        assert f"* {what}: {said(rows)}\n" in readme
-
-
-def test_other_seeds_and_another_device_stand_beside_the_verdicts():
-    """What ``make more-seeds`` has written since: other seeds, and the same on a GPU; the pages show it."""
-    shown, written = read(FOLDER, "08_verdict")["beside"], others()
-    assert set(shown) == set(written) == set(OTHERS.values())
-    for title, rows in shown.items():
-        assert {row["claim"]: row["reference"] for row in rows} == written[title]["claims"]
-        assert len(rows) == len(CLAIMS) and all(row["reference"]["verdict"] != "not run" for row in rows)
-    for row in shown[OTHERS[OTHER_SEEDS]]:
-        assert len(row["reference"]["seeds"]) >= 5 and not set(row["reference"]["seeds"]) & set(SEEDS)
-    assert all(row["reference"]["seeds"] == SEEDS for row in shown[OTHERS[ON_GPU]])
