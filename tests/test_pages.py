@@ -128,6 +128,16 @@ def test_a_folded_cell_shows_its_first_line_of_code():
     assert "drawn = 1" in found.texts
 
 
+def test_a_cell_tagged_open_is_not_folded():
+    cells = [
+        nbformat.v4.new_markdown_cell("# A question"),
+        nbformat.v4.new_code_cell("by_hand = 1", metadata={"tags": ["open"]}),
+        nbformat.v4.new_code_cell("drawn = 1"),
+    ]
+    found = Checker(pages.page_html(nbformat.v4.new_notebook(cells=cells), "04_video_proxy"))
+    assert ["open" in attributes for tag, attributes in found.tags if tag == "details"] == [True, False]
+
+
 def test_a_notebook_without_a_title_is_refused(tmp_path):
     with pytest.raises(ClipVipError, match="no title"):
         pages.question({"cells": [{"cell_type": "code", "source": "# no"}]})

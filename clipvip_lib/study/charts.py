@@ -73,28 +73,23 @@ def interval_panels(
     at: float | None = None,
     limits: tuple[float, float] | None = None,
 ) -> Figure:
-    """Points with their intervals, a panel for each frame and a row for each of its rows.
+    """Points with their intervals, a panel for each frame and the same rows in all.
 
-    panels: by title a frame with the columns ``label``, ``value``, "low" and "high". looks: by label.
+    panels: by title a frame with the columns ``label``, ``value``, "low" and "high". looks: by label, in the order of
+        the rows.
     at: where a line stands, such as chance. limits: of the axis of values.
     """
     import matplotlib.pyplot as plt
 
-    rows = max(len(frame) for frame in panels.values())
-    size = (7.4, max(2.4, 0.5 + 0.42 * rows))
+    there = {name for frame in panels.values() for name in frame[label]}
+    labels = [name for name in looks if name in there]
+    colours, markers, hollow = zip(*(looks[name] for name in labels), strict=True)
+    size = (7.4, max(2.4, 0.5 + 0.42 * len(labels)))
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
-        colours, markers, hollow = zip(*(looks[name] for name in frame[label]), strict=True)
-        interval_rows(
-            axis,
-            list(frame[label]),
-            frame[value],
-            frame["low"],
-            frame["high"],
-            colours=colours,
-            markers=markers,
-            hollow=hollow,
-        )
+        found = frame.set_index(label).reindex(labels)  # where a panel lacks a row, nothing is drawn
+        values, lows, highs = found[value], found["low"], found["high"]
+        interval_rows(axis, labels, values, lows, highs, colours=colours, markers=markers, hollow=hollow)
         if at is not None:
             axis.axvline(at, color=INK["muted"][0], linewidth=1)
         axis.set(title=title, xlabel=xlabel, xlim=limits)
@@ -141,14 +136,18 @@ def curves(
     ylabel: str,
     *,
     marker: str | None = None,
+    points: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
     ticks: Sequence[float] | None = None,
 ) -> Figure:
-    """Lines with a legend. series: by name (x, y). marker: at every point. ticks: of x."""
+    """Lines with a legend. series: by name (x, y). marker: at every point of them. points: series drawn as circles,
+    without a line. ticks: of x."""
     import matplotlib.pyplot as plt
 
     fig, axis = plt.subplots(figsize=(7.4, 3.6))
     for i, (name, (x, y)) in enumerate(series.items()):
         axis.plot(x, y, LINES[i % len(LINES)], marker=marker, label=name)
+    for name, (x, y) in (points or {}).items():
+        axis.plot(x, y, "o", color=PALETTE["orange"][0], markerfacecolor="none", markersize=9, label=name)
     axis.set(xlabel=xlabel, ylabel=ylabel)
     if ticks is not None:
         axis.set_xticks(ticks)
