@@ -504,11 +504,12 @@ def finetunings(profile: Profile) -> dict[str, list[Asked]]:
         return [(arm, name, None) for arm in arms for name in BENCHMARKS]
 
     alone = (BASELINE, "msrvtt", None)
+    shown = [alone, (Arm(), "msrvtt", None), (METHOD, "msrvtt", None)]
     curves = [
         (Arm(corpus=name), "msrvtt", step) for name, step in itertools.product(CORPORA, snapshots(profile))
     ]
     return {
-        "00_start_here": [alone],
+        "00_start_here": shown,
         "01_data_size": [alone, *curves],
         "04_video_proxy": on_both(attention_arms(profile).values()),
         "05_ocl_losses": on_both(dict.fromkeys([*loss_arms().values(), *text_arms().values()])),
@@ -522,7 +523,7 @@ def _wanted(notebook: str, profile: Profile, seeds: Sequence[int]) -> Iterable[C
     for seed in seeds:
         for arm, name, step in tuned:
             yield ask(finetuned, profile, arm, name, seed, step)
-            if notebook == "06_clip_vip":
+            if notebook in ("00_start_here", "06_clip_vip") and arm in (BASELINE, METHOD):
                 yield ask(zero_shot, profile, arm, name, seed)
         if notebook in ("02_language_gap", "03_ofa_captions"):
             yield ask(language_gap, profile, seed)
