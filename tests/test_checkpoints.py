@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.checkpoints import LoadReport, adapt, build, load_clip_vip, load_weights
-from clipvip_lib.models.clip_vip import ATTENTIONS, ClipViP, ClipViPConfig, is_added
+from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, is_added
 from clipvip_lib.models.open_clip_weights import from_open_clip
 
 # Heads 64 wide and QuickGELU, as in all released CLIPs, so that a bare file tells all sizes.

@@ -39,15 +39,11 @@ from clipvip_lib.data.transform import CLIP_MEAN, CLIP_STD
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models import encoding, proxy_attention
+from clipvip_lib.models.attentions import ATTENTIONS, JOINT
 from clipvip_lib.models.load_report import not_finite, one_sentence
 from clipvip_lib.models.model_card import model_card
 from clipvip_lib.models.proxy_attention import attend, attention_interface
 from clipvip_lib.models.weight_files import read_folder
-
-ATTENTIONS = ("proxy", "full", "mean_pool", "sequential")
-
-#: Attentions that see all frames as one sequence, and so have proxies and a temporal embedding.
-JOINT = ("proxy", "full")
 
 AttentionInterface.register(proxy_attention.NAME, attention_interface)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from clipvip_lib.models.attentions import JOINT
+
 CARD = """\
 ---
 library_name: transformers
@@ -54,7 +56,7 @@ def model_card(model) -> str:
             f"{part.hidden_act}"
         )
 
-    joint = config.attention in ("proxy", "full")
+    joint = config.attention in JOINT
     return CARD.format(
         attention=config.attention,
         proxies=config.proxies if joint else "none",
