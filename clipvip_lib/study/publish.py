@@ -33,10 +33,12 @@ def publish(
     results/claims.json. Returns the path of index.html.
     """
     those, sections = reference_run.compared_with(out, reference), {}
+    precision = ""
     made = {name for name, page in pages.items() if page.done(home)}
     for name in made:
         results = files.read_json(pages[name].folder(home) / "results.json")
         results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
+        precision = precision or results["run"].get("precision", "")
         claims = results["numbers"].get("claims", [])
         results["beside"] = reference_run.beside(claims, results["profile"], those)
         sections[name] = reference_run.sections(results["beside"], those)
@@ -56,13 +58,12 @@ def publish(
         out / "results" / "run.json", json.dumps(run_record(outcomes, home, first, seconds), indent=2) + "\n"
     )
     cards = [_card(name, notebooks, pages, outcomes, out) for name in plan.notebooks]
-    facts = [*provenance_lines(provenance(first["profile"], first["seeds"]))]
-    facts.append(
-        (
-            "took",
-            f"{duration(seconds)}; all stages together {duration(_computed(outcomes, home))} of computing",
-        )
-    )
+    computed = duration(_computed(outcomes, home))
+    facts = [
+        *provenance_lines(provenance(first["profile"], first["seeds"], precision)),
+        ("this run took", duration(seconds)),
+        ("all stages took", f"{computed} of computing, in this run and in earlier ones"),
+    ]
     _write(out / "index.html", html_pages.index_html(cards, facts, first["profile"]))
     return out / "index.html"
 
