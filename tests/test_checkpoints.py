@@ -417,6 +417,7 @@ def test_the_model_card_says_what_the_model_is_and_is_not_overwritten(tmp_path):
     assert (
         "library_name: transformers" in card and "| Proxies | 3 |" in card and "pixels, patches of 8" in card
     )
+    assert "| Resizing in training | not recorded |" in card
     assert f"| Parameters | {sum(p.numel() for p in model.parameters()):,} |" in card
     (tmp_path / "README.md").write_text("mine")
     model.save_pretrained(tmp_path)

@@ -50,11 +50,12 @@ AttentionInterface.register(proxy_attention.NAME, attention_interface)
 
 @strict
 class ClipViPConfig(CLIPConfig):
-    """CLIP's configuration and four fields of this project.
+    """CLIP's configuration and five fields of this project.
 
     attention: one of ATTENTIONS. proxies: M (also the class tokens of "full").
     temporal_size: frames that have their own temporal embedding.
     sequence_layers: layers of "sequential"'s transformer (CLIP4Clip: 4).
+    antialias: how the frames of its training were resized (``transform.resize``); None where that is not known.
     Raises ClipVipError for an unknown attention, or a number below 1.
     """
 
@@ -64,6 +65,7 @@ class ClipViPConfig(CLIPConfig):
     proxies: int = 4
     temporal_size: int = 12
     sequence_layers: int = 4
+    antialias: bool | None = None
 
     def __post_init__(self, **kwargs):
         if self.attention not in ATTENTIONS:

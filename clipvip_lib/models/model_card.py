@@ -24,6 +24,7 @@ cosine similarity.
 | Proxies | {proxies} |
 | Frames with a temporal embedding | {temporal_size} (others are interpolated) |
 | Frame size | {image_size} pixels, patches of {patch_size} |
+| Resizing in training | {resizing} |
 | Vision tower | {vision} |
 | Text tower | {text}, {vocab_size} tokens, at most {context} per text |
 | Feature width | {projection_dim} |
@@ -45,6 +46,8 @@ What the weights were trained on is not recorded here. If you publish them, say 
 and of the weights that they started from.
 """
 
+RESIZING = {True: "bicubic, antialiased", False: "bicubic, not antialiased", None: "not recorded"}
+
 
 def model_card(model) -> str:
     """The card of a ClipViP, filled from its configuration."""
@@ -62,6 +65,7 @@ def model_card(model) -> str:
         proxies=config.proxies if joint else "none",
         temporal_size=config.temporal_size if joint else "none",
         image_size=config.vision_config.image_size,
+        resizing=RESIZING[config.antialias],
         patch_size=config.vision_config.patch_size,
         vision=tower(config.vision_config),
         text=tower(config.text_config),
