@@ -406,7 +406,10 @@ def test_a_plan_takes_no_force_and_no_folder(capsys):
 
 def test_without_plan_paper_asks_for_data(capsys):
     assert cli.main(["reproduce", "--profile", "paper"]) == 2
-    assert "expected data and weights" in capsys.readouterr().err
+    said = "expected data and weights, without data_root=DIR and weights=PATH; add --set data_root=DIR --set weights"
+    assert said in capsys.readouterr().err
+    assert cli.main(["reproduce", "--profile", "paper", "--set", "data_root=/"]) == 2
+    assert "without weights=PATH; add --set weights=PATH (in" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------- a profile that runs

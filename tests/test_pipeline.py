@@ -167,7 +167,7 @@ def test_executed_pages_pass_nbval_and_a_changed_number_fails(house, first, tmp_
     ("options", "words"),
     [
         ({"profile": "quik"}, "unknown profile 'quik'"),
-        ({"only": ["07"]}, "unknown notebook '07'"),
+        ({"only": ["07"]}, "unknown notebook '07': expected one of 00_first, 01_second, 02_third"),
         ({"seeds": [0, 0]}, "seeds are"),
         ({"force": ["nothing"]}, "unknown stage 'nothing'"),
         ({"set": {"nose": 1}}, "unknown notebook parameter 'nose'.*did you mean 'note'"),

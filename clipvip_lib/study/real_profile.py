@@ -47,10 +47,11 @@ class RealProfile(Profile):
         settings = Settings.of(
             {"gpus": max(1, len(gpus()))} | {k: v for k, v in given.items() if k not in changes}
         )
-        if settings.data_root is None or settings.weights is None:
+        wanted = {"data_root": "data_root=DIR", "weights": "weights=PATH"}
+        if lacks := [how for name, how in wanted.items() if getattr(settings, name) is None]:
             raise ClipVipError(
-                "profile 'paper' expected data and weights, got neither or one of the two; add --set data_root=DIR "
-                "--set weights=PATH (in a notebook: at_hand), or look first with --plan"
+                f"profile 'paper' expected data and weights, without {' and '.join(lacks)}; "
+                f"add --set {' --set '.join(lacks)} (in a notebook: at_hand), or look first with --plan"
             )
         _check_there(settings)
         paper = PROFILES[NAME]
