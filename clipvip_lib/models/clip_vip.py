@@ -76,6 +76,13 @@ class ClipViPConfig(CLIPConfig):
                 raise ClipVipError(f"{name} expected a whole number from 1, got {number!r}; change it")
         super().__post_init__(**kwargs)
 
+    def to_dict(self) -> dict:
+        """transformers' own; what is not known is not written."""
+        fields = super().to_dict()
+        if fields["antialias"] is None:
+            del fields["antialias"]
+        return fields
+
     @classmethod
     def small(
         cls,
