@@ -27,7 +27,7 @@ help: ## list these targets
 # it side by side at their start. The stamp holds a checksum of the files that decide what is installed, and is
 # written last. A set-up that was interrupted leaves its "running" mark, and the next one starts afresh: half a
 # package is worse than none. The mark says "installed" once it is: a pipe to grep hides how the installer ended.
-setup: ## make .venv from requirements.lock (skipped when nothing changed)
+setup: ## make .venv from requirements.lock (skipped if nothing has changed)
 	@sum=$$(cat requirements.lock pyproject.toml | cksum); \
 	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
 	set -e; \
@@ -91,7 +91,7 @@ test: setup ## all tests, the nine notebooks at smoke size included
 	@$(PY) -m pytest
 
 EQUALITY := goldens proxy_attention clip_vip checkpoints ofa beam
-equality: setup ## measure what equals what (the table of notebook 00): reports/reference/equality.json
+equality: setup ## compare our models with the authors' (the table of notebook 00): reports/reference/equality.json
 	@$(PY) -m pytest -v $(EQUALITY:%=tests/test_%.py) --write-equality reports/reference/equality.json
 
 smoke-results: setup ## run the study at smoke size and keep its results for make test to compare (after raising a stage's version)
