@@ -21,13 +21,13 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
 .PHONY: help setup reproduce smoke test equality smoke-results rates evidence answer lab lint format clean distclean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Of what is installed, only what the study imports is compiled, by importing it once: else its processes would do
 # it side by side at their start. The stamp holds a checksum of the files that decide what is installed, and is
 # written last. A set-up that was interrupted leaves its "running" mark, and the next one starts afresh: half a
 # package is worse than none. The mark says "installed" once it is: a pipe to grep hides how the installer ended.
-setup: ## make .venv from requirements.lock (skipped when nothing changed)
+setup: ## make .venv from requirements.lock (skipped if nothing has changed)
 	@sum=$$(cat requirements.lock pyproject.toml | cksum); \
 	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
 	set -e; \
@@ -91,13 +91,13 @@ test: setup ## all tests, the nine notebooks at smoke size included
 	@$(PY) -m pytest
 
 EQUALITY := goldens proxy_attention clip_vip checkpoints ofa beam
-equality: setup ## measure what equals what (the table of notebook 00): reports/reference/equality.json
+equality: setup ## compare our models with the authors' (the table of notebook 00): reports/reference/equality.json
 	@$(PY) -m pytest -v $(EQUALITY:%=tests/test_%.py) --write-equality reports/reference/equality.json
 
-smoke-results: setup ## after a stage's version was raised: tests/smoke_results.json
+smoke-results: setup ## run the study at smoke size and keep its results for make test to compare (after raising a stage's version)
 	@$(PY) -m pytest -n 0 tests/test_smoke_results.py --write-smoke-results
 
-rates: setup ## choose each arm's learning rate on validation, anew (before a new reference run)
+rates: setup ## choose each arm's learning rate on validation again (before a new reference run)
 	@$(PY) -m clipvip_lib.study.jobs rates $(PROFILE)
 
 evidence: setup ## add what every query gave in a run that is done (SEEDS=0,1,2) to reports/reference/evidence.npz

@@ -36,14 +36,14 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="clipvip", description="CLIP-ViP as a study that anyone can run.")
     top.add_argument("--version", action="version", version=f"clipvip {__version__}")
-    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
     return top
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 something failed, 2 bad input, 130 interrupted."""
+    """Run a command; returns the exit code: 0 done, 1 something failed, 2 bad input or none, 130 interrupted."""
     for stream in (
         sys.stdout,
         sys.stderr,
@@ -51,7 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
-        arguments = parser().parse_args(argv)
+        top = parser()
+        arguments = top.parse_args(argv)
+        if arguments.command is None:
+            top.print_help(sys.stderr)
+            return 2
         with signals_raise(signal.SIGTERM):
             return arguments.run(arguments)
     except ClipVipError as error:

@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clipvip_lib.errors import ClipVipError, unknown
-
-ATTENTIONS = ("proxy", "full", "mean_pool", "sequential")
+from clipvip_lib.models.attentions import ATTENTIONS, JOINT
 
 
 @dataclass(frozen=True)
@@ -78,19 +77,20 @@ class ClipSizes:
 
 
 def attention_pairs(attention: str, proxies: int, frames: int, patches: int) -> int:
-    """Query-key pairs of one layer for one video: 33.5 thousand for B/32, 12 frames, 4 proxies; full 350 thousand."""
+    """Query-key pairs of one layer for one video: 33.5 thousand for B/32, 12 frames, 4 proxies; full 350 thousand.
+
+    All tokens of a sequence see each other, except in proxy attention.
+    """
     M, N, L = proxies, frames, patches
-    if attention == "full":
-        return (M + N * L) ** 2
     if attention == "proxy":
         return M * (M + N * L) + N * L * (M + L)
-    return N * (1 + L) ** 2
+    return (M + N * L) ** 2 if attention in JOINT else N * (1 + L) ** 2
 
 
 def video_flops(sizes: ClipSizes, frames: int | None = None) -> int:
     """FLOPs of ``encode_video`` for one video of N frames (by default the model's); 1 frame: a middle frame F."""
     N, L, D = sizes.frames if frames is None else frames, sizes.patches, sizes.width
-    joint = sizes.attention in ("proxy", "full")
+    joint = sizes.attention in JOINT
     sequences = 1 if joint else N  # without proxies every frame is its own sequence
     tokens = sizes.proxies + N * L if joint else 1 + L
     pairs = attention_pairs(sizes.attention, sizes.proxies, N, L) // sequences
@@ -150,7 +150,7 @@ def _tower(tokens: int, width: int, mlp: int, layers: int, pairs: int) -> int:
 def clip_parameters(sizes: ClipSizes) -> int:
     """Number of weights of a CLIP-ViP, both towers and logit_scale."""
     D, Dt, E = sizes.width, sizes.text_width, sizes.embed_dim
-    joint = sizes.attention in ("proxy", "full")
+    joint = sizes.attention in JOINT
     embeddings = D + 3 * sizes.patch_size**2 * D + (sizes.patches + 1) * D
     if joint:
         embeddings += (sizes.proxies - 1) * D + sizes.frames * D

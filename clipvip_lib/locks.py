@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import stat
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
@@ -33,7 +34,8 @@ class Lock:
     wait: wait for its turn; without it, `Taken` is raised if another process has the lock.
     Attribute ``left_by``: who held the file's lock and died with it, or ended with a full disk; "" if nobody did.
 
-    Raises ClipVipError for a file that cannot be opened or written, and a file system without locks.
+    Raises ClipVipError for what is no file or folder (a pipe, a device), a file that cannot be opened or written, and a
+    file system without locks.
     """
 
     def __init__(self, path: str | Path, *, wait: bool = False) -> None:
@@ -42,11 +44,18 @@ class Lock:
         if not folder:
             make_folder(self.path.parent)
         try:
-            self._handle = os.open(self.path, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT, 0o644)
+            # Not blocking: a pipe may wait for its other end for ever.
+            how = os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_NONBLOCK
+            self._handle = os.open(self.path, how, 0o644)
         except OSError as error:
             raise ClipVipError(
                 f"cannot open {self.path}: expected a file to lock, got {error.strerror}; choose another folder"
             ) from error
+        if not folder and not stat.S_ISREG(os.fstat(self._handle).st_mode):
+            self.release()
+            raise ClipVipError(
+                f"cannot lock {self.path}: expected a file, got a pipe or a device; remove it, or choose another folder"
+            )
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

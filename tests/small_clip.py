@@ -15,7 +15,9 @@ WORDS = ("a red circle slides left", "a blue square grows", "somebody cooks", "a
 SIZE, FRAMES = 32, 3
 
 
-def small_model(seed: int = 0, vocab_size: int | None = None, **changes) -> ClipViP:
+def small_model(
+    seed: int = 0, vocab_size: int | None = None, antialias: bool | None = None, **changes
+) -> ClipViP:
     """Random weights; a text tower for the tokenizer of WORDS, or for another vocabulary."""
     size = ClipTokenizer.for_texts(WORDS).vocab_size if vocab_size is None else vocab_size
     config = ClipViPConfig.small(
@@ -32,6 +34,7 @@ def small_model(seed: int = 0, vocab_size: int | None = None, **changes) -> Clip
             **changes,
         }
     )
+    config.antialias = antialias
     torch.manual_seed(seed)
     return ClipViP(config).eval()
 

@@ -265,6 +265,24 @@ def test_the_status_line_has_the_count_and_what_runs_and_later_a_range():
     assert re.fullmatch(r"\[1/3\] about 2 to 5 min left \| a/1 0 s", lines[1])
 
 
+def test_a_stage_whose_worker_is_still_starting_has_no_clock():
+    """Its clock would run while the worker imports libraries, and jump back to zero when the stage begins."""
+    running = Running(stage("a"))
+    assert [running.text(now) for now in (1.0, 9.0)] == ["a starting"] * 2 and running.elapsed(9.0) == 0
+    running.started = 9.5
+    assert running.text(12.5) == "a 3 s" and running.elapsed(12.5) == 3
+
+
+def test_no_status_is_shown_when_nothing_runs():
+    now, said = [0.0], io.StringIO()
+    board = Board(2, 1, stream=said, mode="plain", clock=lambda: now[0])
+    board.ran(stage("a", 100.0), 100.0)
+    now[0] = 60.0
+    board.status([], [])
+    board.status([], [stage("b", 1.0)])
+    assert said.getvalue() == ""
+
+
 def test_the_pace_counts_from_the_first_sign_of_progress():
     now = [0.0]
     board = Board(1, 1, stream=io.StringIO(), mode="plain", clock=lambda: now[0])

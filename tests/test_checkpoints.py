@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.checkpoints import LoadReport, adapt, build, load_clip_vip, load_weights
-from clipvip_lib.models.clip_vip import ATTENTIONS, ClipViP, ClipViPConfig, is_added
+from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, is_added
 from clipvip_lib.models.open_clip_weights import from_open_clip
 
 # Heads 64 wide and QuickGELU, as in all released CLIPs, so that a bare file tells all sizes.
@@ -416,6 +417,7 @@ def test_the_model_card_says_what_the_model_is_and_is_not_overwritten(tmp_path):
     assert (
         "library_name: transformers" in card and "| Proxies | 3 |" in card and "pixels, patches of 8" in card
     )
+    assert "| Resizing in training | not recorded |" in card
     assert f"| Parameters | {sum(p.numel() for p in model.parameters()):,} |" in card
     (tmp_path / "README.md").write_text("mine")
     model.save_pretrained(tmp_path)

@@ -61,7 +61,6 @@ def test_arguments_reach_the_pipeline(called):
         ("reproduce --workers two", "invalid int value: 'two'"),
         ("reproduce --nonsense", "unrecognized arguments: --nonsense"),
         ("reproduced", "invalid choice: 'reproduced'"),
-        ("", "required: COMMAND"),
     ],
 )
 def test_bad_arguments_are_one_sentence_and_code_2(called, capsys, line, words):
@@ -69,6 +68,12 @@ def test_bad_arguments_are_one_sentence_and_code_2(called, capsys, line, words):
     said = capsys.readouterr().err
     assert said.startswith("clipvip: ") and words in said and said.count("\n") == 1
     assert called == []
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert cli.main([]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err == cli.parser().format_help() and "reproduce" in said.err
 
 
 def test_errors_and_interruptions_of_a_command(monkeypatch, capsys):

@@ -15,8 +15,9 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
 
 from clipvip_lib.data.transform import normalize
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.checkpoints import adapt
-from clipvip_lib.models.clip_vip import ATTENTIONS, ClipViP, ClipViPConfig, last_layer_of_one_token
+from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, last_layer_of_one_token
 
 SMALL = {
     "width": 32,

@@ -86,6 +86,24 @@ def test_shards_frame_folders_and_switches_reach_the_features(weights, tmp_path,
     assert ".tar (00" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("known", [True, False, None])
+def test_frames_are_resized_as_in_the_models_training(known, tmp_path, capsys):
+    weights = save_small(tmp_path / "weights", antialias=known)
+    written = json.loads((weights / "config.json").read_text())
+    assert written.get("antialias") is known and ("antialias" in written) == (known is not None)
+    (path,) = write_videos(tmp_path / "videos", 1)
+    run("embed", path, "--weights", weights, "--out", tmp_path / "a")
+    said = "does not say how frames were resized in training; assuming the authors' way, without antialiasing"
+    assert (said in capsys.readouterr().err) == (known is None)
+    assert Features(tmp_path / "a").settings["antialias"] is bool(known)
+    asked = "--no-antialias" if known else "--antialias"
+    run("embed", path, "--weights", weights, "--out", tmp_path / "b", asked)
+    assert Features(tmp_path / "b").settings["antialias"] is not bool(known)
+    assert said not in capsys.readouterr().err
+    shown = [Features(tmp_path / name).array for name in "ab"]
+    assert np.abs(shown[0] - shown[1]).max() > 1e-4
+
+
 def test_untrained_weights_are_said(weights, tmp_path, capsys):
     from transformers import CLIPConfig, CLIPModel
 
@@ -94,7 +112,7 @@ def test_untrained_weights_are_said(weights, tmp_path, capsys):
     CLIPModel(CLIPConfig(**parts, projection_dim=24)).save_pretrained(tmp_path / "clip")
     (path,) = write_videos(tmp_path / "videos", 1)
     run("embed", path, "--weights", tmp_path / "clip", "--out", tmp_path / "a")
-    assert "untrained" not in capsys.readouterr().err
+    assert "weights are not in" not in capsys.readouterr().err
     run("embed", path, "--weights", tmp_path / "clip", "--out", tmp_path / "b", "--attention", "proxy")
     assert "2 weights are not in" in capsys.readouterr().err
 

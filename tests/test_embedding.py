@@ -78,6 +78,9 @@ def test_frames_antialias_and_precision_are_passed_on(clips):
         expected = model.encode_video(torch.from_numpy(resize(shown, SIZE, True))[None]).numpy()
     assert near(model.encode_videos([clips[0]], frames=4, antialias=True), expected)
     assert not near(model.encode_videos([clips[0]], frames=4), expected)
+    model.config.antialias = True  # what a training writes
+    assert near(model.encode_videos([clips[0]], frames=4), expected)
+    assert not near(model.encode_videos([clips[0]], frames=4, antialias=False), expected)
     rough = model.encode_videos([clips[0]], frames=4, antialias=True, precision="bfloat16")
     assert rough.dtype == np.float32 and 0 < np.abs(rough - expected).max() < 0.05
 

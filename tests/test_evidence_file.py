@@ -106,8 +106,8 @@ def test_a_damaged_file_is_one_sentence(stages_have_run, tmp_path):
             read(tmp_path / name)
 
 
-def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(jobs.files, "CHECKOUT", tmp_path)
+def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, capsys):
+    readme = (files.CHECKOUT / "README.md").read_bytes()
     for seeds in ("0,1", "2"):
         jobs.add_evidence("smoke", seeds, folder=tmp_path)
     assert read(tmp_path / "evidence.npz").seeds == (0, 1, 2)
@@ -119,6 +119,9 @@ def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, monkeypa
         jobs.add_evidence("smoke", "1", folder=tmp_path)
     with pytest.raises(ClipVipError, match="separate them by commas"):
         jobs.add_evidence("smoke", "one", folder=tmp_path)
+    assert (
+        files.CHECKOUT / "README.md"
+    ).read_bytes() == readme  # the project's own is told of its own reference only
 
 
 def test_what_the_pages_readme_says_can_be_run(capsys):

@@ -16,8 +16,8 @@ from clipvip_lib.captions.captioner_training import train_captioner
 from clipvip_lib.data.clips import list_clips
 from clipvip_lib.features.embedding import embed_videos, load_encoder
 from clipvip_lib.features.folder import Features
+from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.checkpoints import adapt
-from clipvip_lib.models.clip_vip import ATTENTIONS
 from clipvip_lib.profiles import Recipe
 from clipvip_lib.study import steps
 from clipvip_lib.training.encoder import BatchEncoder, features

@@ -53,6 +53,18 @@ def test_a_process_that_is_killed_holds_nothing(path):
         assert path.is_dir() or lock.left_by.startswith(f"process {process.pid} of ")
 
 
+def test_a_pipe_and_a_device_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "lock")
+    (tmp_path / "device").symlink_to(os.devnull)
+    for wait in (False, True):
+        for name in ("lock", "device"):
+            with pytest.raises(
+                ClipVipError, match=f"cannot lock .*{name}: expected a file, got a pipe or a dev"
+            ):
+                Lock(tmp_path / name, wait=wait)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device", "lock"]
+
+
 def test_a_file_that_cannot_be_opened_and_a_file_system_without_locks_are_named(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     with pytest.raises(ClipVipError, match="cannot write to .*file: expected a writable folder"):

@@ -51,8 +51,16 @@ def test_a_plan_counts_with_it_and_says_where_it_is_from(run, capsys):
 
 
 def test_what_is_no_finished_training_of_some_steps_is_one_sentence(run, tmp_path):
-    with pytest.raises(ClipVipError, match="expected the folder of a finished `clipvip train`"):
+    with pytest.raises(ClipVipError, match="finished `clipvip train`, .*result.json and model is missing"):
         rate(tmp_path)
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ClipVipError, match="model/, model is missing; name another"):
+        rate(tmp_path)
+    (tmp_path / "model").symlink_to(run / "model")
+    with pytest.raises(ClipVipError, match="their contents are not its \\('about'\\)"):
+        rate(tmp_path)
+    for name in ("result.json", "model"):
+        (tmp_path / name).unlink()
     for name in ("result.json", "model"):
         (tmp_path / name).symlink_to(run / name)
     (tmp_path / "metrics.jsonl").write_text("".join((run / "metrics.jsonl").read_text().splitlines(True)[:3]))

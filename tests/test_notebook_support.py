@@ -70,7 +70,12 @@ def test_bad_parameters_are_a_sentence(shown, tmp_path, name, profile, seeds, wo
 
 
 def test_a_notebook_is_found_by_number():
-    assert small_study.PLAN.find("01") == small_study.PLAN.find("second") == "01_second"
+    assert (
+        small_study.PLAN.find("01")
+        == small_study.PLAN.find("1")
+        == small_study.PLAN.find("second")
+        == "01_second"
+    )
     assert check_seeds(range(3)) == [0, 1, 2]
 
 

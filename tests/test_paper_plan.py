@@ -54,10 +54,8 @@ def test_every_arm_of_the_study_is_in_the_plan_once():
     losses = {arm.slug for arm in experiments.loss_arms().values()}
     texts = {arm.slug for arm in experiments.text_arms().values() if arm.corpus}
     sizes = {experiments.Arm(corpus=name).slug for name in CORPORA}
+    assert (len(attention), len(losses), len(sizes)) == (len(ATTENTION_ARMS), len(LOSS_ARMS), len(CORPORA))
     assert found.keys() == attention | losses | texts | sizes
-    assert (
-        len(attention) == len(ATTENTION_ARMS) and len(losses) == len(LOSS_ARMS) and len(sizes) == len(CORPORA)
-    )
     assert found["mean_pool/V-S/hdvila-100m"].notebooks == {"01", "04"}
     assert found["proxy-4/V-S/hdvila-100m"].notebooks == {"04", "05"}
     assert found["proxy-4/V-S,C+F-C/hdvila-100m"].notebooks == {"05"}  # 06's is the full one
@@ -407,7 +405,10 @@ def test_a_plan_takes_no_force_and_no_folder(capsys):
 
 def test_without_plan_paper_asks_for_data(capsys):
     assert cli.main(["reproduce", "--profile", "paper"]) == 2
-    assert "expected data and weights" in capsys.readouterr().err
+    said = "expected data and weights, without data_root=DIR and weights=PATH; add --set data_root=DIR --set weights"
+    assert said in capsys.readouterr().err
+    assert cli.main(["reproduce", "--profile", "paper", "--set", "data_root=/"]) == 2
+    assert "without weights=PATH; add --set weights=PATH (in" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------- a profile that runs

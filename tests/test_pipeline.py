@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import patience
@@ -100,6 +101,22 @@ def test_only_runs_what_is_asked_and_keeps_the_other_pages(house, first):
     assert "(--force)" in house.log()
     index = (house.out / "index.html").read_text()
     assert index.count('class="card done"') == 3
+    assert "<dt>precision</dt>" not in index  # its pages have none
+
+
+def test_the_index_names_the_precision_of_its_pages(house, first):
+    def profile(name):
+        return SimpleNamespace(**vars(small_study.profile(name)), precision="float32")
+
+    plan = dataclasses.replace(small_study.PLAN, profile=profile)
+    assert house.run(only=["01"], plan=plan)[0] == 0
+    assert json.loads((house.out / "results/01_second.json").read_text())["run"]["precision"] == "float32"
+    index = (house.out / "index.html").read_text()
+    assert "<dt>precision</dt><dd>float32</dd>" in index
+    assert re.search(r"<dt>this run took</dt><dd>\d+ s</dd>", index)
+    assert re.search(
+        r"<dt>all stages took</dt><dd>\d+ s of computing, in this run and in earlier ones", index
+    )
 
 
 def test_force_discards_a_stage_and_what_rests_on_it(house, first, monkeypatch):
@@ -150,7 +167,7 @@ def test_executed_pages_pass_nbval_and_a_changed_number_fails(house, first, tmp_
     ("options", "words"),
     [
         ({"profile": "quik"}, "unknown profile 'quik'"),
-        ({"only": ["07"]}, "unknown notebook '07'"),
+        ({"only": ["07"]}, "unknown notebook '07': expected one of 00_first, 01_second, 02_third"),
         ({"seeds": [0, 0]}, "seeds are"),
         ({"force": ["nothing"]}, "unknown stage 'nothing'"),
         ({"set": {"nose": 1}}, "unknown notebook parameter 'nose'.*did you mean 'note'"),

@@ -15,6 +15,7 @@ from clipvip_lib.progress import quiet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.study import experiments, real_stages, real_steps
 from clipvip_lib.study.experiments import NotAtHand
+from clipvip_lib.study.pipeline import split_settings
 from clipvip_lib.study.plan import study_plan
 from clipvip_lib.study.real_profile import RealProfile
 from clipvip_lib.workshop.machine import cores
@@ -106,6 +107,10 @@ def test_other_data_of_the_same_names_are_another_stage(data, tmp_path):
     ("changes", "sentence"),
     [
         ({"weights": None}, "expected data and weights"),
+        ({"data_root": "/nowhere"}, "data_root=/nowhere: expected the folder .*got no such folder; name"),
+        ({"data_root": __file__}, "expected the folder of corpora and benchmarks, got a file"),
+        ({"weights": "/nowhere"}, "weights=/nowhere: expected CLIP's weights, got no such file or folder"),
+        ({"ofa": "/nowhere.pt"}, "ofa=/nowhere.pt: expected OFA-large caption weights, got no such file"),
         ({"data_rot": "x"}, "data_root"),
         ({"finetune.step": 3}, "recipe field"),
         ({"finetune.steps": 2.5}, "expected int"),
@@ -243,3 +248,13 @@ def test_pages_come_out_of_what_is_there(data, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     assert cli.main(command) == 0
     assert "0 stages run" in capsys.readouterr().out  # everything is found done
+
+
+def test_paths_are_written_out_because_pages_work_elsewhere(data, monkeypatch):
+    monkeypatch.chdir(data)
+    _, further = split_settings("mini", {"data_root": "."})
+    assert further == {"data_root": "."}
+    of_profile, further = split_settings("paper", {"data_root": ".", "weights": "weights", "gpus": 1})
+    assert further == {} and of_profile["at_hand"]["weights"] == str(data / "weights")
+    monkeypatch.chdir("/")
+    assert RealProfile.of(of_profile["at_hand"]).at_hand["msrvtt"].there

@@ -150,6 +150,8 @@ def test_training_reads_nothing_of_the_test_split(world, tmp_path):
             (decoded / "test.json").write_text(json.dumps(rows))
         result = steps.finetune(config, {"clip": tmp_path / "clip", "frames": decoded}, folder, quiet)
         found.append((result, load_file(folder / "model" / "model.safetensors")))
+        saved = json.loads((folder / "model" / "config.json").read_text())
+        assert saved["antialias"] is size["antialias"] is True  # `clipvip embed` resizes alike
     (before, weights), (after, other) = found
     for key in ("history", "evaluations", "best_step"):
         assert before[key] == after[key]

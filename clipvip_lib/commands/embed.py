@@ -44,8 +44,9 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--antialias",
-        action="store_true",
-        help="resize with Pillow (as CLIP does, and the study's mini models)",
+        action=argparse.BooleanOptionalAction,
+        help="resize with Pillow as CLIP does, or in the authors' way (default: as the model was trained, if its "
+        "config.json says so, else the authors' way)",
     )
     precision(parser)
     parser.add_argument("--float16", action="store_true", help="store the features in float16")
@@ -102,6 +103,12 @@ def run(arguments: argparse.Namespace) -> int:
         print(
             f"clipvip: {len(encoder.untrained)} weights are not in {arguments.weights} and untrained "
             f"({', '.join(encoder.untrained[:3])}); --attention mean_pool needs none",
+            file=sys.stderr,
+        )
+    if clips and arguments.antialias is None and encoder.model.config.antialias is None:
+        print(
+            f"clipvip: {arguments.weights} does not say how frames were resized in training; assuming the authors' "
+            "way, without antialiasing (--antialias: as CLIP does)",
             file=sys.stderr,
         )
     say_slower(arguments.precision, encoder.model.device)

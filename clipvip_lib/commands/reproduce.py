@@ -28,7 +28,7 @@ def add(commands) -> None:
         action="append",
         default=[],
         metavar="STAGE",
-        help="run this stage again, with those that depend on it; a name, its beginning (finetune) or a pattern "
+        help="re-run this stage and everything that depends on it; a name, its beginning (finetune) or a pattern "
         "(finetune/*/seed0); may be repeated",
     )
     parser.add_argument(

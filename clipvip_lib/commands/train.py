@@ -211,8 +211,11 @@ def check(arguments: argparse.Namespace) -> str:
         raise ClipVipError(
             "--stage postpretrain expected --shards PATTERN or --frames-store DIR, got neither; add one"
         )
-    if not post and not (arguments.benchmark and arguments.data):
-        raise ClipVipError("--stage finetune expected --benchmark NAME and --data DIR, got less; add them")
+    wanted = {"--benchmark NAME": arguments.benchmark, "--data DIR": arguments.data}
+    if not post and (lacks := " and ".join(name for name, given in wanted.items() if not given)):
+        raise ClipVipError(
+            f"--stage finetune expected --benchmark NAME and --data DIR, {lacks} is missing; add it"
+        )
     foreign = ("benchmark", "data") if post else ("shards", "captions", "texts")
     if given := [f"--{name}" for name in foreign if getattr(arguments, name)]:
         raise ClipVipError(f"--stage {arguments.stage} takes no {' and no '.join(given)}; leave it out")

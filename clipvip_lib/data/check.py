@@ -32,11 +32,11 @@ ERRORS = {
     "unreadable-video": "a file is not a video, or is damaged",
     "wrong-duration": "a video's length is far from the annotation's: it was wrongly cut",
     "frames-missing": "a frame folder has a gap, or another number of pictures than num_frame",
-    "wrong-frames": "decord returns other frames than a second decoder",
+    "wrong-frames": "decord and a second decoder return different frames",
 }
 WARNINGS = {
     **{code: meaning for code, meaning in reading.FAULTS.items() if code in reading.LENIENT},
-    "byte-order-mark": "an annotation file begins with a byte order mark; it is left out in reading",
+    "byte-order-mark": "an annotation file begins with a byte order mark; it is ignored",
     "crlf": "an annotation file has Windows line ends; they are read as plain ones",
     "broken-letters": "a text was decoded wrongly once (a replacement character, or UTF-8 read as Latin-1)",
     "empty-part": "a sentence of a paragraph is empty; it is left out",
@@ -44,7 +44,7 @@ WARNINGS = {
     "twin-video": "videos of one split have the same bytes",
     "shared-source": "clips of one longer video or film are in two splits",
     "unlisted-video": "a file is in no split",
-    "doubtful-video": "decord is not trusted with a file that it should read; PyAV does, more slowly",
+    "doubtful-video": "decord cannot be trusted with a file that it should read; PyAV reads it, more slowly",
 }
 CODES = ERRORS | WARNINGS
 MOJIBAKE = re.compile("\ufffd|[ÃÂ][\x80-\xbf]|â€")

@@ -32,6 +32,7 @@ from clipvip_lib.models.encoding import (
     encode_texts,
     fingerprint,
     image_size,
+    resize_rule,
     tokenizer_of,
 )
 from clipvip_lib.models.load_report import LoadReport
@@ -125,7 +126,7 @@ def embed_videos(
     out: str | Path,
     *,
     frames: int | None = None,
-    antialias: bool = False,
+    antialias: bool | None = None,
     precision: str = "float32",
     stored: str = "float32",
     batch: int | None = None,
@@ -141,6 +142,7 @@ def embed_videos(
 
     Args:
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
+        antialias: how frames are resized; by default as ``encoding.resize_rule`` says.
         precision: of the model, float32, bfloat16 or "auto", the faster one on its device.
         stored: type of the features on disk, "float32" or "float16".
         part: videos in a part, the most that a kill can cost.
@@ -155,6 +157,7 @@ def embed_videos(
     # Before the folder is begun, which would hold every later start to a number that nothing can be made with.
     precision = choose(precision, encoder.model.device)
     batch, workers = batch_of(encoder.model, frames, batch), workers_of(workers)
+    antialias = resize_rule(encoder.model, antialias)
     settings = _settings(encoder, "videos", precision, stored) | {
         "frames": frames,
         "size": image_size(encoder.model),

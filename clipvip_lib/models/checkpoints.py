@@ -31,7 +31,8 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.models.clip_vip import JOINT, ClipViP, ClipViPConfig, is_added
+from clipvip_lib.models.attentions import JOINT
+from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, is_added
 from clipvip_lib.models.load_report import LoadReport, State, fit, one_sentence, put
 from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_weights import SIGN_OF_OFA, config_of_folder, ofa_from_state

@@ -39,26 +39,23 @@ from clipvip_lib.data.transform import CLIP_MEAN, CLIP_STD
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import atomic_path
 from clipvip_lib.models import encoding, proxy_attention
+from clipvip_lib.models.attentions import ATTENTIONS, JOINT
 from clipvip_lib.models.load_report import not_finite, one_sentence
 from clipvip_lib.models.model_card import model_card
 from clipvip_lib.models.proxy_attention import attend, attention_interface
 from clipvip_lib.models.weight_files import read_folder
-
-ATTENTIONS = ("proxy", "full", "mean_pool", "sequential")
-
-#: Attentions that see all frames as one sequence, and so have proxies and a temporal embedding.
-JOINT = ("proxy", "full")
 
 AttentionInterface.register(proxy_attention.NAME, attention_interface)
 
 
 @strict
 class ClipViPConfig(CLIPConfig):
-    """CLIP's configuration and four fields of this project.
+    """CLIP's configuration and five fields of this project.
 
     attention: one of ATTENTIONS. proxies: M (also the class tokens of "full").
     temporal_size: frames that have their own temporal embedding.
     sequence_layers: layers of "sequential"'s transformer (CLIP4Clip: 4).
+    antialias: how the frames of its training were resized (``transform.resize``); None where that is not known.
     Raises ClipVipError for an unknown attention, or a number below 1.
     """
 
@@ -68,6 +65,7 @@ class ClipViPConfig(CLIPConfig):
     proxies: int = 4
     temporal_size: int = 12
     sequence_layers: int = 4
+    antialias: bool | None = None
 
     def __post_init__(self, **kwargs):
         if self.attention not in ATTENTIONS:
@@ -77,6 +75,13 @@ class ClipViPConfig(CLIPConfig):
             if not isinstance(number, int) or number < 1:
                 raise ClipVipError(f"{name} expected a whole number from 1, got {number!r}; change it")
         super().__post_init__(**kwargs)
+
+    def to_dict(self) -> dict:
+        """transformers' own; what is not known is not written."""
+        fields = super().to_dict()
+        if fields["antialias"] is None:
+            del fields["antialias"]
+        return fields
 
     @classmethod
     def small(

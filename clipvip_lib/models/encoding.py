@@ -29,7 +29,7 @@ def encode_videos(
     paths: Sequence[str | Path],
     *,
     frames: int | None = None,
-    antialias: bool = False,
+    antialias: bool | None = None,
     precision: str = "float32",
     batch: int | None = None,
     workers: int | None = None,
@@ -40,7 +40,7 @@ def encode_videos(
         model: a ClipViP, on any device.
         paths: video files or folders of numbered pictures.
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
-        antialias: resize with Pillow, as CLIP does (and the mini study); by default the authors' way.
+        antialias: resize with Pillow, as CLIP does (True), or in the authors' way; by default as ``resize_rule`` says.
         precision: float32, bfloat16 (autocast) or "auto", the faster one on the model's device.
         batch: videos that are encoded together; by default 2 on a CPU (a larger one falls out of its caches), else 32.
         workers: threads that decode; by default one per core.
@@ -77,7 +77,7 @@ def encode_clips(
     clips: Sequence[Clip],
     *,
     frames: int | None = None,
-    antialias: bool = False,
+    antialias: bool | None = None,
     precision: str = "float32",
     batch: int | None = None,
     workers: int | None = None,
@@ -85,7 +85,7 @@ def encode_clips(
     """(clip without its frames, feature float32 [E]) of each clip, in order; None where the clip has an error."""
     frames = model.config.temporal_size if frames is None else frames
     batch = batch_of(model, frames, batch)
-    size = image_size(model)
+    size, antialias = image_size(model), resize_rule(model, antialias)
     waiting: list[Decoded] = []
 
     def encoded() -> Iterator[tuple[Decoded, np.ndarray | None]]:
@@ -142,6 +142,13 @@ def image_size(model) -> int:
             f"the model takes frames of {size} pixels: expected square ones; call encode_video with resized frames"
         )
     return sides.pop()
+
+
+def resize_rule(model, antialias: bool | None = None) -> bool:
+    """Whether frames are resized with antialiasing: as asked, else as in the model's training (its configuration says
+    so), else in the authors' way, without."""
+    given = model.config.antialias if antialias is None else antialias
+    return bool(given)
 
 
 # ---------------------------------------------------------------------------------------------------- tokenizer

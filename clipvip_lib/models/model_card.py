@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from clipvip_lib.models.attentions import JOINT
+
 CARD = """\
 ---
 library_name: transformers
@@ -22,6 +24,7 @@ cosine similarity.
 | Proxies | {proxies} |
 | Frames with a temporal embedding | {temporal_size} (others are interpolated) |
 | Frame size | {image_size} pixels, patches of {patch_size} |
+| Resizing in training | {resizing} |
 | Vision tower | {vision} |
 | Text tower | {text}, {vocab_size} tokens, at most {context} per text |
 | Feature width | {projection_dim} |
@@ -43,6 +46,8 @@ What the weights were trained on is not recorded here. If you publish them, say 
 and of the weights that they started from.
 """
 
+RESIZING = {True: "bicubic, antialiased", False: "bicubic, not antialiased", None: "not recorded"}
+
 
 def model_card(model) -> str:
     """The card of a ClipViP, filled from its configuration."""
@@ -54,12 +59,13 @@ def model_card(model) -> str:
             f"{part.hidden_act}"
         )
 
-    joint = config.attention in ("proxy", "full")
+    joint = config.attention in JOINT
     return CARD.format(
         attention=config.attention,
         proxies=config.proxies if joint else "none",
         temporal_size=config.temporal_size if joint else "none",
         image_size=config.vision_config.image_size,
+        resizing=RESIZING[config.antialias],
         patch_size=config.vision_config.patch_size,
         vision=tower(config.vision_config),
         text=tower(config.text_config),

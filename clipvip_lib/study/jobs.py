@@ -54,12 +54,13 @@ def add_evidence(
     tell_answer(folder)
 
 
-def tell_answer(folder: Path = reference.FOLDER, readme: Path = files.CHECKOUT / "README.md") -> None:
-    """Judge the evidence; write verdicts.json, the figure, and README's answer."""
+def tell_answer(folder: Path = reference.FOLDER) -> None:
+    """Judge the evidence; write verdicts.json, the figure, and (for the committed reference) README's answer."""
     found = reference.judge(folder)
     shown = answer.figure(found["statements"], found["metric"], found["conditions"])
     files.write_bytes(folder / answer.FIGURE, figures.figure_svg(shown).encode())
-    if readme.is_file():
+    readme = files.CHECKOUT / "README.md"
+    if folder == reference.FOLDER and readme.is_file():
         files.write_bytes(readme, answer.readme(readme.read_text(encoding="utf-8"), found).encode())
     print("\n".join(answer.sentences(found)))
 

@@ -34,9 +34,15 @@ def rate(run: Path) -> Rate:
         batch = written["result"]["clips_a_step"]
         config = ClipViPConfig.from_pretrained(run / "model")
     except (ClipVipError, OSError, KeyError, TypeError) as error:
+        gone = [name for name in ("result.json", "model") if not (run / name).exists()]
+        lacks = (
+            f"{' and '.join(gone)} is missing"
+            if gone
+            else f"their contents are not its ({' '.join(str(error).split()):.160})"
+        )
         raise ClipVipError(
             f"--set measured={run}: expected the folder of a finished `clipvip train`, with result.json and model/, "
-            "got none; name another"
+            f"{lacks}; name another"
         ) from error
     rows = read_metrics(run / "metrics.jsonl")[FIRST_STEPS:]
     if not rows:

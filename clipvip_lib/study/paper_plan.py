@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clipvip_lib.study.measured import Rate
 
 WEIGHTS = {"weights": "CLIP's weights", "ofa": "OFA-large caption weights"}  # by the names that --set has
+PATHS = ("data_root", *WEIGHTS, "measured")  # what --set gives as a file or folder
 PAIRS = "caption-pairs"  # texts of an image-caption corpus, for notebook 02
 READERS = tuple(name.split("_")[0] for name in experiments.NOTEBOOKS if name not in experiments.SUMMARIES)
 FULL = "06"  # the notebook of the whole method, which the authors train longer than their ablations
@@ -55,12 +56,11 @@ class Settings:
     @classmethod
     def of(cls, given: Mapping[str, object]) -> Settings:
         """Settings from names and values. Raises ClipVipError for an unknown name or a value of another kind."""
-        paths = ("data_root", *WEIGHTS, "measured")
         assumptions = [f.name for f in dataclasses.fields(scaling.Assumptions)]
         found: dict[str, object] = {}
         changed: dict[str, float] = {}
         for name, value in given.items():
-            if name in paths:
+            if name in PATHS:
                 if not isinstance(value, str) or not value.strip():
                     raise ClipVipError(
                         f"--set {name}=...: expected a file or folder, got {value!r}; name one"
@@ -81,7 +81,7 @@ class Settings:
             elif name in assumptions:
                 changed[name] = value
             else:
-                raise unknown("setting of a plan", name, [*paths, "gpus", "skip_share", *assumptions])
+                raise unknown("setting of a plan", name, [*PATHS, "gpus", "skip_share", *assumptions])
         if "measured" in found:
             from clipvip_lib.study.measured import rate
 

@@ -111,10 +111,15 @@ def reproduce(
 def split_settings(profile: str, given: dict) -> tuple[dict, dict]:
     """``--set`` as what makes the profile, and further notebook parameters. At ``paper`` it says where data and weights
     are, which notebooks take as one parameter ``at_hand``. The number of GPUs is written out, because a page's
-    own process sees only one."""
+    own process sees only one, and paths are, because it works in another folder."""
     of_profile = {"precision": given.pop("precision")} if "precision" in given else {}
     if profile != "paper":
         return of_profile, given
+    from clipvip_lib.study.paper_plan import PATHS
+
+    for name in PATHS:
+        if isinstance(given.get(name), str) and given[name].strip():
+            given[name] = str(Path(given[name]).expanduser().absolute())
     return of_profile | {"at_hand": {"gpus": max(1, len(gpus()))} | given}, {}
 
 

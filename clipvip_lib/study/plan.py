@@ -32,10 +32,11 @@ class Plan:
     profile: Callable[..., object]
 
     def find(self, name: str) -> str:
-        """The notebook that a full name or its number (``04``) means. Raises ClipVipError for another."""
+        """The notebook that a full name or its number (``04`` or ``4``) means. Raises ClipVipError for another."""
         name = name.removesuffix(".ipynb")
+        number = name.zfill(2)
         for notebook in self.notebooks:
-            if name in (notebook, notebook.split("_")[0]) or name == notebook.partition("_")[2]:
+            if name == notebook or number == notebook.split("_")[0] or name == notebook.partition("_")[2]:
                 return notebook
         raise unknown("notebook", name, self.notebooks)
 

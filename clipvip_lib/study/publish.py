@@ -35,11 +35,12 @@ def publish(
     first = next(iter(pages.values())).config["parameters"]
     answered = reference_run.read(reference)
     there = reference_run.of_the_same_study(answered, first["profile"])
-    sections = {}
+    sections, precision = {}, ""
     made = {name for name, page in pages.items() if page.done(home)}
     for name in made:
         results = files.read_json(pages[name].folder(home) / "results.json")
         results["run"]["seconds"] = pages[name].facts(home)["last_attempt_seconds"]
+        precision = precision or results["run"].get("precision", "")
         claims = results["numbers"].get("claims", [])
         results["beside"] = reference_run.beside(claims, there)
         sections[name] = (
@@ -60,13 +61,12 @@ def publish(
         out / "results" / "run.json", json.dumps(run_record(outcomes, home, first, seconds), indent=2) + "\n"
     )
     cards = [_card(name, notebooks, pages, outcomes, out) for name in plan.notebooks]
-    facts = [*provenance_lines(provenance(first["profile"], first["seeds"]))]
-    facts.append(
-        (
-            "took",
-            f"{duration(seconds)}; all stages together {duration(_computed(outcomes, home))} of computing",
-        )
-    )
+    computed = duration(_computed(outcomes, home))
+    facts = [
+        *provenance_lines(provenance(first["profile"], first["seeds"], precision)),
+        ("this run took", duration(seconds)),
+        ("all stages took", f"{computed} of computing, in this run and in earlier ones"),
+    ]
     _write(out / "index.html", html_pages.index_html(cards, facts, first["profile"], answer.lead(answered)))
     return out / "index.html"
 

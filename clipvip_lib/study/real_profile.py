@@ -17,7 +17,7 @@ from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.study import data_at_hand
 from clipvip_lib.study.data_at_hand import Need
 from clipvip_lib.study.experiments import NotAtHand
-from clipvip_lib.study.paper_plan import Settings
+from clipvip_lib.study.paper_plan import WEIGHTS, Settings
 from clipvip_lib.training.recipes import TrainRecipe, expect_value
 from clipvip_lib.workshop.machine import gpus
 
@@ -40,17 +40,20 @@ class RealProfile(Profile):
         """The profile of settings by name: those of a plan, and ``postpretrain.FIELD`` or ``finetune.FIELD`` of a
         recipe. ``gpus``, the ranks of a training, is by default what this machine has.
 
-        Raises ClipVipError for an unknown name or a value of another kind, and unless both data and weights are named.
+        Raises ClipVipError for an unknown name or a value of another kind, and unless both data and weights are named
+        and every file or folder that is named is there.
         """
         changes = {name: value for name, value in given.items() if "." in name}
         settings = Settings.of(
             {"gpus": max(1, len(gpus()))} | {k: v for k, v in given.items() if k not in changes}
         )
-        if settings.data_root is None or settings.weights is None:
+        wanted = {"data_root": "data_root=DIR", "weights": "weights=PATH"}
+        if lacks := [how for name, how in wanted.items() if getattr(settings, name) is None]:
             raise ClipVipError(
-                "profile 'paper' expected data and weights, got neither or one of the two; add --set data_root=DIR "
-                "--set weights=PATH (in a notebook: at_hand), or look first with --plan"
+                f"profile 'paper' expected data and weights, without {' and '.join(lacks)}; "
+                f"add --set {' --set '.join(lacks)} (in a notebook: at_hand), or look first with --plan"
             )
+        _check_there(settings)
         paper = PROFILES[NAME]
         fields = {f.name: getattr(paper, f.name) for f in dataclasses.fields(paper)}
         listed = tuple(_change(name, value) for name, value in sorted(changes.items()))
@@ -81,6 +84,21 @@ class RealProfile(Profile):
         if lacks:
             raise NotAtHand(
                 "lacks " + "; ".join(f"{need.name} ({need.where}: {need.state})" for need in lacks)
+            )
+
+
+def _check_there(settings: Settings) -> None:
+    root = settings.data_root
+    if not root.is_dir():
+        raise ClipVipError(
+            f"--set data_root={root}: expected the folder of corpora and benchmarks, "
+            f"got {'a file' if root.exists() else 'no such folder'}; name the one that holds them"
+        )
+    for name, what in WEIGHTS.items():
+        path = getattr(settings, name)
+        if path is not None and not path.exists():
+            raise ClipVipError(
+                f"--set {name}={path}: expected {what}, got no such file or folder; name the one that holds them"
             )
 
 

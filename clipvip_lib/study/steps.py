@@ -321,7 +321,7 @@ def _adapted(clip: Path, config: dict, size: ModelSize, seed: int):
     return model, ClipTokenizer.load(clip / "clip" / "clip_tokenizer.json")
 
 
-@version(1, "first")
+@version(2, "the weights' config.json says how frames are resized")
 def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """Fine-tune on a benchmark's training split, choose the checkpoint on validation, score test once.
 
@@ -347,6 +347,7 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
     seconds = time.monotonic() - started
     model.eval()
     if config["keep_weights"]:
+        model.config.antialias = size.antialias
         model.save_pretrained(folder / "model")
         tokenizer.save(folder / "model" / "clip_tokenizer.json")
     return {

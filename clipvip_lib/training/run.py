@@ -89,6 +89,7 @@ def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
         proxies=options.proxies,
         seed=options.seed,
     )
+    model.config.antialias = recipe.antialias  # saved with the model: who embeds with it resizes alike
     job = _postpretraining if options.stage == "postpretrain" else _finetuning
     with contextlib.ExitStack() as stack:
         stack.enter_context(alone(out, ranks))

@@ -33,10 +33,10 @@ AFTER = 0.02  # part of a stage that comes after its last step
 
 @dataclass
 class Running:
-    """A stage on a worker: when it started and what it last said."""
+    """A stage on a worker: when it started (None: the worker is still starting) and what it last said."""
 
     stage: Stage
-    started: float
+    started: float | None = None
     done: int = 0
     total: int = 0
     note: str = ""
@@ -53,7 +53,8 @@ class Running:
 
     def elapsed(self, now: float) -> float:
         """Seconds since the first sign of progress, or since the start."""
-        return max(0.0, now - (self.started if self.first_seen is None else self.first_seen))
+        since = self.started if self.first_seen is None else self.first_seen
+        return 0.0 if since is None else max(0.0, now - since)
 
     def text(self, now: float) -> str:
         parts = [self.stage.name]
@@ -62,7 +63,7 @@ class Running:
             if self.share() and self.elapsed(now):
                 parts.append(rate_text(self.share() * self.total / self.elapsed(now)))
         else:
-            parts.append(duration(now - self.started))
+            parts.append("starting" if self.started is None else duration(now - self.started))
         if self.note:
             parts.append(self.note)
         return " ".join(parts)
@@ -123,9 +124,11 @@ class Board:
         self._ran.append((stage, seconds))
 
     def status(self, running: Iterable[Running], waiting: Iterable[Stage]) -> None:
-        """Show what runs now, unless the last status is too recent."""
+        """Show what runs now, if anything does and the last status is not too recent."""
         now = self._clock()
         running = list(running)
+        if not running:
+            return
         for each in running:
             if each.first is not None and each.first_seen is None:
                 each.first_seen = now

@@ -127,7 +127,7 @@ class _Run:
             resumes = stage.partial_folder(self.home).exists()
             if worker.send(stage):
                 del self.waiting[stage.name]
-                self.running[worker] = Running(stage, time.monotonic())
+                self.running[worker] = Running(stage)
                 how = "resumed from its partial folder" if resumes else "started"
                 self.board.event(f"{stage.name} {how}", minor=not resumes)
             else:
@@ -165,7 +165,7 @@ class _Run:
         del self.running[worker]
         self.idle.append(worker)
         if kind == "done":
-            seconds = time.monotonic() - running.started
+            seconds = _since(running.started)
             self.board.ran(running.stage, seconds)
             self.outcomes[running.stage.name] = Outcome(running.stage, "done", seconds)
             self.board.finished += 1
@@ -178,7 +178,7 @@ class _Run:
         log = self.home / "logs" / (stage.folder_name.replace("/", "__") + ".log")
         with contextlib.suppress(ClipVipError):  # a full disk must not hide the error itself
             files.write_bytes(log, f"{stage.name}: {sentence}\n\n{trace}".encode())
-        seconds = time.monotonic() - running.started
+        seconds = _since(running.started)
         self.outcomes[stage.name] = Outcome(stage, "failed", seconds, sentence, log)
         self.board.finished += 1
         self.board.event(f"{stage.name} FAILED after {duration(seconds)}: {sentence} (more in {log})")
@@ -206,6 +206,10 @@ class _Run:
             worker.connection.close()
         if self.warm:
             self.warm.end()
+
+
+def _since(started: float | None) -> float:
+    return 0.0 if started is None else time.monotonic() - started
 
 
 def _needed(targets: list[Stage], finished: dict[str, Outcome]) -> set[str]:

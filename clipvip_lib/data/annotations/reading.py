@@ -21,7 +21,7 @@ from clipvip_lib.errors import ClipVipError
 FAULTS = {
     "no-annotation": "an annotation file of the set is not there",
     "not-utf8": "an annotation file is in another encoding",
-    "not-parsed": "an annotation file is not JSON, CSV or a pickle, or was cut",
+    "not-parsed": "an annotation file is not JSON, CSV or a pickle, or is cut short",
     "unsafe-pickle": "a pickle holds more than plain containers and strings, so it was not loaded",
     "wrong-structure": "an entry lacks a field or column, or holds another type",
     "empty-caption": "a caption is empty or blank",
