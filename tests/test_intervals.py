@@ -1,4 +1,4 @@
-"""Intervals: scipy's own where there is one, coverage with a known effect, Holm, power."""
+"""Intervals: scipy's own where there is one, coverage with a known effect, prediction, power."""
 
 from __future__ import annotations
 
