@@ -418,6 +418,45 @@ def caption_pair_texts(profile: Profile) -> Stage:
 
 
 @functools.cache
+def held_out_loss(profile: Profile, seed: int) -> Stage:
+    """Loss of the arms of 01 on clips like those of a corpus that no training saw: the premise of claim 1."""
+    arms = {name: postpretrained(profile, Arm(corpus=name), seed) for name in CORPORA}
+    config = {
+        "model": dataclasses.asdict(profile.model),
+        "snapshots": snapshots(profile),
+        "batch": profile.postpretrain.batch,
+        "like": {name: _kind(name) for name in CORPORA},
+        "seed": seed,
+        "precision": profile.precision,
+    }
+    inputs = {"clip": clip(profile, seed)} | {f"arm-{name}": stage for name, stage in arms.items()}
+    for kind in dict.fromkeys(map(_kind, CORPORA)):
+        world, videos = profile.world, round(profile.world.corpus_clips * SHARES[kind]) // CLIPS_PER_VIDEO
+        shard = Stage(
+            f"world/held-out/{kind}",
+            STEPS + "write_corpus",
+            {"corpus": kind, "seed": world.seed, "first": videos, "videos": world.val // CLIPS_PER_VIDEO},
+            imports=WORLD,
+            cost=world.val * 0.011,
+        )
+        inputs[f"frames-{kind}"] = Stage(
+            f"frames/held-out/{kind}",
+            STEPS + "decode_shard",
+            _decoding(profile, profile.model.cached_frames),
+            {"shard": shard},
+            DECODING,
+            cost=world.val * 0.006,
+        )
+    imports = ("clipvip_lib.losses", "clipvip_lib.training.evaluation", "clipvip_lib.models.checkpoints")
+    return Stage(f"held-out-loss/seed{seed}", STEPS + "held_out_loss", config, inputs, imports, cost=15.0)
+
+
+def _kind(corpus: str) -> str:
+    """The corpus whose clips are like those of ``corpus``: hdvila-10m is a part of hdvila-100m."""
+    return LARGEST if corpus == "hdvila-10m" else corpus
+
+
+@functools.cache
 def cost(profile: Profile) -> Stage:
     """Seconds per step by attention and number of frames. Timed on the machine that ran it: read the ratios."""
     arms = [["mean_pool", 1], ["full", 4], ["proxy", 4]]
@@ -539,6 +578,9 @@ def _of_the_world(notebook: str, profile: Profile, seeds: Sequence[int]) -> Iter
     if notebook == "00_start_here":
         for seed in seeds:
             yield functools.partial(order_probes, profile, seed)
+    if notebook == "01_data_size":
+        for seed in seeds:
+            yield functools.partial(held_out_loss, profile, seed)
     if notebook == "03_ofa_captions":
         yield functools.partial(caption_check, profile)
         yield functools.partial(captioner, profile)

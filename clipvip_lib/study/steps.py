@@ -321,6 +321,40 @@ def _adapted(clip: Path, config: dict, size: ModelSize, seed: int):
     return model, ClipTokenizer.load(clip / "clip" / "clip_tokenizer.json")
 
 
+@version(1, "first")
+def held_out_loss(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
+    """V-S loss of each arm, at the start and at its snapshots, on unseen clips like those of its corpus."""
+    import torch
+
+    from clipvip_lib.losses import ocl_loss
+    from clipvip_lib.training.batches import Tokens
+    from clipvip_lib.training.evaluation import encode_store, encode_tokens
+    from clipvip_lib.training.weights import load_state
+
+    size, batch, rows = ModelSize(**config["model"]), config["batch"], []
+    settings = {"attention": "mean_pool", "proxies": size.proxies}
+    for corpus, kind in config["like"].items():
+        frames = inputs[f"frames-{kind}"]
+        texts = [row["text"] for row in read_json(frames / "texts.json")]
+        store = FrameStore([frames / "frames.npy"])
+        for step in (0, *config["snapshots"]):
+            model, tokenizer = _adapted(inputs["clip"], settings, size, config["seed"])
+            if step:
+                load_state(model, inputs[f"arm-{corpus}"] / f"step-{step:06d}.pt")
+            model.eval()
+            video = torch.from_numpy(encode_store(model, store, size.frames, precision=config["precision"]))
+            text = torch.from_numpy(
+                encode_tokens(model, Tokens.of(texts, tokenizer), precision=config["precision"])
+            )
+            scale = model.logit_scale.detach()
+            # whole long videos stand side by side, as in a batch of training
+            parts = [slice(first, first + batch) for first in range(0, max(1, len(texts) - batch + 1), batch)]
+            losses = [float(ocl_loss("V-S", {"V": video[part], "S": text[part]}, scale)) for part in parts]
+            rows.append({"corpus": corpus, "step": step, "loss": float(np.mean(losses)), "clips": len(texts)})
+            progress(len(rows), len(config["like"]) * (1 + len(config["snapshots"])), "models")
+    return {"rows": rows}
+
+
 @version(2, "the weights' config.json says how frames are resized")
 def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """Fine-tune on a benchmark's training split, choose the checkpoint on validation, score test once.
