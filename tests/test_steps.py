@@ -157,3 +157,54 @@ def test_training_reads_nothing_of_the_test_split(world, tmp_path):
         assert before[key] == after[key]
     assert all(torch.equal(weights[key], other[key]) for key in weights) and set(weights) == set(other)
     assert before["metrics"] != after["metrics"]  # the other split was really read when scoring
+
+
+def test_the_held_out_loss_is_that_of_the_batch_at_the_start_and_at_each_snapshot(world, tmp_path):
+    """One batch of eight clips, by hand: the mean cross-entropy of both directions."""
+    from clipvip_lib.data.frames import FrameStore
+    from clipvip_lib.models.checkpoints import adapt
+    from clipvip_lib.models.clip_tokenizer import ClipTokenizer
+    from clipvip_lib.models.clip_vip import ClipViP
+    from clipvip_lib.training.weights import save_state
+
+    smoke = get_profile("smoke")
+    size = asdict(smoke.model) | {"image_size": 16, "patch_size": 8, "frames": 4}
+    for name in ("still", "clip", "frames", "arm", "out"):
+        (tmp_path / name).mkdir()
+    steps.decode_shard(DECODING | {"frames": 1}, {"shard": world / "pairs"}, tmp_path / "still", quiet)
+    recipe = asdict(Recipe(steps=1, batch=4, precision="float32"))
+    config = {"model": size, "recipe": recipe, "seed": 0, "device": "cpu"}
+    steps.pretrain_clip(config, {"pairs": tmp_path / "still"}, tmp_path / "clip", quiet)
+    steps.decode_shard(DECODING, {"shard": world / "shard"}, tmp_path / "frames", quiet)
+
+    clip = ClipViP.from_pretrained(tmp_path / "clip/clip")
+    model = adapt(clip, attention="mean_pool", proxies=4, frames=4, seed=0)
+    tokenizer = ClipTokenizer.load(tmp_path / "clip/clip/clip_tokenizer.json")
+    with torch.no_grad():
+        model.logit_scale.add_(1)
+    save_state(model, tmp_path / "arm/step-000003.pt")
+
+    config = {
+        "model": size, "snapshots": [3], "batch": 8, "like": {"a": "b"}, "seed": 0, "precision": "float32"
+    }  # fmt: skip
+    inputs = {"clip": tmp_path / "clip", "arm-a": tmp_path / "arm", "frames-b": tmp_path / "frames"}
+    rows = steps.held_out_loss(config, inputs, tmp_path / "out", quiet)["rows"]
+    assert [(row["corpus"], row["step"], row["clips"]) for row in rows] == [("a", 0, 8), ("a", 3, 8)]
+
+    texts = [row["text"] for row in json.loads((tmp_path / "frames/texts.json").read_text())]
+    store = FrameStore([tmp_path / "frames/frames.npy"])
+    start = adapt(
+        ClipViP.from_pretrained(tmp_path / "clip/clip"), attention="mean_pool", proxies=4, frames=4, seed=0
+    )
+    for row, each in zip(rows, (start, model), strict=True):
+        with torch.no_grad():
+            text = each.eval().encode_text(tokenizer(texts)[0], tokenizer(texts)[1])
+            video = each.encode_video(torch.from_numpy(store.take(range(8), 4)))
+            logits = each.logit_scale.exp() * text @ video.T
+            own = torch.arange(8)
+            both = (
+                torch.nn.functional.cross_entropy(logits, own),
+                torch.nn.functional.cross_entropy(logits.T, own),
+            )
+        assert row["loss"] == pytest.approx(float(sum(both)) / 2, rel=1e-5)
+    assert rows[0]["loss"] != pytest.approx(rows[1]["loss"], rel=1e-3)
