@@ -41,6 +41,7 @@ def run(*line: object) -> int:
 
 def test_embed_then_search(weights, tmp_path, capsys):
     paths = write_videos(tmp_path / "videos", 5)
+    (tmp_path / "videos" / "v00.srt").write_text("1")
     (tmp_path / "texts.txt").write_text("\n".join(WORDS))
     out = tmp_path / "out"
     line = (
@@ -57,6 +58,7 @@ def test_embed_then_search(weights, tmp_path, capsys):
     said = capsys.readouterr()
     assert f"5 videos in {out / 'features.npy'}, 24 numbers each" in said.out
     assert f"4 texts in {out / 'texts' / 'features.npy'}" in said.out and "embed 5/5" in said.err
+    assert "clipvip: left out beside 5 videos: 1 with the suffix .srt (first v00.srt)\n" in said.err
     assert run("search", "a dog runs", "--video", paths[2], "--in", out, "--top", 2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[0] == "a dog runs" and lines[3] == str(paths[2])

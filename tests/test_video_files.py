@@ -75,6 +75,15 @@ def test_a_folder_is_listed_once_and_frame_folders_not_to_their_end(tmp_path):
     assert VideoFiles(tmp_path / "nowhere").paths == []
 
 
+def test_didemos_names_are_found_as_they_are_and_re_encoded(tmp_path):
+    for name in ("1@N00_1_x.3g2", "2@N00_2_x.mp4", "3@N00_3_x.m2ts", "4@N00_4_x.avi"):
+        (tmp_path / name).write_bytes(b"x")
+    files = VideoFiles(tmp_path)
+    asked = ("1@N00_1_x.3g2", "2@N00_2_x.m2ts", "3@N00_3_x.mts", "4@N00_4_x.3gp")
+    found = [[path.name for path in files.find([name])] for name in asked]
+    assert found == [["1@N00_1_x.3g2"], ["2@N00_2_x.mp4"], ["3@N00_3_x.m2ts"], ["4@N00_4_x.avi"]]
+
+
 def test_a_clips_length_is_read_without_decoding(write):
     for name in ("msrvtt", "lsmdc"):
         item = load_benchmark(name, write(name), "test")[0]

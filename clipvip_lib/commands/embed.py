@@ -93,6 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
         need_pyarrow()  # fail now, not after hours of embedding
     # Listed before torch is imported and the model loaded, so that a wrong path is reported at once.
     clips = list_clips(arguments.sources, arguments.ids)
+    if note := clips.note():
+        print(f"clipvip: {note}", file=sys.stderr)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
     from clipvip_lib.features.folder import PARQUET, write_parquet

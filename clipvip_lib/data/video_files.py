@@ -13,8 +13,12 @@ from pathlib import Path
 from clipvip_lib.data.container import VideoError, open_container
 from clipvip_lib.data.frame_folders import NUMBER, PICTURES
 
+# What the decoder reads, and so what is listed (clips.py, shards.py) and found here. Not .264 and .265: names of clips
+# end in such times (LSMDC).
 SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv", ".ogv", ".ts",
+    ".3g2", ".m2ts", ".mts", ".m2t", ".trp", ".tod", ".vob", ".m2p", ".m1v", ".m2v", ".mpe", ".asf", ".f4v", ".qt",
+    ".mj2", ".mk3d", ".divx", ".gif", ".ivf", ".h264", ".hevc", ".h265", ".mxf", ".dv", ".nut", ".rm", ".rmvb",
 )  # fmt: skip
 
 
