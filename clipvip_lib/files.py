@@ -1,6 +1,7 @@
-"""Where working files live, and how they are written: to a temporary name first, then renamed.
+"""Where working files live, and how they are written: to a temporary name first, synced, then renamed.
 
-A reader therefore never sees half a file, and a kill leaves at most a name that ends in ``.partial``.
+A reader therefore never sees half a file, and a kill leaves at most a name that ends in ``.partial``. A power cut
+leaves no more than a kill does: what has its name was on the disk before.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        sync(partial)
         partial.replace(path)
+        sync(path.parent)
     except Exception as error:
         reason = _why_not_written(error, partial)
         if reason is None:
@@ -68,6 +71,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk; some disks cannot promise it for a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _why_not_written(error: Exception, partial: Path) -> str | None:

@@ -45,6 +45,7 @@ def reproduce(
     out: str | Path | None = None,
     set: Mapping[str, object] | None = None,
     workers: int | None = None,
+    verify: bool = False,
     plan: Plan | None = None,
     notebooks: Path | None = None,
     home: Path | None = None,
@@ -54,7 +55,8 @@ def reproduce(
 
     only: notebooks by name or number, all without it. force: names, beginnings or glob patterns of stages to
     run again with those that depend on them. out: folder of pages and results, ``reports/`` of the checkout without
-    it. set: further notebook parameters. plan, notebooks, home: another study, for tests.
+    it. set: further notebook parameters. verify: compare what is found done with its checksums. plan, notebooks,
+    home: another study, for tests.
 
     Returns the exit code: 0, or 1 if a stage or a notebook failed.
     Raises ClipVipError, before anything runs, for an unknown profile, notebook, stage or parameter, an output
@@ -92,6 +94,7 @@ def reproduce(
                 pages.values(),
                 home,
                 workers=1 if "at_hand" in given else workers,  # a training takes all GPUs
+                verify=verify,
                 board=lambda total, count: Board(total, count, record=record, stream=stream),
             )
         except BaseException as error:
