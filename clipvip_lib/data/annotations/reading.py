@@ -6,7 +6,6 @@ first fault (``refuse``); `clipvip check-data` collects them all (check.py). So 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections import Counter
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 
+from clipvip_lib.data.csv_table import CsvTable
 from clipvip_lib.errors import ClipVipError
 
 # Told by readers: code -> what it means. All but those in LENIENT are errors.
@@ -110,11 +110,11 @@ def read_list(path: Path, tell: Tell) -> list[str]:
 
 def read_csv(path: Path, fields: tuple[str, ...], tell: Tell) -> list[dict[str, str]]:
     """Rows of a CSV file with a header; every one of ``fields`` must be there and filled."""
-    reader = csv.DictReader(io.StringIO(read_text(path, tell)))
+    text = read_text(path, tell)
     try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        tell("not-parsed", f"{path} is not CSV ({error}); fix it or fetch it again")
+        rows = list(CsvTable(io.StringIO(text, newline=""), path))
+    except ClipVipError as error:
+        tell("not-parsed", str(error))
         raise Unreadable(path) from error
     whole = []
     for number, row in rows:
