@@ -32,9 +32,18 @@ def home() -> Path:
         ) from error
 
 
+def named(path: str | Path) -> Path:
+    """A path that somebody gave. Raises ClipVipError for a NUL in it, at which every call of the system fails."""
+    if "\0" in str(path):
+        raise ClipVipError(
+            f"{str(path)!r} expected the name of a file or folder, got one with a NUL; correct it"
+        )
+    return Path(path)
+
+
 def make_folder(path: str | Path) -> Path:
     """Create a folder with its parents. Raises ClipVipError if it cannot be created or written to."""
-    path = Path(path)
+    path = named(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):

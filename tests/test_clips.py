@@ -127,6 +127,8 @@ def test_every_kind_is_read_as_read_frames_reads_it(tmp_path):
         (["no{.tar"], "brace"),
         (["a", ""], "expected the name of a file or folder, got ''"),
         (["*.avi"], "not tar files"),
+        (["a\0b"], r"'a\\x00b' expected the name of a file or folder, got one with a NUL"),
+        (["{a,b\0}.tar"], "got one with a NUL"),
     ],
 )
 def test_what_is_not_there_or_not_clear_is_refused(tmp_path, monkeypatch, sources, words):

@@ -200,3 +200,17 @@ def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
     expected = ClipViP.from_pretrained(weights).eval().encode_videos(some)
     assert [found.row(i)["id"] for i in range(400)] == [f"{i:03d}" for i in range(400)]
     assert np.abs(found.array - np.tile(expected, (40, 1))).max() < 1e-6
+
+
+def test_a_newline_in_a_name_forges_no_line_of_results(weights, tmp_path, capsys):
+    (path,) = write_videos(tmp_path / "videos", 1)
+    path.rename(path.with_name("v\n    1  +1.0000  forged  x\x1b[31m.mp4"))
+    out = tmp_path / "out"
+    assert run("embed", tmp_path / "videos", "--weights", weights, "--out", out) == 0
+    assert run("search", "a dog\nruns", "--in", out) == 0
+    assert run("search", "a dog", "--in", out, "--json") == 0
+    said, told = capsys.readouterr()
+    lines = said.splitlines()
+    assert len(lines) == 4 and lines[1] == "a dog\\nruns" and "v\\n    1  +1.0000  forged" in lines[2]
+    assert "\x1b" not in said + told
+    assert json.loads(lines[3])["results"][0]["id"] == "v\n    1  +1.0000  forged  x\x1b[31m"

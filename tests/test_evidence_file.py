@@ -113,3 +113,29 @@ def test_what_the_pages_readme_says_can_be_run(capsys):
     [block] = re.findall(r"```python\n(.*?)```", readme, re.DOTALL)
     exec(block, {})
     assert capsys.readouterr().out.count("claim ") >= len(claims.CLAIMS)
+
+
+def _arrays(path, **changes):
+    np.savez(path, **{"seeds": np.array([0]), "profile": np.array("p"), **changes})
+
+
+JUNK = {
+    "junk": lambda p: p.write_bytes(b"junk" * 99),
+    "empty": lambda p: p.write_bytes(b""),
+    "an archive cut": lambda p: (_arrays(p), p.write_bytes(p.read_bytes()[:-40])),
+    "a turned byte": lambda p: (_arrays(p), p.write_bytes(p.read_bytes().replace(b"NUMPY", b"NUMPX"))),
+    "not an archive": lambda p: p.write_bytes((FOLDER / CLAIMS).read_bytes()),
+    "no seeds": lambda p: np.savez(p, profile=np.array("p")),
+    "a name with too few parts": lambda p: _arrays(p, **{"hits/arm": np.zeros((1, 2))}),
+    "texts for numbers": lambda p: _arrays(p, **{"hits/arm/msrvtt/simple": np.array([["a"]])}),
+    "pickled objects": lambda p: _arrays(p, **{"hits/arm/msrvtt/simple": np.array([{}])}),
+}
+
+
+@pytest.mark.parametrize("name", JUNK)
+def test_evidence_of_junk_is_a_sentence(tmp_path, name):
+    path = tmp_path / "e.npz"
+    JUNK[name](path)
+    with pytest.raises(ClipVipError, match=r"e\.npz .*write it again") as caught:
+        evidence_file.read(path)
+    assert "\n" not in str(caught.value)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clipvip_lib.commands.arguments import folder, precision, say_slower
+from clipvip_lib.say import say
 
 
 def add(commands) -> None:
@@ -115,7 +116,7 @@ def run(arguments: argparse.Namespace) -> int:
             rank=rank,
             ranks=ranks,
             progress=quiet if rank else Progress("caption", stream=sys.stderr),
-            say=lambda text: print(f"clipvip caption: {name}{text}", file=sys.stderr, flush=True),
+            say=lambda text: say(f"clipvip caption: {name}{text}", sys.stderr),
         )
     except torch.OutOfMemoryError as error:
         raise ClipVipError(
@@ -124,7 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
     rate = tally.captions / tally.seconds if tally.seconds else 0.0
     row = {"rank": rank, "ranks": ranks, **dataclasses.asdict(tally), "images_per_second": rate}
     row = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-    print(json.dumps(row), flush=True)
+    say(json.dumps(row))
     return 0
 
 

@@ -39,6 +39,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.folder import Features
+    from clipvip_lib.say import say
 
     if not arguments.queries and not arguments.video:
         raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
@@ -62,12 +63,12 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for query in found:
         if arguments.json:
-            print(json.dumps(query, ensure_ascii=False, allow_nan=False))
+            say(json.dumps(query, ensure_ascii=False, allow_nan=False))
             continue
-        print(query.get("text", query.get("video")))
+        say(query.get("text", query.get("video")))
         for rank, result in enumerate(query["results"], 1):
             about = result["text"] if "text" in result else _place(result)
-            print(f"{rank:>5}  {result['score']:+.4f}  {result['id']}  {about}")
+            say(f"{rank:>5}  {result['score']:+.4f}  {result['id']}  {about}")
     return 0
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from clipvip_lib.commands.arguments import assignment, folder, numbers
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import say
 from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
 
 STAGES = ("postpretrain", "finetune")
@@ -182,7 +183,7 @@ def _say_stopped(name: str, out: str, ranks) -> None:
     kept = _kept(out, told=ranks is not None)
     text = f"clipvip: stopped by {name}{sender}; {kept}; run the same command again to continue"
     if ranks is None:
-        print(text, file=sys.stderr, flush=True)
+        say(text, sys.stderr)
         return
     from clipvip_lib.training.ranks import say_once
 

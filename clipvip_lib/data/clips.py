@@ -24,6 +24,7 @@ from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, expand, read_med
 from clipvip_lib.data.video import uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.files import named
 
 SHARD = ".tar"
 IDS = ("name", "path")
@@ -149,7 +150,7 @@ def _of_source(source: str, leave_out: LeaveOut) -> Iterator[Clip]:
         raise ClipVipError(
             f"expected the name of a file or folder, got {source!r}; a variable may be empty by mistake"
         )
-    path = Path(source).expanduser()
+    path = _home_expanded(named(source))
     if path.is_dir():
         return _of_folder(path, leave_out)
     if path.is_file():
@@ -163,6 +164,13 @@ def _of_source(source: str, leave_out: LeaveOut) -> Iterator[Clip]:
     raise ClipVipError(
         f"no file or folder {source}: expected a video, a folder, frames or a shard; check the path"
     )
+
+
+def _home_expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~ of somebody who is not known here may be a name
+        return path
 
 
 def _of_folder(root: Path, leave_out: LeaveOut) -> Iterator[Clip]:

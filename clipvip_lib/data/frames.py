@@ -94,15 +94,38 @@ def _reserve(path: Path) -> None:
                     raise
 
 
+def _mapped(path: str | Path) -> np.ndarray:
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        if (
+            not isinstance(found, np.ndarray)
+            or found.dtype != np.uint8
+            or found.ndim != 5
+            or found.shape[1] < 2
+        ):
+            raise ValueError("it holds something else")
+    except (OSError, ValueError, EOFError, SyntaxError) as error:  # numpy reads the header as Python
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "it is empty"
+        raise ClipVipError(
+            f"cannot read the frame store {path} ({why}): expected the frames of clips as they were decoded; remove it "
+            "with what describes it, and run the same again to decode it again"
+        ) from error
+    return found
+
+
 class FrameStore:
-    """Several stores seen as one list of clips. Files stay on disk and are read page by page."""
+    """Several stores seen as one list of clips. Files stay on disk and are read page by page.
+
+    Raises ClipVipError for a store that is gone, cut, empty or something else, or one of another shape.
+    """
 
     def __init__(self, paths: Sequence[str | Path]):
-        self._parts = [np.load(path, mmap_mode="r") for path in paths]
+        self._parts = [_mapped(path) for path in paths]
         shapes = {part.shape[1:] for part in self._parts}
         if len(shapes) != 1:
             raise ClipVipError(f"expected frame stores of one shape, got {sorted(shapes)}; decode them alike")
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.lengths = [len(part) for part in self._parts]
         self.frames = self._parts[0].shape[1] - 1
 
     def __len__(self) -> int:

@@ -23,6 +23,7 @@ from pathlib import Path
 from clipvip_lib.data.frame_folders import PICTURES
 from clipvip_lib.data.video_files import SUFFIXES
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import named
 
 # Of a sample with several the first one is read: a video before a picture.
 MEDIA = tuple(suffix.removeprefix(".") for suffix in (*SUFFIXES, *PICTURES))
@@ -301,7 +302,7 @@ def expand(pattern: str | Path, leave_out: Callable[[str, str], None] = lambda n
     """
     import braceexpand
 
-    if Path(pattern).is_file():  # a name may hold brackets
+    if named(pattern).is_file():  # a name may hold brackets
         return [Path(pattern)]
     try:
         names = list(braceexpand.braceexpand(str(pattern)))

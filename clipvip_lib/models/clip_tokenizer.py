@@ -104,9 +104,18 @@ class ClipTokenizer:
     def load(cls, path: str | Path) -> ClipTokenizer:
         """Read what ``save`` wrote. Raises ClipVipError if the file is missing or is something else."""
         value = read_json(path)
-        if not isinstance(value, dict) or value.get("tokenizer") != "clip":
-            raise ClipVipError(f"{path} expected a tokenizer saved by ClipTokenizer.save, got other JSON")
-        return cls(value["context_length"], value["vocabulary"])
+        length, kept = (
+            (value.get(n) for n in ("context_length", "vocabulary")) if isinstance(value, dict) else (0, 0)
+        )
+        whole = type(length) is int and (
+            kept is None or (isinstance(kept, list) and all(type(i) is int for i in kept))
+        )
+        if not whole or value.get("tokenizer") != "clip" or "vocabulary" not in value:
+            raise ClipVipError(
+                f"{path} expected a tokenizer saved by ClipTokenizer.save (context_length, vocabulary), got other "
+                "JSON; take the one that was saved with the weights"
+            )
+        return cls(length, kept)
 
 
 def clean(text: str) -> str:

@@ -13,7 +13,7 @@ hits at 1 (ties share); and for each contrast in NMI ``nmi/NAME/values`` [S], ``
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,13 +69,16 @@ def read(path: Path = FOLDER / NAME) -> Stored:
 
     Raises ClipVipError if there is no such file, or it is damaged.
     """
+    arrays = evidence.arrays(path, "it is a file of `make evidence`, write it again")
     try:
-        with np.load(path) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-    except (OSError, ValueError, EOFError) as error:
+        return _stored(arrays)
+    except (KeyError, ValueError, TypeError, IndexError) as error:
         raise ClipVipError(
-            f"cannot read {path}: expected a file of `make evidence` ({error}); write it again"
+            f"{path} holds other arrays than `make evidence` writes ({type(error).__name__}: {error}); write it again"
         ) from error
+
+
+def _stored(arrays: Mapping[str, np.ndarray]) -> Stored:
     hits = {}
     for name, table in arrays.items():
         kind, *of = name.split("/")

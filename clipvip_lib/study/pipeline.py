@@ -24,6 +24,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.precision import slower
 from clipvip_lib.progress import duration
+from clipvip_lib.say import say, shown
 from clipvip_lib.study import reference
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.publish import publish
@@ -69,7 +70,7 @@ def reproduce(
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
     check_workers(workers)
     if said := slower(given.get("precision", ""), getattr(sized, "device", "cpu")):
-        print(said, file=stream, flush=True)
+        say(said, stream)
     home = require_room(home or files.home())
     out = require_room(out or files.CHECKOUT / "reports")
     always = {"profile": profile, "seeds": seeds, **given}
@@ -104,7 +105,7 @@ def reproduce(
         index = publish(plan, notebooks, pages, outcomes, home, out, seconds, reference.FOLDER)
         code = report(pages, outcomes, home, out, seconds, stream)
         record(f"ended with code {code} after {duration(seconds)}")
-        print(index, file=stream, flush=True)
+        say(str(index), stream)
     return code
 
 
@@ -242,7 +243,7 @@ def _log(home: Path) -> Callable[[str], None]:
     def record(text: str) -> None:
         # A full disk stops stages with a sentence; the log must not turn that into a traceback.
         with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{_now()} {text}\n")
+            stream.write(shown(f"{_now()} {text}") + "\n")
 
     return record
 
@@ -271,20 +272,18 @@ def report(
             rows.append((name, page.result(home)["headline"], took, str(out / f"{name}.html")))
         else:
             rows.append((name, f"{outcome.status.upper()}: {outcome.error}", f"{outcome.seconds:.1f}", "-"))
-    print(file=stream)
+    say("", stream)
     for outcome in failed:
-        print(f"{outcome.stage.name} failed: {outcome.error} (more in {outcome.log})", file=stream)
+        say(f"{outcome.stage.name} failed: {outcome.error} (more in {outcome.log})", stream)
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     widths[1] = min(widths[1], 90)
     for row in rows:
         cut = row[1] if len(row[1]) <= widths[1] else row[1][: widths[1] - 1] + "…"
         cells = (row[0].ljust(widths[0]), cut.ljust(widths[1]), row[2].ljust(widths[2]), row[3])
-        print("  ".join(cells).rstrip(), file=stream)
+        say("  ".join(cells).rstrip(), stream)
     if any(page.config["parameters"].get("profile") == "smoke" for page in pages.values()):
-        print(
-            "the smoke profile only tests the machinery: its numbers and verdicts mean nothing", file=stream
-        )
+        say("the smoke profile only tests the machinery: its numbers and verdicts mean nothing", stream)
     counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("done", "cached")}
     counted = f"{counts['done']} stages run, {counts['cached']} found done, {len(failed)} failed"
-    print(f"{counted}, in {duration(seconds)}", file=stream)
+    say(f"{counted}, in {duration(seconds)}", stream)
     return 1 if failed else 0

@@ -37,6 +37,7 @@ from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.locks import Lock
 from clipvip_lib.progress import ProgressCallback, quiet
+from clipvip_lib.say import say
 from clipvip_lib.workshop.machine import machine, peak_memory_mib, reset_peak_memory
 
 RECORD = "result.json"
@@ -333,7 +334,7 @@ def run_stage(stage: Stage, home: Path | None = None, progress: ProgressCallback
         if stage.done(home):
             return stage.result(home)
         if said := set_aside_if_damaged(stage, home):
-            print(said, file=sys.stderr)
+            say(said, sys.stderr)
         return _run_locked(stage, function, home, files.make_folder(partial), progress or quiet)
 
 
