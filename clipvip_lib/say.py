@@ -24,6 +24,15 @@ def shown(text: str) -> str:
     return _UNSEEN.sub(lambda found: _SHORT.get(found[0]) or f"\\u{ord(found[0]):04x}", text)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written: a lone surrogate (half a character, or a file name's odd byte) cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class CannotSay(Exception):
     """Standard output cannot be written; the text says why. cli.py makes a sentence of it."""
 

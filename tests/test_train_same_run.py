@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import small_runs
 import torch
@@ -93,15 +94,25 @@ def test_a_store_that_is_gone_is_decoded_again_and_a_cut_one_is_named(made, tmp_
     assert cli.main(post(made, "a", tmp_path / "b", *kept)) == 0
     assert store.read_bytes() == whole
     store.write_bytes(whole[: len(whole) // 2])
-    refused(capsys, post(made, "a", tmp_path / "c", *kept), r"cannot read the frame store .*npy \(mmap length")
+    refused(
+        capsys, post(made, "a", tmp_path / "c", *kept), r"cannot read the frame store .*npy \(mmap length"
+    )
     described = store.with_suffix(".json")
     store.write_bytes(whole)
     found = json.loads(described.read_text())
     np.save(store, np.load(store)[:-1])
-    refused(capsys, post(made, "a", tmp_path / "d", *kept), r"npy holds \d+ clips and \d+\.json tells of \d+: expected")
+    refused(
+        capsys,
+        post(made, "a", tmp_path / "d", *kept),
+        r"npy holds \d+ clips and \d+\.json tells of \d+: expected",
+    )
     for clips in (7, [7], [{"key": 1, "text": "a"}], [{"key": "a"}]):
         described.write_text(json.dumps(found | {"clips": clips}))
-        refused(capsys, post(made, "a", tmp_path / "e", *kept), "json expected what a frame store holds, got other JSON")
+        refused(
+            capsys,
+            post(made, "a", tmp_path / "e", *kept),
+            "json expected what a frame store holds, got other JSON",
+        )
 
 
 # ----------------------------------------------------------------------------------------------- content of the data

@@ -221,6 +221,10 @@ def load_benchmark(
 
 def read_records(name: str, root: Path, split: str, tell: Tell = reading.refuse) -> list[Record]:
     """The records of a split as annotated; faults go to ``tell``, which by default raises ClipVipError."""
+    return reading.checked(_records(name, root, split, tell), f"{name} {split}", tell)
+
+
+def _records(name: str, root: Path, split: str, tell: Tell) -> list[Record]:
     known = _known(name, split)
     held = root / HELD_OUT
     if "val" in known.splits or split == "test":

@@ -212,7 +212,15 @@ def scan_members(path: str | Path) -> tuple[list[Entry], list[str], ClipVipError
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError(f"no header and no end mark after {len(entries)} samples")
-    except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        OSError,
+        ValueError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+    ) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
         damage = ClipVipError(
             f"shard {path} is damaged ({reason}): expected a whole, uncompressed tar file; fetch or write it again"

@@ -20,7 +20,6 @@ from clipvip_lib import __version__
 from clipvip_lib.data.clips import Clip, workers_of
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.features.writer import PART, FeatureWriter
 from clipvip_lib.models.checkpoints import load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
@@ -37,6 +36,7 @@ from clipvip_lib.models.encoding import (
 from clipvip_lib.models.load_report import LoadReport
 from clipvip_lib.precision import choose
 from clipvip_lib.progress import ProgressCallback
+from clipvip_lib.say import is_unicode
 
 DEVICES = ("cpu", "cuda")
 #: What settings must say for a query to be encoded as the rows were.

@@ -19,10 +19,10 @@ import numpy as np
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import encoder_of
 from clipvip_lib.features.folder import Features
-from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.models.encoding import encode_videos
 from clipvip_lib.retrieval import unit_rows
+from clipvip_lib.say import is_unicode
 
 CHUNK = 65536
 #: How far a float32 product, or one of rows stored in float16, may be from the float64 cosine.

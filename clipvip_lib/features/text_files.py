@@ -9,6 +9,7 @@ from pathlib import Path
 
 from clipvip_lib.data.csv_table import CsvTable
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import is_unicode
 
 #: Names that a column of a .csv, or a field of a .jsonl, may have; the first that is there counts.
 ID_FIELDS, TEXT_FIELDS = ("id", "video_id"), ("text", "sentence", "caption")
@@ -86,12 +87,3 @@ def _pair(path: Path, number: int, row: dict) -> tuple[str, str]:
             f"line {number} of {path}: expected Unicode, got half a character ({id[:30]!a}, {text[:30]!a}); fix it"
         )
     return id, text.strip()
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written: a lone surrogate (half a character, or a file name's odd byte) cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
