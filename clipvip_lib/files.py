@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -39,6 +40,15 @@ def named(path: str | Path) -> Path:
             f"{str(path)!r} expected the name of a file or folder, got one with a NUL; correct it"
         )
     return Path(path)
+
+
+def kind_of(path: str | Path) -> str:
+    """ "file", "folder", or "" for what is not there, cannot be looked at, or has a name that no system takes."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else ""
 
 
 def make_folder(path: str | Path) -> Path:

@@ -107,6 +107,15 @@ def test_bad_input_is_one_sentence(make, message, tmp_path):
         make(tmp_path)
 
 
+def test_texts_that_the_context_does_not_hold_are_counted():
+    tokenizer = ClipTokenizer(8)
+    fits, long = "a b c d e f", "a b c d e f g"
+    assert [tokenizer.is_cut(text) for text in (fits, long, "", "a")] == [False, True, False, False]
+    tokenizer([fits, long])
+    tokenizer([long, "a"])
+    assert (tokenizer.seen, tokenizer.cut) == (4, 2)
+
+
 @pytest.mark.parametrize(
     "shape",
     (

@@ -129,6 +129,7 @@ def test_every_kind_is_read_as_read_frames_reads_it(tmp_path):
         (["*.avi"], "not tar files"),
         (["a\0b"], r"'a\\x00b' expected the name of a file or folder, got one with a NUL"),
         (["{a,b\0}.tar"], "got one with a NUL"),
+        (["x" * 5000], "no file or folder x"),
     ],
 )
 def test_what_is_not_there_or_not_clear_is_refused(tmp_path, monkeypatch, sources, words):

@@ -214,3 +214,28 @@ def test_a_newline_in_a_name_forges_no_line_of_results(weights, tmp_path, capsys
     assert len(lines) == 4 and lines[1] == "a dog\\nruns" and "v\\n    1  +1.0000  forged" in lines[2]
     assert "\x1b" not in said + told
     assert json.loads(lines[3])["results"][0]["id"] == "v\n    1  +1.0000  forged  x\x1b[31m"
+
+
+def test_texts_that_are_cut_are_counted(weights, tmp_path, capsys):
+    write_videos(tmp_path / "videos", 1)
+    (tmp_path / "texts.txt").write_text("a dog\n" + "a dog runs " * 9 + "\n" + "somebody cooks " * 9 + "\n")
+    out, long = tmp_path / "out", "a dog runs " * 9
+    line = (
+        "embed",
+        tmp_path / "videos",
+        "--texts",
+        tmp_path / "texts.txt",
+        "--weights",
+        weights,
+        "--out",
+        out,
+    )
+    for _ in range(2):  # also of those that were embedded before
+        assert run(*line) == 0
+        assert "3 texts, 2 of them cut at 16 tokens in " in capsys.readouterr().out
+    assert run("search", long, "a dog", "--in", out) == 0
+    said = capsys.readouterr()
+    assert said.err.count("clipvip: this text is longer than the model reads") == 1
+    assert run("search", long, "a dog", "--in", out, "--json") == 0
+    found = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [row.get("cut") for row in found] == [True, None]

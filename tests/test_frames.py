@@ -107,7 +107,7 @@ DAMAGES = {
     "an archive": (npz, "it holds something else"),
     "numbers of another kind": (lambda p: np.save(p, np.zeros((3, 9, 8, 8, 3))), "it holds something else"),
     "an array of another shape": (lambda p: np.save(p, np.zeros(9, np.uint8)), "it holds something else"),
-    "pickled objects": (lambda p: np.save(p, np.array([{}])), "pickle|it holds something else"),
+    "pickled objects": (lambda p: np.save(p, np.array([{}])), "Python objects"),
     "a folder": (lambda p: p.unlink() or p.mkdir(), "Is a directory"),
 }
 

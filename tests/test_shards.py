@@ -183,3 +183,16 @@ def test_absolute_and_climbing_names_are_keys_and_touch_no_file(tmp_path):
     assert [entry.key for entry in entries] == ["/etc/passwd", "../../above", "a/../b"]
     assert all(read_media(path, entry) == MP4 for entry in entries)
     assert [each.name for each in tmp_path.iterdir()] == ["odd.tar"]
+
+
+def test_an_unsorted_tar_is_read_by_names(tmp_path):
+    path = tmp_path / "unsorted.tar"
+    names = ("a.mp4", "b.mp4", "1_F_00.00.32.166.mp4", "b.txt", "1_F_00.00.32.166.txt", "a.txt", "a.json")
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            content = MP4 if name.endswith("mp4") else json.dumps({"of": name}).encode()
+            tar.addfile(*_member(name, content=content))
+    samples = list(read_shard(path))
+    assert [sample.key for sample in samples] == ["a", "b", "1_F_00.00.32.166"]
+    assert [json.loads(sample.text)["of"] for sample in samples] == ["a.txt", "b.txt", "1_F_00.00.32.166.txt"]
+    assert samples[0].about == {"of": "a.json"} and all(sample.media == MP4 for sample in samples)

@@ -111,7 +111,7 @@ def test_a_store_that_is_gone_is_decoded_again_and_a_cut_one_is_named(made, tmp_
         refused(
             capsys,
             post(made, "a", tmp_path / "e", *kept),
-            "json expected what a frame store holds, got other JSON",
+            "json expected what a frame store holds",
         )
 
 

@@ -146,8 +146,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _report(what: str, out: Path, embed, *arguments, **options) -> None:
     start = time.perf_counter()
     meta = embed(*arguments, **options)
+    cut = f", {meta['cut']} of them cut at {meta['context_length']} tokens" if meta.get("cut") else ""
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
     say(
-        f"{meta['rows']} {what}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
+        f"{meta['rows']} {what}{cut}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
         f"{time.perf_counter() - start:.1f} s"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from clipvip_lib.commands.arguments import folder
 
@@ -66,6 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
             say(json.dumps(query, ensure_ascii=False, allow_nan=False))
             continue
         say(query.get("text", query.get("video")))
+        if query.get("cut"):
+            say("clipvip: this text is longer than the model reads: its end was cut off", sys.stderr)
         for rank, result in enumerate(query["results"], 1):
             about = result["text"] if "text" in result else _place(result)
             say(f"{rank:>5}  {result['score']:+.4f}  {result['id']}  {about}")

@@ -24,13 +24,14 @@ from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, expand, read_med
 from clipvip_lib.data.video import uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.files import named
+from clipvip_lib.files import kind_of, named
 
 SHARD = ".tar"
 IDS = ("name", "path")
 REASONS = 8  # that a line tells
 LeaveOut = Callable[[str, str], None]  # what is left out, and why
 MOST_WORKERS = 16
+MOST_ASKED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +152,10 @@ def _of_source(source: str, leave_out: LeaveOut) -> Iterator[Clip]:
             f"expected the name of a file or folder, got {source!r}; a variable may be empty by mistake"
         )
     path = _home_expanded(named(source))
-    if path.is_dir():
+    kind = kind_of(path)
+    if kind == "folder":
         return _of_folder(path, leave_out)
-    if path.is_file():
+    if kind == "file":
         return (
             _of_shard(path, leave_out)
             if path.suffix.lower() == SHARD
@@ -345,9 +347,11 @@ def decode_ahead(
 
 
 def workers_of(workers: int | None) -> int:
-    """How many threads decode, by default one per core. Raises ClipVipError for fewer than 0."""
-    if workers is not None and workers < 0:
-        raise ClipVipError(f"workers expected 0 or more, got {workers}; leave it out for one per core")
+    """How many threads decode, by default one per core. Raises ClipVipError for fewer than 0, or thousands."""
+    if workers is not None and not 0 <= workers <= MOST_ASKED:
+        raise ClipVipError(
+            f"workers expected 0 or more, and at most {MOST_ASKED}, got {workers}; leave it out for one per core"
+        )
     return min(usable_cores(), MOST_WORKERS) if workers is None else workers
 
 

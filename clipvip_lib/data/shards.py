@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from clipvip_lib.data.braces import names_of
 from clipvip_lib.data.frame_folders import PICTURES
 from clipvip_lib.data.video_files import SUFFIXES
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import named
+from clipvip_lib.files import kind_of, named
 
 # Of a sample with several the first one is read: a video before a picture.
 MEDIA = tuple(suffix.removeprefix(".") for suffix in (*SUFFIXES, *PICTURES))
@@ -234,12 +235,13 @@ def scan_members(path: str | Path) -> tuple[list[Entry], list[str], ClipVipError
 
 
 class _Listing:
-    """Samples from the members of a tar, in their order. Members with one name up to the first dot are one group, and
-    a group is one sample, unless its videos have further dots in their names."""
+    """Samples from the members of a tar, in the order of their first ones. Members with one name up to the first dot
+    are one group, and a group is one sample, unless its videos have further dots in their names. Files of one sample
+    that do not stand together (an unsorted tar) find each other by their name."""
 
     def __init__(self, shard: Path) -> None:
         self.shard, self.entries, self.strays = shard, [], []
-        self._keys: set[str] = set()
+        self._places: dict[str, int] = {}  # key -> its first entry
         self._base, self._group = "", []
 
     def add(self, member: tarfile.TarInfo) -> None:
@@ -266,28 +268,32 @@ class _Listing:
         # A key is written into sidecars and logs, which are UTF-8: one with other bytes would cost all of its shard.
         printable = key.encode(errors="backslashreplace").decode()
         entries, shard = self.entries, self.shard
-        if not entries or entries[-1].key != printable:
+        place = self._places.get(printable, -1)
+        if place >= 0 and extension in entries[place].files and entries[-1].key != printable:
+            place = -1  # another sample of this name, not the rest of one whose files stand apart
+        if place < 0:
             fault = (
                 f"the key {printable} of shard {shard} expected UTF-8, got other bytes; write the shard again"
             )
             twice = f"the key {printable} stands in two places of shard {shard}; write the shard again"
-            error = fault if key != printable else twice if key in self._keys else ""
+            error = fault if key != printable else twice if printable in self._places else ""
+            place = len(entries)
             entries.append(Entry(printable, {}, error))
-            self._keys.add(printable)
-        last = entries[-1]
+            self._places[printable] = place
+        found = entries[place]
         if extension not in _IS_READ:
-            entries[-1] = replace(last, others=(*last.others, extension))
+            entries[place] = replace(found, others=(*found.others, extension))
         elif not member.isfile():
             fault = (
                 f"{member.name} of shard {shard} is a link or a device: expected a file with its bytes; write the "
                 "shard again (tar --dereference --hard-dereference)"
             )
-            entries[-1] = replace(last, error=last.error or fault)
-        elif extension in last.files:
+            entries[place] = replace(found, error=found.error or fault)
+        elif extension in found.files:
             fault = f"{member.name} is there twice in shard {shard}: expected each file once; write the shard again"
-            entries[-1] = replace(last, error=last.error or fault)
+            entries[place] = replace(found, error=found.error or fault)
         else:
-            last.files[extension] = (member.offset_data, member.size)
+            found.files[extension] = (member.offset_data, member.size)
 
 
 def _suffix(name: str) -> str:
@@ -305,26 +311,20 @@ def expand(pattern: str | Path, leave_out: Callable[[str, str], None] = lambda n
     """The shards that a pattern names: ``/data/{00000..00099}.tar``, ``/data/*.tar``, or a folder with its ``*.tar``.
 
     Braces give their names in order, a glob its files by name. What a glob finds beside the tars (.parquet,
-    _stats.json, captions) is left out, and ``leave_out(name, why)`` hears of it. Raises ClipVipError for unbalanced
-    braces, a glob or folder without a tar, or a named shard that is not there.
+    _stats.json, captions) is left out, and ``leave_out(name, why)`` hears of it. Raises ClipVipError as ``names_of``,
+    and for a glob or folder without a tar, or a named shard that is not there.
     """
-    import braceexpand
-
-    if named(pattern).is_file():  # a name may hold brackets
+    if kind_of(named(pattern)) == "file":  # a name may hold brackets
         return [Path(pattern)]
-    try:
-        names = list(braceexpand.braceexpand(str(pattern)))
-    except braceexpand.UnbalancedBracesError as error:
-        raise ClipVipError(
-            f"shard pattern {str(pattern)!r}: expected a closing brace for each opening one, as in {{00000..00099}}.tar"
-        ) from error
+    names = names_of(str(pattern))
     found: list[Path] = []
     missing: list[str] = []
     for name in names:
-        if Path(name).is_file():
+        kind = kind_of(name)
+        if kind == "file":
             found.append(Path(name))
             continue
-        wanted = f"{glob.escape(name)}/*.tar" if Path(name).is_dir() else name
+        wanted = f"{glob.escape(name)}/*.tar" if kind == "folder" else name
         # Not Path.glob, which cannot take an absolute pattern.
         beside = sorted(glob.glob(wanted))  # noqa: PTH207
         tars = [Path(tar) for tar in beside if tar.endswith(".tar")]

@@ -38,7 +38,7 @@ DIFFER = {
 if TYPE_CHECKING:
     import pandas as pd
 
-VERIFY = "run `clipvip reproduce --verify`, which makes it again"
+VERIFY = "expected arrays as a stage stores them; run `clipvip reproduce --verify`, which makes it again"
 TEXT_TO_VIDEO, VIDEO_TO_TEXT = "text_to_video", "video_to_text"
 
 
@@ -65,9 +65,7 @@ def arrays(
             return [stored[name] for name in names]
     except Exception as error:  # a damaged archive may raise nearly anything
         why = " ".join(str(error).split()) or type(error).__name__
-        raise ClipVipError(
-            f"cannot read {path} ({why:.120}): expected arrays as they were stored; {advice}"
-        ) from error
+        raise ClipVipError(f"cannot read {path} ({why:.120}); {advice}") from error
 
 
 def hits(stages: Sequence[Stage], k: int = 1, home: Path | None = None, **which: str) -> np.ndarray:

@@ -69,7 +69,7 @@ def read(path: Path = FOLDER / NAME) -> Stored:
 
     Raises ClipVipError if there is no such file, or it is damaged.
     """
-    arrays = evidence.arrays(path, "it is a file of `make evidence`, write it again")
+    arrays = evidence.arrays(path, "expected a file of `make evidence`; write it again")
     try:
         return _stored(arrays)
     except (KeyError, ValueError, TypeError, IndexError) as error:

@@ -129,6 +129,12 @@ def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
             run.save_model("model", model, tokenizer)
             with together(ranks):
                 if ranks.main:
+                    if tokenizer.cut:
+                        say(
+                            f"clipvip: {tokenizer.cut} of {tokenizer.seen} texts that this start read were longer than "
+                            f"{tokenizer.context_length} tokens and were cut",
+                            sys.stderr,
+                        )
                     write_json(run.result, {"result": done, "about": run.about})
             run.clear()
         elif ranks.main:
