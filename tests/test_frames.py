@@ -104,7 +104,7 @@ DAMAGES = {
     "cut in its header": (lambda p: os.truncate(p, 40), ""),
     "junk": (junk, ""),
     "header of junk": (lambda p: p.write_bytes(p.read_bytes()[:10] + b"(" * 70 + p.read_bytes()[80:]), ""),
-    "an archive": (npz, "it holds something else"),
+    "an archive": (npz, "magic string"),
     "numbers of another kind": (lambda p: np.save(p, np.zeros((3, 9, 8, 8, 3))), "it holds something else"),
     "an array of another shape": (lambda p: np.save(p, np.zeros(9, np.uint8)), "it holds something else"),
     "pickled objects": (lambda p: np.save(p, np.array([{}])), "Python objects"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from clipvip_lib.children import end_with_torchrun
 from clipvip_lib.commands.arguments import folder, precision, say_slower
 from clipvip_lib.say import say
 
@@ -92,6 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.parquet:
         need_pyarrow()  # fail now, not after the first shard
     rank, ranks, local, locals_ = _ranks()
+    gone = (
+        "clipvip caption: torchrun, which started this rank, is gone: the ranks end; finished shards are kept"
+    )
+    end_with_torchrun(
+        lambda: None if local else say(f"{gone}; run the same command again to continue", sys.stderr)
+    )
     shards = expand(arguments.shards)  # report a wrong path before torch is imported
     import torch
 

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from clipvip_lib.children import end_with_torchrun
 from clipvip_lib.commands.arguments import assignment, folder, numbers
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.say import say
@@ -118,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         return show(arguments, recipe_name)
     ranks = None
+    end_with_torchrun(lambda: _say_orphaned(arguments.out))
     try:
         from clipvip_lib.training import ranks as distributed
 
@@ -169,6 +171,16 @@ def _say_lost(error: BaseException, out: str, ranks) -> int:
     with StopSignals(patient=True):
         say_once(ranks, f"clipvip: {error}; {_kept(out)}")
     return 1
+
+
+def _say_orphaned(out: str) -> None:
+    """Report that torchrun was killed; the store by which ranks agree who speaks may be gone with it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        say(
+            f"clipvip: torchrun, which started this rank, is gone: the ranks end; {_kept(out, told=False)}; run the "
+            "same command again to continue",
+            sys.stderr,
+        )
 
 
 def _say_stopped(name: str, out: str, ranks) -> None:

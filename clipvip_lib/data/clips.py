@@ -348,9 +348,11 @@ def decode_ahead(
 
 def workers_of(workers: int | None) -> int:
     """How many threads decode, by default one per core. Raises ClipVipError for fewer than 0, or thousands."""
-    if workers is not None and not 0 <= workers <= MOST_ASKED:
+    if workers is not None and workers < 0:
+        raise ClipVipError(f"workers expected 0 or more, got {workers}; leave it out for one per core")
+    if workers is not None and workers > MOST_ASKED:
         raise ClipVipError(
-            f"workers expected 0 or more, and at most {MOST_ASKED}, got {workers}; leave it out for one per core"
+            f"workers expected at most {MOST_ASKED}, got {workers}; leave it out for one per core"
         )
     return min(usable_cores(), MOST_WORKERS) if workers is None else workers
 
