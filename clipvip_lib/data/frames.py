@@ -96,13 +96,8 @@ def _reserve(path: Path) -> None:
 
 def _mapped(path: str | Path) -> np.ndarray:
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if (
-            not isinstance(found, np.ndarray)
-            or found.dtype != np.uint8
-            or found.ndim != 5
-            or found.shape[1] < 2
-        ):
+        found = np.lib.format.open_memmap(path, mode="r")
+        if found.dtype != np.uint8 or found.ndim != 5 or found.shape[1] < 2:
             raise ValueError("it holds something else")
     except (OSError, ValueError, EOFError, SyntaxError) as error:  # numpy reads the header as Python
         why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "it is empty"
