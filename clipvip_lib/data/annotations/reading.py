@@ -98,6 +98,8 @@ def read_json(path: Path, tell: Tell) -> object:
 
     try:
         return json.loads(read_text(path, tell), object_pairs_hook=without_doubles)
+    except ClipVipError:  # a ValueError, too
+        raise
     except NO_JSON as error:
         line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         tell("not-parsed", f"{path}{line} is not JSON ({why_not_json(error)}); fix it or fetch it again")
@@ -114,6 +116,8 @@ def why_not_json(error: Exception) -> str:
 
 def brief(value: object) -> str:
     """A value of any kind for a message: short, whatever it holds (a pickle may hold a list that holds itself)."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
     try:
         return _BRIEF.repr(value)[:80]
     except (ValueError, RecursionError):  # a number of thousands of digits
