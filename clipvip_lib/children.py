@@ -1,6 +1,7 @@
 """Child processes: fresh Python interpreters with a connection, whose end each side takes for the other's end.
 
-A fork would not do: decord, torch and CUDA do not survive one once they were used.
+A fork would not do: decord, torch and CUDA do not survive one once they were used. Ranks are torchrun's children, with
+no connection to it: they look whether it is still their parent.
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import IO
 
@@ -55,3 +58,28 @@ class Child:
         self.connection.close()
         self.process.kill()
         self.process.wait()
+
+
+LOOK_SECONDS = 1.0  # between two looks for torchrun
+
+
+def end_with_torchrun(last_words: Callable[[], None]) -> None:
+    """If torchrun started this process, end it with code 1, as after a lost rank, soon after torchrun is gone.
+
+    torchrun ends its ranks when it can; killed, it leaves them behind, and they would go on without anybody who
+    restarts or stops them. Written files are whole at any moment, so the end may come in the middle of a step.
+    last_words: called once in each rank before it ends.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(LOOK_SECONDS)
+        try:
+            last_words()
+        finally:
+            os._exit(1)
+
+    threading.Thread(target=watch, name="torchrun", daemon=True).start()

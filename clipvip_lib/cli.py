@@ -8,7 +8,6 @@ on stderr and exits with code 2; a failed stage exits with 1.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import io
 import signal
 import sys
@@ -17,6 +16,7 @@ from collections.abc import Sequence
 from clipvip_lib import __version__
 from clipvip_lib.commands import caption, check_data, convert_texts, embed, reproduce, search, train
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import CannotSay, give_up, say
 from clipvip_lib.stop_signals import signals_raise
 
 KEPT = "what was done is kept; run the same command to continue"
@@ -51,25 +51,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
+        with signals_raise(signal.SIGTERM):
+            return _run(argv)
+    except ClipVipError as error:
+        say(f"clipvip: {error}", sys.stderr)
+        return 2
+    except CannotSay as error:
+        say(f"clipvip: cannot write to standard output: {error}; free some space; {KEPT}", sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        say(f"clipvip: interrupted; {KEPT}", sys.stderr)
+        return 130
+    except SystemExit as stop:
+        # A reader that had enough (SIGPIPE, as of | head) need not be told.
+        if isinstance(stop.code, int) and stop.code > 128 and stop.code != 128 + signal.SIGPIPE:
+            say(f"clipvip: stopped by {signal.Signals(stop.code - 128).name}; {KEPT}", sys.stderr)
+        raise
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    """A command's exit code, once all that it printed has been written. Raises CannotSay if that cannot be."""
+    try:
         top = parser()
         arguments = top.parse_args(argv)
         if arguments.command is None:
             top.print_help(sys.stderr)
             return 2
-        with signals_raise(signal.SIGTERM):
-            return arguments.run(arguments)
-    except ClipVipError as error:
-        print(f"clipvip: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"clipvip: interrupted; {KEPT}", file=sys.stderr)
-        return 130
-    except SystemExit as stop:
-        if isinstance(stop.code, int) and stop.code > 128:  # SIGTERM, SIGHUP
-            with contextlib.suppress(OSError):  # after a SIGHUP the terminal is gone
-                name = signal.Signals(stop.code - 128).name
-                print(f"clipvip: stopped by {name}; {KEPT}", file=sys.stderr)
-        raise
+        return arguments.run(arguments)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError as error:
+            give_up(sys.stdout)
+            raise CannotSay(error.strerror or str(error)) from error
 
 
 if __name__ == "__main__":

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from clipvip_lib.say import shown
+
 
 class ClipVipError(ValueError):
-    """Bad input or a state that a user can fix; its text is one sentence, shown without a traceback."""
+    """Bad input or a state that a user can fix; its text is one sentence, shown without a traceback.
+
+    Names and values in it come from others' data: its text shows control characters by their numbers.
+    """
+
+    def __str__(self) -> str:
+        return shown(super().__str__())
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ClipVipError:

@@ -1,6 +1,7 @@
-"""Where working files live, and how they are written: to a temporary name first, then renamed.
+"""Where working files live, and how they are written: to a temporary name first, synced, then renamed.
 
-A reader therefore never sees half a file, and a kill leaves at most a name that ends in ``.partial``.
+A reader therefore never sees half a file, and a kill leaves at most a name that ends in ``.partial``. A power cut
+leaves no more than a kill does: what has its name was on the disk before.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -31,9 +33,27 @@ def home() -> Path:
         ) from error
 
 
+def named(path: str | Path) -> Path:
+    """A path that somebody gave. Raises ClipVipError for a NUL in it, at which every call of the system fails."""
+    if "\0" in str(path):
+        raise ClipVipError(
+            f"{str(path)!r} expected the name of a file or folder, got one with a NUL; correct it"
+        )
+    return Path(path)
+
+
+def kind_of(path: str | Path) -> str:
+    """ "file", "folder", or "" for what is not there, cannot be looked at, or has a name that no system takes."""
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return ""
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else ""
+
+
 def make_folder(path: str | Path) -> Path:
     """Create a folder with its parents. Raises ClipVipError if it cannot be created or written to."""
-    path = Path(path)
+    path = named(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
@@ -57,7 +77,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
+        sync(partial)
         partial.replace(path)
+        sync(path.parent)
     except Exception as error:
         reason = _why_not_written(error, partial)
         if reason is None:
@@ -68,6 +90,18 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def sync(path: str | Path) -> None:
+    """Wait until a file, or a folder's list of names, is on the disk; some disks cannot promise it for a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+            raise
+    finally:
+        os.close(handle)
 
 
 def _why_not_written(error: Exception, partial: Path) -> str | None:

@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable
 from typing import TextIO
 
+from clipvip_lib.say import give_up, shown
+
 #: What the science is given to tell how far it is: ``progress(done, total, note)``.
 ProgressCallback = Callable[..., None]
 
@@ -61,6 +63,7 @@ class InPlaceLine:
         self._shown = 0
 
     def show(self, text: str) -> None:
+        text = shown(text)
         if self.mode == "plain":
             self._write(text + "\n")
             return
@@ -74,7 +77,7 @@ class InPlaceLine:
         if self._shown:
             self._write("\r" + " " * self._shown + "\r")
             self._shown = 0
-        self._write(text + "\n")
+        self._write(shown(text) + "\n")
 
     def end(self) -> None:
         """Leave the line in place as it is and go to the next."""
@@ -86,8 +89,10 @@ class InPlaceLine:
         try:
             self.stream.write(text)
             self.stream.flush()
-        except (BrokenPipeError, ValueError):
-            # The reader (a closed pager or pipe) is gone; the work itself continues.
+        except OSError:
+            # The reader (a closed pager or pipe) is gone, or a disk is full; the work itself continues.
+            give_up(self.stream)
+        except ValueError:  # the stream is closed
             pass
 
 

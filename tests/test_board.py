@@ -308,7 +308,7 @@ def test_a_plan_gets_one_number_from_the_declared_seconds_or_from_the_range():
 def test_what_a_cache_holds_is_remembered_where_it_ran_on_this_machine(tmp_path):
     done = [Stage(name, "small_study:count", cost=10.0) for name in ("here", "elsewhere")]
     for each, where in zip(done, (machine(), "another machine"), strict=True):
-        record = {"result": {}, "stage": {"seconds": 20.0, "machine": where}}
+        record = {"result": {}, "stage": {"seconds": 20.0, "machine": where, "key": each.key}}
         files.write_json(files.make_folder(each.folder(tmp_path)) / "result.json", record)
     board, waiting = Board(3, 1, stream=io.StringIO()), [stage("next")]
     board.remember(done, tmp_path)

@@ -1,6 +1,8 @@
 """Weights are loaded whole or not at all, and every bad file is called by its name."""
 
+import json
 import pickle
+import time
 import warnings
 
 import pytest
@@ -664,3 +666,82 @@ def test_half_precision_reports_in_one_line():
     report = load_weights(make(), {k: v.half() for k, v in make().state_dict().items()})
     changed = [line for line in str(report).splitlines() if "changed" in line]
     assert len(changed) == 1 and f"and {len(report.changed) - 3} more: float16 to float32" in changed[0]
+
+
+# ---- configurations that nothing could build ----
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "number", "words"),
+    [
+        (
+            "vision_config",
+            "num_hidden_layers",
+            1_000_000,
+            "a configuration of 1000000 layers: expected at most 1000",
+        ),
+        ("text_config", "num_hidden_layers", 10**30, "layers: expected at most 1000"),
+        (None, "sequence_layers", 1_000_000, "layers: expected at most 1000"),
+        ("vision_config", "hidden_size", 64 * 10**6, "would hold about [0-9,]+: expected about as many"),
+        ("text_config", "intermediate_size", 10**9, "expected about as many"),
+        ("text_config", "max_position_embeddings", 10**12, "expected about as many"),
+        ("vision_config", "image_size", 8 * 10**8, "expected about as many"),
+        (None, "proxies", 10**9, "expected about as many"),
+        (None, "temporal_size", 10**9, "expected about as many"),
+    ],
+)
+def test_a_configuration_without_bounds_is_refused_at_once(tmp_path, part, field, number, words):
+    make().save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    (config if part is None else config[part])[field] = number
+    path.write_text(json.dumps(config))
+    start = time.monotonic()
+    with pytest.raises(ClipVipError, match=words):
+        load_clip_vip(tmp_path)
+    assert time.monotonic() - start < 20
+
+
+def test_a_files_name_of_a_layer_does_not_set_the_depth_without_bounds(tmp_path):
+    state = released(make(hidden_act="quick_gelu"))
+    state["clipmodel.vision_model.encoder.layers.999999999.mlp.fc1.bias"] = torch.zeros(1)
+    torch.save(state, tmp_path / "deep.pt")
+    with pytest.raises(ClipVipError, match="a configuration of 1000000000 layers: expected at most 1000"):
+        load_clip_vip(tmp_path / "deep.pt")
+
+
+# ---- what a file does not tell, and what other programs put before names ----
+
+
+@pytest.fixture(scope="module")
+def plain(open_clip):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return open_clip.create_model("ViT-S-32").state_dict()
+
+
+@pytest.mark.parametrize("prefix", ("", "module.", "_orig_mod.", "module._orig_mod.", "_orig_mod.module."))
+def test_an_open_clip_file_may_be_wrapped_and_its_activation_is_assumed(plain, tmp_path, prefix):
+    torch.save({prefix + name: value for name, value in plain.items()}, tmp_path / "w.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, report = load_clip_vip("ViT-S-32", pretrained_tag=tmp_path / "w.pt", attention="mean_pool")
+    assert report.assumed["activation"].startswith("GELU, by the name ViT-S-32; a file does not tell")
+    assert "activation" in str(report) and torch.equal(
+        model.state_dict()["visual_projection.weight"], plain["visual.proj"].T
+    )
+
+
+@pytest.mark.parametrize(
+    ("prefix", "advice"),
+    [
+        ("_orig_mod.", "save model._orig_mod.state_dict"),
+        ("module.", "save model.module.state_dict"),
+        ("module._orig_mod.", "save model.module._orig_mod.state_dict"),
+        ("_orig_mod.module.", "save model._orig_mod.module.state_dict"),
+    ],
+)
+def test_the_advice_on_a_prefix_is_the_one_that_helps(tmp_path, prefix, advice):
+    torch.save({prefix + name: value for name, value in released(make()).items()}, tmp_path / "w.pt")
+    with pytest.raises(ClipVipError, match=f"names that start with '{prefix}': .*{advice}"):
+        load_clip_vip(tmp_path / "w.pt")

@@ -34,6 +34,7 @@ def test_every_default_is_the_cheap_one(called):
         "out": None,
         "set": {},
         "workers": None,
+        "verify": False,
     }
 
 

@@ -1,6 +1,7 @@
 """Our ids are open_clip's ids, for any text; and the small vocabulary keeps what CLIP's text tower relies
 on."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -104,6 +105,36 @@ def test_bad_input_is_one_sentence(make, message, tmp_path):
     (tmp_path / "other.json").write_text("[1, 2]")
     with pytest.raises(ClipVipError, match=message):
         make(tmp_path)
+
+
+def test_texts_that_the_context_does_not_hold_are_counted():
+    tokenizer = ClipTokenizer(8)
+    fits, long = "a b c d e f", "a b c d e f g"
+    assert [tokenizer.is_cut(text) for text in (fits, long, "", "a")] == [False, True, False, False]
+    tokenizer([fits, long])
+    tokenizer([long, "a"])
+    assert (tokenizer.seen, tokenizer.cut) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    (
+        {},
+        {"context_length": 16},
+        {"vocabulary": None},
+        {"context_length": "16", "vocabulary": None},
+        {"context_length": None, "vocabulary": None},
+        {"context_length": True, "vocabulary": None},
+        {"context_length": 16, "vocabulary": 5},
+        {"context_length": 16, "vocabulary": ["a"]},
+        {"context_length": 16, "vocabulary": [1.5]},
+        {"context_length": 16, "vocabulary": {"a": 1}},
+    ),
+)
+def test_a_saved_tokenizer_of_another_shape_is_refused(tmp_path, shape):
+    (tmp_path / "t.json").write_text(json.dumps({"tokenizer": "clip", **shape}))
+    with pytest.raises(ClipVipError, match=r"t\.json expected a tokenizer saved by ClipTokenizer\.save"):
+        ClipTokenizer.load(tmp_path / "t.json")
 
 
 def test_open_clip_and_transformers_are_not_imported():

@@ -19,6 +19,7 @@ from small_clip import write_videos
 from clipvip_lib.data.clips import decode_ahead, list_clips, read_clip
 from clipvip_lib.data.transform import resize
 from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
+from clipvip_lib.data.video_files import SUFFIXES
 from clipvip_lib.errors import ClipVipError
 
 N, SIZE = 4, 32
@@ -126,6 +127,9 @@ def test_every_kind_is_read_as_read_frames_reads_it(tmp_path):
         (["no{.tar"], "brace"),
         (["a", ""], "expected the name of a file or folder, got ''"),
         (["*.avi"], "not tar files"),
+        (["a\0b"], r"'a\\x00b' expected the name of a file or folder, got one with a NUL"),
+        (["{a,b\0}.tar"], "got one with a NUL"),
+        (["x" * 5000], "no file or folder x"),
     ],
 )
 def test_what_is_not_there_or_not_clear_is_refused(tmp_path, monkeypatch, sources, words):
@@ -227,3 +231,136 @@ def test_names_that_are_not_utf8_are_refused(tmp_path):
         pytest.skip("this file system takes UTF-8 only")
     with pytest.raises(ClipVipError, match=r"caf\\udce9\.mp4' expected UTF-8, got other bytes; rename it"):
         list_clips([tmp_path / "videos"])
+
+
+# Each suffix with a container and a codec that go by it.
+KINDS = {
+    "mp4": {".mp4", ".m4v"},
+    "3gp": {".3gp"},
+    "3g2": {".3g2"},
+    "mov": {".mov", ".qt", ".mj2", ".f4v"},
+    "matroska": {".mkv", ".mk3d"},
+    "flv": {".flv"},
+    "mpegts": {".ts", ".m2ts", ".mts", ".m2t", ".trp"},
+    "h264": {".h264"},
+    "nut": {".nut"},
+}
+OTHERS = {  # container -> codec, pixels, suffixes
+    "webm": ("libvpx-vp9", "yuv420p", {".webm"}),
+    "avi": ("mpeg4", "yuv420p", {".avi", ".divx"}),
+    "mpeg": ("mpeg2video", "yuv420p", {".mpg", ".mpeg", ".mpe", ".vob", ".m2p", ".tod"}),
+    "mpeg2video": ("mpeg2video", "yuv420p", {".m2v"}),
+    "mpeg1video": ("mpeg1video", "yuv420p", {".m1v"}),
+    "asf": ("wmv2", "yuv420p", {".wmv", ".asf"}),
+    "gif": ("gif", "rgb8", {".gif"}),
+    "ivf": ("libvpx", "yuv420p", {".ivf"}),
+    "mxf": ("mpeg2video", "yuv420p", {".mxf"}),
+    "rm": ("rv20", "yuv420p", {".rm", ".rmvb"}),
+}
+# No encoder of PyAV writes these as quickly (x265, Theora, DV), or not at all; FFmpeg reads them by the same demuxers.
+NOT_MADE = {".hevc", ".h265", ".ogv", ".dv"}
+
+
+def test_every_suffix_that_is_listed_is_read(tmp_path):
+    made = {}
+    for container, suffixes in KINDS.items():
+        mux = {"mpegts_m2ts_mode": "1"} if container == "mpegts" else None
+        made |= dict.fromkeys(suffixes, videos.encode(6, container=container, mux=mux, size=(96, 176)))
+    for container, (codec, pixels, suffixes) in OTHERS.items():
+        options = {"cpu-used": "8"} if "vpx" in codec else {"b": "400k"}
+        content = videos.encode(
+            6, container=container, codec=codec, pixels=pixels, options=options, size=(96, 176)
+        )
+        made |= dict.fromkeys(suffixes, content)
+    assert made.keys() | NOT_MADE == set(SUFFIXES)
+    for suffix, content in made.items():
+        (tmp_path / f"v{suffix}{suffix.upper()}").write_bytes(content)
+    listed = list_clips([tmp_path])
+    assert {clip.id for clip in listed} == {f"v{suffix}" for suffix in made} and not listed.left_out
+    for clip in listed:
+        assert read_clip(clip, 2, 16)[1] == 6, clip.path
+    shard = write_shard(tmp_path / "a.tar", {f"k{s[1:]}": {s[1:]: content} for s, content in made.items()})
+    for clip in list_clips([shard]):
+        assert read_clip(clip, 2, 16)[1] == 6, clip.key
+
+
+def test_pictures_of_every_kind_are_samples_of_a_shard(tmp_path):
+    picture = Image.fromarray(videos.pictures(1, 48, 64)[0])
+    samples = {}
+    for suffix, kind in (("jpg", "jpeg"), ("jpeg", "jpeg"), ("png", "png"), ("webp", "webp")):
+        file = io.BytesIO()
+        picture.save(file, kind, **({"lossless": True} if kind == "webp" else {}))
+        samples[suffix] = {suffix: file.getvalue(), "txt": b"a"}
+    shown = {
+        clip.id: read_clip(clip, 2, 48) for clip in list_clips([write_shard(tmp_path / "a.tar", samples)])
+    }
+    assert shown.keys() == samples.keys() and all(total == 1 for _, total in shown.values())
+    assert (shown["png"][0] == shown["webp"][0]).all() and shown["png"][0].any()
+
+
+def test_a_key_may_have_dots_where_a_video_would_be_lost(tmp_path):
+    """LSMDC's names, a title with a dot; but a sample's further files stay its own."""
+    times = ("1_Film_00.00.32.166-00.00.33.945", "1_Film_00.00.40.100-00.00.42.264")
+    small = {"mp4": videos.encode(4, size=(48, 64)), "txt": b"a"}
+    whole = {"000": {**small, "thumb.jpg": jpeg(), "seg.json": b"{}"}}
+    dotted = {name: {**small, "seg.json": b"{}", "flac": b"x"} for name in (*times, "Track 2.0")}
+    shard = write_shard(tmp_path / "a.tar", whole | dotted)
+    clips = list_clips([shard])
+    assert [clip.id for clip in clips] == ["000", *times, "Track 2.0"]
+    assert all(set(clip.entry.files) == {"mp4", "txt"} for clip in clips)
+    assert [read_clip(clip, N, SIZE)[1] for clip in clips] == [4] * 4
+    assert clips.note() == (
+        "left out beside 4 videos: 1 further videos or pictures of a sample (first thumb.jpg of 000)"
+    )
+
+
+def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
+    failed = {"json": json.dumps({"status": "failed_to_download"}).encode()}
+    sounds = {"flac": b"x", "txt": b"a song"}
+    shard = write_shard(
+        tmp_path / "s" / "0.tar", {"000": sample(4), "001": failed, "002": sounds, "003": sounds}
+    )
+    with tarfile.open(shard, "a") as tar:
+        tar.addfile(tarfile.TarInfo("README"))
+    for name in ("a.txt", "b.txt", "c", ".d.mp4", "poster.jpg"):
+        (tmp_path / "s" / name).write_bytes(b"x")
+    (tmp_path / "s" / ".hidden").mkdir()
+    clips = list_clips([tmp_path / "s"])
+    assert [clip.id for clip in clips] == ["000"]
+    assert clips.left_out == {
+        "hidden": (2, ".d.mp4"),
+        "with the suffix .txt": (2, "a.txt"),
+        "without a suffix": (1, "c"),
+        "pictures beside videos": (1, "poster.jpg"),
+        "members of no sample": (1, "README"),
+        "samples that were never fetched": (1, "001"),
+        "samples without a video or picture, only .txt, .flac": (2, "002"),
+    }
+    assert clips.note().startswith(
+        "left out beside 1 videos: 2 hidden (first .d.mp4); 2 with the suffix .txt"
+    )
+    beside = list_clips([str(tmp_path / "s" / "*")])
+    assert beside.left_out["files beside shards"] == (4, str(tmp_path / "s" / "a.txt"))
+    (tmp_path / "s" / "0.tar").unlink()
+    (tmp_path / "s" / "poster.jpg").unlink()
+    with pytest.raises(ClipVipError, match=r"holds no video.*2 with the suffix \.txt"):
+        list_clips([tmp_path / "s"])
+
+
+def test_links_are_followed_and_circles_refused(tmp_path):
+    write_videos(tmp_path / "elsewhere" / "deep", 1)
+    write_videos(tmp_path / "in", 1)
+    (tmp_path / "in" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "one.mp4").symlink_to(tmp_path / "elsewhere" / "deep" / "v00.mp4")
+    assert [clip.id for clip in list_clips([tmp_path / "in"])] == ["one", "v00", "more/deep/v00"]
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "in")
+    with pytest.raises(
+        ClipVipError, match=r"the link .*deep/back leads back to .*in, the folder that it lies in"
+    ):
+        list_clips([tmp_path / "in"])
+
+
+def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path):
+    os.mkfifo(tmp_path / "v.mp4")
+    with pytest.raises(ClipVipError, match=r"v\.mp4: expected a file, got a pipe or a device; remove it"):
+        list_clips([tmp_path])

@@ -41,6 +41,7 @@ def run(*line: object) -> int:
 
 def test_embed_then_search(weights, tmp_path, capsys):
     paths = write_videos(tmp_path / "videos", 5)
+    (tmp_path / "videos" / "v00.srt").write_text("1")
     (tmp_path / "texts.txt").write_text("\n".join(WORDS))
     out = tmp_path / "out"
     line = (
@@ -57,6 +58,7 @@ def test_embed_then_search(weights, tmp_path, capsys):
     said = capsys.readouterr()
     assert f"5 videos in {out / 'features.npy'}, 24 numbers each" in said.out
     assert f"4 texts in {out / 'texts' / 'features.npy'}" in said.out and "embed 5/5" in said.err
+    assert "clipvip: left out beside 5 videos: 1 with the suffix .srt (first v00.srt)\n" in said.err
     assert run("search", "a dog runs", "--video", paths[2], "--in", out, "--top", 2) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6 and lines[0] == "a dog runs" and lines[3] == str(paths[2])
@@ -216,3 +218,42 @@ def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
     expected = ClipViP.from_pretrained(weights).eval().encode_videos(some)
     assert [found.row(i)["id"] for i in range(400)] == [f"{i:03d}" for i in range(400)]
     assert np.abs(found.array - np.tile(expected, (40, 1))).max() < 1e-6
+
+
+def test_a_newline_in_a_name_forges_no_line_of_results(weights, tmp_path, capsys):
+    (path,) = write_videos(tmp_path / "videos", 1)
+    path.rename(path.with_name("v\n    1  +1.0000  forged  x\x1b[31m.mp4"))
+    out = tmp_path / "out"
+    assert run("embed", tmp_path / "videos", "--weights", weights, "--out", out) == 0
+    assert run("search", "a dog\nruns", "--in", out) == 0
+    assert run("search", "a dog", "--in", out, "--json") == 0
+    said, told = capsys.readouterr()
+    lines = said.splitlines()
+    assert len(lines) == 4 and lines[1] == "a dog\\nruns" and "v\\n    1  +1.0000  forged" in lines[2]
+    assert "\x1b" not in said + told
+    assert json.loads(lines[3])["results"][0]["id"] == "v\n    1  +1.0000  forged  x\x1b[31m"
+
+
+def test_texts_that_are_cut_are_counted(weights, tmp_path, capsys):
+    write_videos(tmp_path / "videos", 1)
+    (tmp_path / "texts.txt").write_text("a dog\n" + "a dog runs " * 9 + "\n" + "somebody cooks " * 9 + "\n")
+    out, long = tmp_path / "out", "a dog runs " * 9
+    line = (
+        "embed",
+        tmp_path / "videos",
+        "--texts",
+        tmp_path / "texts.txt",
+        "--weights",
+        weights,
+        "--out",
+        out,
+    )
+    for _ in range(2):  # also of those that were embedded before
+        assert run(*line) == 0
+        assert "3 texts, 2 of them cut at 16 tokens in " in capsys.readouterr().out
+    assert run("search", long, "a dog", "--in", out) == 0
+    said = capsys.readouterr()
+    assert said.err.count("clipvip: this text is longer than the model reads") == 1
+    assert run("search", long, "a dog", "--in", out, "--json") == 0
+    found = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [row.get("cut") for row in found] == [True, None]

@@ -10,7 +10,6 @@ from clipvip_lib.data.formats import write_pictures
 from clipvip_lib.data.frame_folders import (
     count_frames,
     frame_files,
-    is_frame_folder,
     read_folder,
     read_frames,
 )
@@ -37,9 +36,6 @@ def folder(clip, tmp_path):
 
 
 def test_a_folder_reads_as_the_video(clip, folder):
-    assert is_frame_folder(folder)
-    assert not is_frame_folder(folder.parent)
-    assert not is_frame_folder(clip)
     assert count_frames(folder) == FRAMES
     for indices in ([0], [5, 2, 2], lambda total: uniform_indices(total, 4)):
         np.testing.assert_array_equal(read_frames(folder, indices), read_frames(clip, indices))
@@ -110,4 +106,3 @@ def test_indices_outside_are_refused(folder, indices, message):
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(VideoError, match="cannot read .*expected a folder of frames"):
         frame_files(tmp_path / "b")
-    assert not is_frame_folder(tmp_path / "b")

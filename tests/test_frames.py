@@ -2,6 +2,7 @@
 
 import errno
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,6 +86,42 @@ def test_stores_of_other_shapes_and_too_few_frames_are_refused(tmp_path):
         FrameStore([tmp_path / "a.npy", tmp_path / "b.npy"])
     with pytest.raises(ClipVipError, match="at least 1 frame"):
         store(tmp_path / "c.npy", frames=0)
+
+
+def junk(path):
+    path.write_bytes(b"junk" * 99)
+
+
+def npz(path):
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros((3, 9, 32, 32, 3), np.uint8))
+
+
+DAMAGES = {
+    "gone": (Path.unlink, "No such file"),
+    "empty": (lambda p: p.write_bytes(b""), "it is empty|No data left"),
+    "cut": (lambda p: os.truncate(p, p.stat().st_size // 2), "mmap length"),
+    "cut in its header": (lambda p: os.truncate(p, 40), ""),
+    "junk": (junk, ""),
+    "header of junk": (lambda p: p.write_bytes(p.read_bytes()[:10] + b"(" * 70 + p.read_bytes()[80:]), ""),
+    "an archive": (npz, "magic string"),
+    "numbers of another kind": (lambda p: np.save(p, np.zeros((3, 9, 8, 8, 3))), "it holds something else"),
+    "an array of another shape": (lambda p: np.save(p, np.zeros(9, np.uint8)), "it holds something else"),
+    "pickled objects": (lambda p: np.save(p, np.array([{}])), "Python objects"),
+    "a folder": (lambda p: p.unlink() or p.mkdir(), "Is a directory"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_store_that_is_not_one_is_named(tmp_path, name):
+    damage, why = DAMAGES[name]
+    store(tmp_path / "a.npy")
+    damage(tmp_path / "a.npy")
+    with pytest.raises(
+        ClipVipError, match=rf"cannot read the frame store .*a\.npy \(.*({why}).*remove it"
+    ) as caught:
+        FrameStore([tmp_path / "a.npy"])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("content", (b"\xff\xd8 no picture", None))

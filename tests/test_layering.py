@@ -23,6 +23,7 @@ STOREYS = {
         "progress",
         "profiles",
         "registration",
+        "say",
         "stop_signals",
     ),
     "workshop": ("workshop",),  # no CLIP in it

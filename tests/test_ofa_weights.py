@@ -225,3 +225,13 @@ def test_plain_data_is_read_and_code_is_not(tmp_path):
     with pytest.raises(ClipVipError, match="would run code, and were not run"):
         load_ofa(tmp_path / "bad.pt")
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize(
+    "field", ("encoder_layers", "decoder_layers", "image_bucket_size", "vocab_size", "d_model")
+)
+def test_sizes_that_nothing_could_build_are_refused(field):
+    with pytest.raises(
+        ClipVipError, match=rf"OFA's {field} must be at most [0-9]+, got 4000000000; correct config"
+    ):
+        OFAConfig(**{field: 4_000_000_000})

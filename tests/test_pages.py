@@ -104,6 +104,43 @@ def test_the_page_nests_and_fetches_nothing(page):
     assert set(found.links) == {"#content", "index.html", "03_x.html", "results/04_video_proxy.json"}
 
 
+CAPTION = "</td></p><script>alert(1)</script><img src=x onerror=alert(2)> $a_{ & \x1b[31m\u202e ![p](http://e.x/p.png)"
+
+
+def test_captions_with_tags_are_shown_and_never_obeyed():
+    """Texts from data in every place where a page may show them."""
+    from matplotlib import pyplot as plt
+
+    figures.use_style()
+    fig, axes = plt.subplots()
+    axes.set_title(CAPTION[:60])
+    axes.text(0, 0, CAPTION[:60])
+    drawn = figures.figure_html(fig, CAPTION, CAPTION, CAPTION)
+    frame = pd.DataFrame({CAPTION: [CAPTION]}, index=pd.Index([CAPTION], name=f"2 {CAPTION}"))
+    v4 = nbformat.v4
+    shows = [
+        {"text/html": drawn},
+        {"text/html": tables.table_html(frame, CAPTION)},
+        {"text/plain": CAPTION},
+        {"text/markdown": f"* {CAPTION}\n\n{CAPTION}\n\n[a](javascript:alert(3))"},
+    ]
+    outputs = [v4.new_output("display_data", data=data) for data in shows]
+    outputs += [v4.new_output("stream", name=name, text=CAPTION) for name in ("stdout", "stderr")]
+    outputs.append(v4.new_output("error", ename="E", evalue=CAPTION, traceback=[CAPTION]))
+    cells = [v4.new_markdown_cell("# Shown?"), v4.new_code_cell("1", outputs=outputs, execution_count=1)]
+    page = pages.page_html(v4.new_notebook(cells=cells), "03_x")
+    found = Checker(page)
+    assert not [tag for tag, _ in found.tags if tag in ("script", "iframe")]
+    assert all(image["src"].startswith("data:image/svg") for image in found.images) and len(found.images) == 1
+    assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
+    assert not [link for link in found.links if link.startswith("javascript:")]
+    assert "".join(found.texts).count("<script>alert(1)</script>") >= 10
+    card = dict.fromkeys(("number", "question", "headline", "facts"), CAPTION)
+    card |= {"page": "x.html", "status": "done"}
+    index = Checker(pages.index_html([card], [(CAPTION, CAPTION)], "smoke"))
+    assert not [tag for tag, _ in index.tags if tag in ("script", "img")]
+
+
 def test_every_image_has_its_alt_text(page):
     assert [image["alt"] for image in Checker(page).images] == ["a rising line", "a dot"]
 

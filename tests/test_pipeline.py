@@ -132,6 +132,23 @@ def test_force_discards_a_stage_and_what_rests_on_it(house, first, monkeypatch):
         pipeline.forget([page], ["arn/seed0"], house.home, lambda _: None)
 
 
+def test_damage_is_moved_aside_and_made_again_by_size_and_by_checksum(house, first):
+    home, options = house.home, {"set": {"note": "from outside"}}
+    base = next((home / "stages").glob("base-*"))
+    (base / "result.json").write_bytes(b"")
+    code, said = house.run(**options)
+    assert code == 0 and "the entry of stage base is damaged" in said and "base done in" in said
+    assert "1 stages run, 5 found done" in said
+    content = (base / "count.json").read_bytes()
+    (base / "count.json").write_bytes(content.replace(b"3", b"4"))
+    assert "6 of 6 stages found done" in house.run(**options)[1]
+    code, said = house.run(verify=True, **options)
+    assert code == 0 and "count.json has another checksum" in said and "base done in" in said
+    assert (base / "count.json").read_bytes() == content
+    assert "6 of 6 stages found done" in house.run(verify=True, **options)[1]
+    assert len(list((home / "damaged").iterdir())) == 2
+
+
 @pytest.mark.slow
 def test_executed_pages_pass_nbval_and_a_changed_number_fails(house, first, tmp_path):
     """The pages' outputs are the same in every run, so that nbval can compare them."""

@@ -1,5 +1,6 @@
 """Tar shards are read in order, whole, and a damaged one is named."""
 
+import io
 import json
 import tarfile
 
@@ -151,3 +152,47 @@ def test_what_was_never_fetched_says_why(tmp_path, media):
     path = write(tmp_path / "a.tar", mp4=media, json=about)
     with pytest.raises(NeverFetched, match=r"clip-2 of .* was never fetched \(failed_to_download: gone\)"):
         read_media(path, index_shard(path)[2])
+
+
+def _member(name, kind=tarfile.REGTYPE, link="", content=b""):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, link, len(content)
+    return member, io.BytesIO(content)
+
+
+@pytest.mark.parametrize("kind", (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE))
+def test_a_link_or_device_in_a_videos_place_is_named_and_never_followed(tmp_path, kind):
+    path, secret = tmp_path / "links.tar", tmp_path / "secret.mp4"
+    secret.write_bytes(MP4)
+    with tarfile.open(path, "w") as tar:
+        tar.addfile(*_member("000.mp4", content=MP4))
+        tar.addfile(*_member("001.mp4", kind, str(secret)))
+        tar.addfile(*_member("001.txt", content=b"a dog"))
+    good, bad = index_shard(path)
+    assert read_media(path, good) == MP4
+    with pytest.raises(ClipVipError, match=r"001\.mp4 of shard .* is a link or a device: expected a file"):
+        read_media(path, bad)
+
+
+def test_absolute_and_climbing_names_are_keys_and_touch_no_file(tmp_path):
+    path = tmp_path / "odd.tar"
+    with tarfile.open(path, "w") as tar:
+        for name in ("/etc/passwd.mp4", "../../above.mp4", "a/../b.mp4"):
+            tar.addfile(*_member(name, content=MP4))
+    entries = index_shard(path)
+    assert [entry.key for entry in entries] == ["/etc/passwd", "../../above", "a/../b"]
+    assert all(read_media(path, entry) == MP4 for entry in entries)
+    assert [each.name for each in tmp_path.iterdir()] == ["odd.tar"]
+
+
+def test_an_unsorted_tar_is_read_by_names(tmp_path):
+    path = tmp_path / "unsorted.tar"
+    names = ("a.mp4", "b.mp4", "1_F_00.00.32.166.mp4", "b.txt", "1_F_00.00.32.166.txt", "a.txt", "a.json")
+    with tarfile.open(path, "w") as tar:
+        for name in names:
+            content = MP4 if name.endswith("mp4") else json.dumps({"of": name}).encode()
+            tar.addfile(*_member(name, content=content))
+    samples = list(read_shard(path))
+    assert [sample.key for sample in samples] == ["a", "b", "1_F_00.00.32.166"]
+    assert [json.loads(sample.text)["of"] for sample in samples] == ["a.txt", "b.txt", "1_F_00.00.32.166.txt"]
+    assert samples[0].about == {"of": "a.json"} and all(sample.media == MP4 for sample in samples)

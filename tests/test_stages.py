@@ -244,3 +244,106 @@ def test_every_library_that_the_science_computes_with_is_part_of_a_key():
     named = {{"PIL": "pillow", "sklearn": "scikit-learn"}.get(name, name) for name in others}
     assert named == set(versions.LIBRARIES)
     assert "none" not in versions.library_versions().values()
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def turn(path):
+    """Another content of the same size."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
+
+
+DAMAGES = {
+    "record emptied": ("result.json", empty, "is not JSON"),
+    "record gone": ("result.json", Path.unlink, "result.json is not there"),
+    "record cut": ("result.json", cut, "is not JSON"),
+    "record a list": ("result.json", lambda p: p.write_text("[1]"), "is not that of this stage"),
+    "record of another": (
+        "result.json",
+        lambda p: p.write_text('{"result": {}, "stage": {}}'),
+        "is not that of",
+    ),
+    "payload emptied": ("count.json", empty, "count.json has 0 bytes, expected 2"),
+    "payload gone": ("count.json", Path.unlink, "count.json: No such file"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_entry_is_moved_aside_said_and_made_again(tmp_path, capsys, name):
+    file, damage, words = DAMAGES[name]
+    first = run_stage(stage(), tmp_path)
+    damage(stage().folder(tmp_path) / file)
+    kept = {p.name: p.read_bytes() for p in stage().folder(tmp_path).iterdir()}
+    assert not stage().done(tmp_path) and words in stage().damage(tmp_path)
+    with pytest.raises(ClipVipError, match=r"the entry .* of stage base is damaged .*moves it aside"):
+        stage().result(tmp_path)
+    assert run_stage(stage(), tmp_path) == first and stage().done(tmp_path)
+    said = capsys.readouterr().err
+    (aside,) = (tmp_path / "damaged").iterdir()
+    assert words in said and f"moved to {aside}, the stage runs again\n" in said
+    assert {p.name: p.read_bytes() for p in aside.iterdir()} == kept
+    assert run_stage(stage(), tmp_path) == first and len(list((tmp_path / "damaged").iterdir())) == 1
+
+
+@pytest.mark.parametrize("file", ("count.json", "result.json"))
+def test_what_has_its_size_is_found_by_its_checksum(tmp_path, file):
+    run_stage(stage(), tmp_path)
+    path = stage().folder(tmp_path) / file
+    if file == "count.json":
+        turn(path)
+    else:
+        path.write_text(path.read_text().replace('"sum": 3', '"sum": 4'))
+    assert stage().done(tmp_path) and not stage().damage(tmp_path)
+    assert stage().damage(tmp_path, full=True) in (
+        "count.json has another checksum than it was written with",
+        "result.json was changed",
+    )
+
+
+def test_an_entry_from_before_there_were_checksums_is_whole(tmp_path):
+    run_stage(stage(), tmp_path)
+    path = stage().folder(tmp_path) / "result.json"
+    record = json.loads(path.read_text())
+    del record["files"], record["sha256"]
+    path.write_text(json.dumps(record))
+    assert stage().done(tmp_path) and not stage().damage(tmp_path, full=True)
+
+
+def test_a_damaged_entry_that_was_never_renamed_is_made_again(tmp_path):
+    """A power cut between the last file and the rename."""
+    first = run_stage(stage(), tmp_path)
+    stage().folder(tmp_path).rename(stage().partial_folder(tmp_path))
+    empty(stage().partial_folder(tmp_path) / "count.json")
+    assert run_stage(stage(), tmp_path) == first
+    (aside,) = (tmp_path / "damaged").iterdir()
+    assert {p.name for p in aside.iterdir()} == {"count.json", "result.json"}
+
+
+def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
+    done, sync, rename = [], os.fsync, Path.rename
+    monkeypatch.setattr(
+        os, "fsync", lambda h: done.append(str(Path(f"/proc/self/fd/{h}").readlink())) or sync(h)
+    )
+    monkeypatch.setattr(Path, "rename", lambda a, b: done.append(f"{a} -> {b}") or rename(a, b))
+    run_stage(stage(), tmp_path)
+    partial, folder = stage().partial_folder(tmp_path), stage().folder(tmp_path)
+    at = done.index(f"{partial} -> {folder}")
+    record = next(i for i, path in enumerate(done) if Path(path).name.startswith("result.json"))
+    assert str(partial / "count.json") in done[:record] and done[record + 1] == str(partial)
+    assert record < at and done[at + 1 :] == [str(folder.parent)]
+
+
+def test_a_note_of_attempts_that_is_junk_is_no_note(tmp_path):
+    partial = stage().partial_folder(tmp_path)
+    partial.mkdir(parents=True)
+    (partial / "attempts.jsonl").write_text(
+        '[1]\n"x"\n{}\n{"started": null, "spent_before": 0}\n' + "[" * 9999
+    )
+    assert run_stage(stage(), tmp_path)["sum"] == 3 and stage().facts(tmp_path)["attempts"] == 1

@@ -5,12 +5,15 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import patience
+import psutil
 import pytest
 import small_runs
 from small_runs import finish, settings, torchrun, train
+from test_children import lives
 
 from clipvip_lib import cli
 from clipvip_lib.data import corpora
@@ -114,6 +117,28 @@ def pid_of_rank(torchrun_pid: int, rank: int) -> int:
         if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
             return child
     raise AssertionError(f"no rank {rank} under {torchrun_pid}")
+
+
+def test_ranks_notice_that_torchrun_was_killed_and_the_run_can_go_on(made):
+    """33 seconds were seen, to the end of the run; they end within ten, and the next start resumes."""
+    process = train(2, *made.options("orphaned", "--timeout", ANSWER, **LONG))
+    rows = made.folder / "orphaned/metrics.jsonl"
+    try:
+        patience.until(lambda: len(read_metrics(rows)) >= 5, "five steps", process)
+        ranks = [psutil.Process(pid_of_rank(process.pid, rank)) for rank in range(2)]
+        process.kill()
+        start = time.monotonic()
+        patience.until(
+            lambda: not any(map(lives, ranks)), "the end of the ranks", *(rank.pid for rank in ranks)
+        )
+        took = time.monotonic() - start
+    finally:
+        for rank in ranks:
+            patience.kill(rank.pid)
+    _, err = process.communicate()
+    assert took < 10 and len(read_metrics(rows)) < STEPS
+    assert err.count("clipvip: torchrun, which started this rank, is gone: the ranks end") == 1
+    assert "Traceback" not in err and not (made.folder / "orphaned/result.json").exists()
 
 
 @pytest.fixture(scope="module")

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 
+import numpy as np
 import pytest
 import small_runs
 import torch
@@ -82,6 +83,36 @@ def test_a_store_from_before_sizes_were_kept_is_told_by_its_keys(made, tmp_path,
     found["clips"][0]["key"] = "another"
     described.write_text(json.dumps(found))
     refused(capsys, post(made, "a", tmp_path / "b", *kept), "got those of another shard of that name")
+
+
+def test_a_store_that_is_gone_is_decoded_again_and_a_cut_one_is_named(made, tmp_path, capsys):
+    kept = ("--frames-store", tmp_path / "store")
+    assert cli.main(post(made, "a", tmp_path / "out-a", *kept)) == 0
+    store = sorted((tmp_path / "store").glob("*.npy"))[0]
+    whole = store.read_bytes()
+    store.unlink()
+    assert cli.main(post(made, "a", tmp_path / "b", *kept)) == 0
+    assert store.read_bytes() == whole
+    store.write_bytes(whole[: len(whole) // 2])
+    refused(
+        capsys, post(made, "a", tmp_path / "c", *kept), r"cannot read the frame store .*npy \(mmap length"
+    )
+    described = store.with_suffix(".json")
+    store.write_bytes(whole)
+    found = json.loads(described.read_text())
+    np.save(store, np.load(store)[:-1])
+    refused(
+        capsys,
+        post(made, "a", tmp_path / "d", *kept),
+        r"npy holds \d+ clips and \d+\.json tells of \d+: expected",
+    )
+    for clips in (7, [7], [{"key": 1, "text": "a"}], [{"key": "a"}]):
+        described.write_text(json.dumps(found | {"clips": clips}))
+        refused(
+            capsys,
+            post(made, "a", tmp_path / "e", *kept),
+            "json expected what a frame store holds",
+        )
 
 
 # ----------------------------------------------------------------------------------------------- content of the data

@@ -1,5 +1,7 @@
 """A video is found by its name in whatever folder and with whatever suffix; two candidates are refused."""
 
+import unicodedata
+
 import pytest
 
 from clipvip_lib.data import corpora, formats
@@ -73,6 +75,27 @@ def test_a_folder_is_listed_once_and_frame_folders_not_to_their_end(tmp_path):
     names = sorted(path.name for path in VideoFiles(tmp_path).paths)
     assert names == ["q.mp4", "x.mp4", "y.y.AVI", "z"]  # each once, though a link leads back
     assert VideoFiles(tmp_path / "nowhere").paths == []
+
+
+def test_didemos_names_are_found_as_they_are_and_re_encoded(tmp_path):
+    for name in ("1@N00_1_x.3g2", "2@N00_2_x.mp4", "3@N00_3_x.m2ts", "4@N00_4_x.avi"):
+        (tmp_path / name).write_bytes(b"x")
+    files = VideoFiles(tmp_path)
+    asked = ("1@N00_1_x.3g2", "2@N00_2_x.m2ts", "3@N00_3_x.mts", "4@N00_4_x.3gp")
+    found = [[path.name for path in files.find([name])] for name in asked]
+    assert found == [["1@N00_1_x.3g2"], ["2@N00_2_x.mp4"], ["3@N00_3_x.m2ts"], ["4@N00_4_x.avi"]]
+
+
+def test_letters_with_accents_are_found_composed_and_apart(tmp_path):
+    whole, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
+    for folder, name in (("a", whole), ("b", apart)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.mp4").write_bytes(b"x")
+        files = VideoFiles(tmp_path / folder)
+        for asked in (whole, apart, f"{whole}.avi", f"{apart}.mp4"):
+            assert files.find([asked]) == [tmp_path / folder / f"{name}.mp4"]
+    assert len(VideoFiles(tmp_path).find([whole])) == 2  # none is chosen
+    assert VideoFiles(tmp_path).find([f"{apart}.mp4"]) == [tmp_path / "b" / f"{apart}.mp4"]
 
 
 def test_a_clips_length_is_read_without_decoding(write):

@@ -7,6 +7,7 @@ import json
 import sys
 
 from clipvip_lib.precision import PRECISIONS, slower
+from clipvip_lib.say import say
 
 
 def numbers(text: str) -> list[int]:
@@ -56,4 +57,4 @@ def precision(parser: argparse.ArgumentParser) -> None:
 def say_slower(precision: str, device) -> None:
     """Tell a user who asks for bfloat16 where it is slow."""
     if said := slower(precision, device):
-        print(f"clipvip: {said}", file=sys.stderr)
+        say(f"clipvip: {said}", sys.stderr)

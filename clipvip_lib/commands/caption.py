@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 
+from clipvip_lib.children import end_with_torchrun
 from clipvip_lib.commands.arguments import folder, precision, say_slower
+from clipvip_lib.say import say
 
 
 def add(commands) -> None:
@@ -91,6 +93,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.parquet:
         need_pyarrow()  # fail now, not after the first shard
     rank, ranks, local, locals_ = _ranks()
+    gone = (
+        "clipvip caption: torchrun, which started this rank, is gone: the ranks end; finished shards are kept"
+    )
+    end_with_torchrun(
+        lambda: None if local else say(f"{gone}; run the same command again to continue", sys.stderr)
+    )
     shards = expand(arguments.shards)  # report a wrong path before torch is imported
     import torch
 
@@ -115,7 +123,7 @@ def run(arguments: argparse.Namespace) -> int:
             rank=rank,
             ranks=ranks,
             progress=quiet if rank else Progress("caption", stream=sys.stderr),
-            say=lambda text: print(f"clipvip caption: {name}{text}", file=sys.stderr, flush=True),
+            say=lambda text: say(f"clipvip caption: {name}{text}", sys.stderr),
         )
     except torch.OutOfMemoryError as error:
         raise ClipVipError(
@@ -124,7 +132,7 @@ def run(arguments: argparse.Namespace) -> int:
     rate = tally.captions / tally.seconds if tally.seconds else 0.0
     row = {"rank": rank, "ranks": ranks, **dataclasses.asdict(tally), "images_per_second": rate}
     row = {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}
-    print(json.dumps(row), flush=True)
+    say(json.dumps(row))
     return 0
 
 

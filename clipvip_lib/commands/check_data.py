@@ -76,10 +76,11 @@ def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.data.held_out import hold_out
     from clipvip_lib.files import write_json
     from clipvip_lib.progress import Progress
+    from clipvip_lib.say import say
     from clipvip_lib.training.recipes import RECIPES, recipe_of
 
     if arguments.hold_out is not None:
-        print(f"wrote {hold_out(arguments.name, arguments.root, arguments.hold_out)}")
+        say(f"wrote {hold_out(arguments.name, arguments.root, arguments.hold_out)}")
     recipe = recipe_of(arguments.name)
     report = check_set(
         arguments.name,
@@ -93,7 +94,8 @@ def run(arguments: argparse.Namespace) -> int:
     )
     if arguments.json:
         write_json(arguments.json, report.as_json())
-    print("\n".join(lines(report, recipe)))
+    for line in lines(report, recipe):
+        say(line)
     return 1 if report.errors else 0
 
 

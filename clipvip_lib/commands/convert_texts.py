@@ -112,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from clipvip_lib.data.shards import expand
     from clipvip_lib.progress import Progress
+    from clipvip_lib.say import say
     from clipvip_lib.streams.shard_texts import (
         convert,
         ids_by_span,
@@ -140,5 +141,5 @@ def run(arguments: argparse.Namespace) -> int:
     result = convert(
         expand(arguments.shards), kind, text_of, arguments.out, arguments.allow_missing, progress
     )
-    print(json.dumps(result))
+    say(json.dumps(result))
     return 0

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from clipvip_lib.commands.arguments import folder, precision, say_slower
+from clipvip_lib.say import say
 
 
 def add(commands) -> None:
@@ -94,16 +95,18 @@ def run(arguments: argparse.Namespace) -> int:
         need_pyarrow()  # fail now, not after hours of embedding
     # Listed before torch is imported and the model loaded, so that a wrong path is reported at once.
     clips = list_clips(arguments.sources, arguments.ids)
+    if note := clips.note():
+        say(f"clipvip: {note}", sys.stderr)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
     from clipvip_lib.features.folder import PARQUET, write_parquet
 
     encoder = load_encoder(arguments.weights, arguments.tag, arguments.attention, arguments.device)
     if encoder.untrained:
-        print(
+        say(
             f"clipvip: {len(encoder.untrained)} weights are not in {arguments.weights} and untrained "
             f"({', '.join(encoder.untrained[:3])}); --attention mean_pool needs none",
-            file=sys.stderr,
+            sys.stderr,
         )
     if clips and arguments.antialias is None and encoder.model.config.antialias is None:
         print(
@@ -138,20 +141,21 @@ def run(arguments: argparse.Namespace) -> int:
         )
     for written in [out] * bool(clips) + [out / "texts"] * bool(texts):
         if arguments.parquet:
-            print(write_parquet(written))
+            say(str(write_parquet(written)))
         elif (copy := written / PARQUET).is_file() and copy.stat().st_mtime < (
             written / "ids.jsonl"
         ).stat().st_mtime:
             copy.unlink()  # of fewer clips
-            print(f"clipvip: removed {copy}, which lacked rows; --parquet writes it again", file=sys.stderr)
+            say(f"clipvip: removed {copy}, which lacked rows; --parquet writes it again", sys.stderr)
     return 0
 
 
 def _report(what: str, out: Path, embed, *arguments, **options) -> None:
     start = time.perf_counter()
     meta = embed(*arguments, **options)
+    cut = f", {meta['cut']} of them cut at {meta['context_length']} tokens" if meta.get("cut") else ""
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
-    print(
-        f"{meta['rows']} {what}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
+    say(
+        f"{meta['rows']} {what}{cut}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
         f"{time.perf_counter() - start:.1f} s"
     )

@@ -44,6 +44,11 @@ def add(commands) -> None:
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="read all files of what is found done, and make again what is not as it was written",
+    )
+    parser.add_argument(
         "--plan",
         action="store_true",
         help="print stages, data needed, time and disk, and run nothing; at paper --set data_root=DIR, weights=FILE, "
@@ -65,12 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
         out=arguments.out,
         set=dict(arguments.set),
         workers=arguments.workers,
+        verify=arguments.verify,
     )
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    if arguments.force or arguments.out:
-        given = "--force" if arguments.force else "--out"
+    if arguments.force or arguments.out or arguments.verify:
+        given = "--force" if arguments.force else "--out" if arguments.out else "--verify"
         raise ClipVipError(f"--plan runs and writes nothing: expected no {given}; leave one of the two out")
     from clipvip_lib.study.dry_run import dry_run
 

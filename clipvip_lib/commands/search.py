@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 
 from clipvip_lib.commands.arguments import folder
 
@@ -39,6 +40,7 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.folder import Features
+    from clipvip_lib.say import say
 
     if not arguments.queries and not arguments.video:
         raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
@@ -62,12 +64,14 @@ def run(arguments: argparse.Namespace) -> int:
     )
     for query in found:
         if arguments.json:
-            print(json.dumps(query, ensure_ascii=False, allow_nan=False))
+            say(json.dumps(query, ensure_ascii=False, allow_nan=False))
             continue
-        print(query.get("text", query.get("video")))
+        say(query.get("text", query.get("video")))
+        if query.get("cut"):
+            say("clipvip: this text is longer than the model reads: its end was cut off", sys.stderr)
         for rank, result in enumerate(query["results"], 1):
             about = result["text"] if "text" in result else _place(result)
-            print(f"{rank:>5}  {result['score']:+.4f}  {result['id']}  {about}")
+            say(f"{rank:>5}  {result['score']:+.4f}  {result['id']}  {about}")
     return 0
 
 

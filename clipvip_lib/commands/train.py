@@ -8,8 +8,10 @@ import signal
 import sys
 from pathlib import Path
 
+from clipvip_lib.children import end_with_torchrun
 from clipvip_lib.commands.arguments import assignment, folder, numbers
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import say
 from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
 
 STAGES = ("postpretrain", "finetune")
@@ -117,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.show:
         return show(arguments, recipe_name)
     ranks = None
+    end_with_torchrun(lambda: _say_orphaned(arguments.out))
     try:
         from clipvip_lib.training import ranks as distributed
 
@@ -170,6 +173,16 @@ def _say_lost(error: BaseException, out: str, ranks) -> int:
     return 1
 
 
+def _say_orphaned(out: str) -> None:
+    """Report that torchrun was killed; the store by which ranks agree who speaks may be gone with it."""
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        say(
+            f"clipvip: torchrun, which started this rank, is gone: the ranks end; {_kept(out, told=False)}; run the "
+            "same command again to continue",
+            sys.stderr,
+        )
+
+
 def _say_stopped(name: str, out: str, ranks) -> None:
     """Report a signal that ends the run at once: before the first step, or in scoring. ranks: None before they have
     found each other."""
@@ -182,7 +195,7 @@ def _say_stopped(name: str, out: str, ranks) -> None:
     kept = _kept(out, told=ranks is not None)
     text = f"clipvip: stopped by {name}{sender}; {kept}; run the same command again to continue"
     if ranks is None:
-        print(text, file=sys.stderr, flush=True)
+        say(text, sys.stderr)
         return
     from clipvip_lib.training.ranks import say_once
 

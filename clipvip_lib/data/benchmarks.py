@@ -19,6 +19,7 @@ from clipvip_lib.data.annotations import activitynet, didemo, jsonl, lsmdc, msrv
 from clipvip_lib.data.annotations.reading import Record, Tell
 from clipvip_lib.data.video_files import VideoFiles
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.files import named
 
 # The two that the embedded world writes and the study scores; all sets stand in SETS.
 BENCHMARKS = ("msrvtt", "didemo")
@@ -183,7 +184,7 @@ def load_benchmark(
     known = _known(name, split)
     if allow_missing < 0:
         raise ClipVipError(f"expected allow_missing of 0 or more, got {allow_missing}; leave it out for 0")
-    root = Path(root)
+    root = named(root)
     records = read_records(name, root, split)
     if not records:
         raise ClipVipError(
@@ -220,6 +221,10 @@ def load_benchmark(
 
 def read_records(name: str, root: Path, split: str, tell: Tell = reading.refuse) -> list[Record]:
     """The records of a split as annotated; faults go to ``tell``, which by default raises ClipVipError."""
+    return reading.checked(_records(name, root, split, tell), f"{name} {split}", tell)
+
+
+def _records(name: str, root: Path, split: str, tell: Tell) -> list[Record]:
     known = _known(name, split)
     held = root / HELD_OUT
     if "val" in known.splits or split == "test":
@@ -258,8 +263,8 @@ def texts_of(record: Record, protocol: str) -> tuple[str, ...]:
 def videos_folder(name: str, root: str | Path, videos: str | Path | None = None) -> Path:
     """The folder of the videos: ``videos``, else the first of the set's names that is under ``root``."""
     if videos is not None:
-        return Path(videos)
-    root = Path(root)
+        return named(videos)
+    root = named(root)
     there = [root / folder for folder in SETS[name].folders if (root / folder).is_dir()]
     return there[0] if there else root / SETS[name].folders[0]
 

@@ -19,6 +19,7 @@ from clipvip_lib.data.annotations.reading import Record
 from clipvip_lib.data.benchmarks import HELD_OUT, PARAGRAPH, SETS, SPLITS, read_records, videos_folder
 from clipvip_lib.data.video_files import VideoFiles
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.files import named
 from clipvip_lib.progress import ProgressCallback
 
 ERRORS = {
@@ -136,7 +137,7 @@ def check_set(
     """
     if name not in SETS:
         raise unknown("benchmark", name, SETS)
-    root = Path(root)
+    root = named(root)
     if not root.is_dir():
         raise ClipVipError(f"expected a folder with the annotations of {name}, got {root}; check the path")
     if sample < 0 or allow_missing < 0:

@@ -8,9 +8,10 @@ work, and a thread needs neither a second import of torch nor a guarded main mod
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -18,15 +19,19 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvip_lib.data.frame_folders import is_frame_folder, read_frames
-from clipvip_lib.data.shards import Entry, expand, index_shard, read_media
+from clipvip_lib.data.frame_folders import PICTURES, is_picture, read_frames
+from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, expand, read_media, scan_members
 from clipvip_lib.data.video import uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.files import kind_of, named
 
 SHARD = ".tar"
 IDS = ("name", "path")
+REASONS = 8  # that a line tells
+LeaveOut = Callable[[str, str], None]  # what is left out, and why
 MOST_WORKERS = 16
+MOST_ASKED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,38 +70,63 @@ class Decoded:
 # ------------------------------------------------------------------------------------------------------- listing
 
 
-def list_clips(sources: Iterable[str | Path], ids: str = "name") -> list[Clip]:
+class Clips(list[Clip]):
+    """Clips in order, and what was found beside them and left out: for each reason how many, and the first one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left_out: dict[str, tuple[int, str]] = {}
+
+    def leave_out(self, name: str, why: str) -> None:
+        count, first = self.left_out.get(why, (0, name))
+        self.left_out[why] = count + 1, first
+
+    def note(self) -> str:
+        """What was left out and why, as one line; empty if nothing was."""
+        counted = sorted(self.left_out.items(), key=lambda each: -each[1][0])
+        told = [f"{count} {why} (first {first})" for why, (count, first) in counted[:REASONS]]
+        if rest := sum(count for _, (count, _) in counted[REASONS:]):
+            told.append(f"{rest} for other reasons")
+        return f"left out beside {len(self)} videos: {'; '.join(told)}" if told else ""
+
+
+def list_clips(sources: Iterable[str | Path], ids: str = "name") -> Clips:
     """The clips of video files, folders (searched through), frame folders, shards and patterns of shards, in order.
 
-    A folder's clips are sorted by path; one with pictures and no video in it is a frame folder. Shard patterns
-    (``{00000..00099}.tar``) are data/shards.py's. Samples of a shard without a video or picture
-    (video2dataset's failed downloads) are not clips; neither are hidden files.
+    A folder's clips are sorted by path; links are followed; one with pictures and no video in it is a frame folder.
+    Shard patterns (``{00000..00099}.tar``) are data/shards.py's. What is no clip is counted in ``Clips.left_out``:
+    files without a video's suffix, hidden ones, samples of a shard without a video or picture (video2dataset's failed
+    downloads), second videos of a sample.
 
     Args:
         ids: "name": the path below the given folder without its suffix, a file's stem, a sample's key;
             "path": the whole path, of a sample ``SHARD/KEY``.
 
-    Raises ClipVipError if a source is not there or holds no video, a shard is damaged, a name is not UTF-8, or two
-    clips have one id.
+    Raises ClipVipError if a source is not there or holds no video, a link leads back to a folder above it, a shard is
+    damaged, a name is not UTF-8, or two clips have one id.
     """
     if ids not in IDS:
         raise unknown("kind of ids", ids, IDS)
     clips: dict[str, Clip] = {}
+    listed = Clips()
     for source in sources:
-        found = _of_source(str(source))
-        if not found:
-            raise ClipVipError(
-                f"{source} holds no video: expected files that end in {', '.join(SUFFIXES)}, pictures NAME_000.jpg, or "
-                "shards with samples; give another folder"
-            )
-        for clip in found:
+        found = False
+        for clip in _of_source(str(source), listed.leave_out):
+            found = True
             _check_name(clip)
             if ids == "path":
                 clip = replace(clip, id=f"{clip.path}/{clip.key}" if clip.entry else clip.path)
             other = clips.setdefault(clip.id, clip)
             if other is not clip:
                 raise _doubled(other, clip)
-    return list(clips.values())
+        if not found:
+            note = listed.note()
+            raise ClipVipError(
+                f"{source} holds no video: expected files that end in {', '.join(SUFFIXES)}, pictures NAME_000.jpg, or "
+                f"shards with samples{f' ({note})' if note else ''}; give another folder"
+            )
+    listed.extend(clips.values())
+    return listed
 
 
 def _check_name(clip: Clip) -> None:
@@ -116,47 +146,112 @@ def _doubled(one: Clip, two: Clip) -> ClipVipError:
     )
 
 
-def _of_source(source: str) -> list[Clip]:
+def _of_source(source: str, leave_out: LeaveOut) -> Iterator[Clip]:
     if not source.strip():  # which Path takes for the current folder
         raise ClipVipError(
             f"expected the name of a file or folder, got {source!r}; a variable may be empty by mistake"
         )
-    path = Path(source).expanduser()
-    if path.is_dir():
-        return list(_of_folder(path))
-    if path.is_file():
-        return _of_shard(path) if path.suffix.lower() == SHARD else [_of_file(path, stem(path.name))]
+    path = _home_expanded(named(source))
+    kind = kind_of(path)
+    if kind == "folder":
+        return _of_folder(path, leave_out)
+    if kind == "file":
+        return (
+            _of_shard(path, leave_out)
+            if path.suffix.lower() == SHARD
+            else iter([_of_file(path, stem(path.name))])
+        )
     if any(sign in source for sign in "{*?["):
-        return [clip for shard in expand(source) for clip in _of_shard(Path(shard))]
+        return (clip for shard in expand(source, leave_out) for clip in _of_shard(shard, leave_out))
     raise ClipVipError(
         f"no file or folder {source}: expected a video, a folder, frames or a shard; check the path"
     )
 
 
-def _of_folder(root: Path) -> Iterator[Clip]:
-    for parent, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        here = Path(parent)
-        named = [here / name for name in sorted(files) if not name.startswith(".")]
-        videos = [file for file in named if file.suffix.lower() in SUFFIXES]
-        shards = [file for file in named if file.suffix.lower() == SHARD]
-        for file in videos:
+def _home_expanded(path: Path) -> Path:
+    try:
+        return path.expanduser()
+    except RuntimeError:  # ~ of somebody who is not known here may be a name
+        return path
+
+
+def _of_folder(root: Path, leave_out: LeaveOut) -> Iterator[Clip]:
+    for here, names in _walk(root, {}):
+        kinds: dict[str, list[Path]] = {"video": [], "shard": [], "picture": []}
+        for name in names:
+            suffix = Path(name).suffix.lower()
+            kind = "video" if suffix in SUFFIXES else "shard" if suffix == SHARD else ""
+            kind = kind or ("picture" if suffix in PICTURES else "")
+            if name.startswith("."):
+                leave_out(name, "hidden")
+            elif kind:
+                kinds[kind].append(here / name)
+            else:
+                leave_out(name, f"with the suffix {suffix}" if suffix else "without a suffix")
+        for file in kinds["video"]:
             yield _of_file(file, stem(file.relative_to(root).as_posix()))
-        for file in shards:
-            yield from _of_shard(file)
-        if not videos and not shards and is_frame_folder(here):
+        for file in kinds["shard"]:
+            yield from _of_shard(file, leave_out)
+        if kinds["video"] or kinds["shard"]:
+            for file in kinds["picture"]:
+                leave_out(file.name, "pictures beside videos")
+        elif kinds["picture"]:
             yield _of_file(here, root.name if here == root else here.relative_to(root).as_posix())
+
+
+def _walk(folder: Path, above: dict[tuple[int, int], Path]) -> Iterator[tuple[Path, list[str]]]:
+    """Folders with the names of their files and of hidden folders, sorted. ``above``: the folders they lie in."""
+    try:
+        about = folder.stat()
+        place = about.st_dev, about.st_ino
+        if place in above:
+            raise ClipVipError(
+                f"the link {folder} leads back to {above[place]}, the folder that it lies in: expected links to other "
+                "folders; remove it"
+            )
+        with os.scandir(folder) as entries:
+            listed = sorted((entry.name, entry.is_dir()) for entry in entries)
+    except OSError as error:
+        raise ClipVipError(
+            f"cannot list {folder}: expected a folder, got {error.strerror}; look at it, or name other folders"
+        ) from error
+    yield folder, [name for name, is_folder in listed if not is_folder or name.startswith(".")]
+    for name, is_folder in listed:
+        if is_folder and not name.startswith("."):
+            yield from _walk(folder / name, {**above, place: folder})
 
 
 def _of_file(path: Path, name: str) -> Clip:
     return Clip(name or path.name, str(path.absolute()), stamp=_stamp(path))
 
 
-def _of_shard(path: Path) -> list[Clip]:
+def _of_shard(path: Path, leave_out: LeaveOut) -> Iterator[Clip]:
     """A shard's samples by their place in the tar; those that are there twice keep why they must not be read."""
     stamp, name = _stamp(path), str(path.absolute())
-    entries = (entry for entry in index_shard(path) if entry.has_media or entry.error)
-    return [Clip(entry.key, name, entry, stamp) for entry in entries]
+    entries, strays, damage = scan_members(path)
+    if damage is not None:
+        raise damage
+    for stray in strays:
+        leave_out(stray, "members of no sample")
+    for entry in entries:
+        if entry.has_media or entry.error:
+            media = [each for each in (*entry.files, *entry.others) if each.rpartition(".")[2] in MEDIA]
+            for extension in media[1:]:
+                leave_out(f"{extension} of {entry.key}", "further videos or pictures of a sample")
+            yield Clip(entry.key, name, entry, stamp)
+        else:
+            leave_out(entry.key, _why_no_clip(path, entry))
+
+
+def _why_no_clip(shard: Path, entry: Entry) -> str:
+    try:
+        read_media(shard, entry)
+    except NeverFetched:
+        return "samples that were never fetched"
+    except ClipVipError:
+        pass
+    have = ", ".join(f".{each}" for each in (*entry.files, *entry.others))
+    return f"samples without a video or picture, only {have}"
 
 
 def _stamp(path: Path) -> str:
@@ -166,6 +261,10 @@ def _stamp(path: Path) -> str:
         raise ClipVipError(
             f"cannot read {path}: expected a video, got {error.strerror}; fetch it again"
         ) from error
+    if not (
+        stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)
+    ):  # a pipe would keep its reader waiting
+        raise ClipVipError(f"cannot read {path}: expected a file, got a pipe or a device; remove it")
     return f"{about.st_size}-{about.st_mtime_ns}"
 
 
@@ -178,7 +277,7 @@ def read_clip(clip: Clip, frames: int, size: int, antialias: bool = False) -> tu
     A still image of a shard is a video of one frame. Raises ClipVipError naming a clip that cannot be read rightly.
     """
     # Here and not above: they bring torch, and listing clips should not wait for it.
-    from clipvip_lib.data.frames import JPEG, still
+    from clipvip_lib.data.frames import still
     from clipvip_lib.data.transform import resize
 
     total = 0
@@ -189,7 +288,7 @@ def read_clip(clip: Clip, frames: int, size: int, antialias: bool = False) -> tu
         return uniform_indices(shown, frames)
 
     source = Path(clip.path) if clip.entry is None else read_media(clip.path, clip.entry)
-    if isinstance(source, bytes) and source.startswith(JPEG):
+    if isinstance(source, bytes) and is_picture(source):
         pictures, total = still(source, clip.name)[None].repeat(frames, 0), 1
     else:
         pictures = read_frames(source, wanted, name=clip.name)
@@ -248,9 +347,13 @@ def decode_ahead(
 
 
 def workers_of(workers: int | None) -> int:
-    """How many threads decode, by default one per core. Raises ClipVipError for fewer than 0."""
+    """How many threads decode, by default one per core. Raises ClipVipError for fewer than 0, or thousands."""
     if workers is not None and workers < 0:
         raise ClipVipError(f"workers expected 0 or more, got {workers}; leave it out for one per core")
+    if workers is not None and workers > MOST_ASKED:
+        raise ClipVipError(
+            f"workers expected at most {MOST_ASKED}, got {workers}; leave it out for one per core"
+        )
     return min(usable_cores(), MOST_WORKERS) if workers is None else workers
 
 

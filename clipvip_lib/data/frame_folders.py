@@ -8,7 +8,6 @@ show another moment: such a folder is refused, never read as if it were whole.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,17 +19,14 @@ from clipvip_lib.data import video
 from clipvip_lib.data.video import VideoError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+_STARTS = (b"\xff\xd8", b"\x89PNG\r\n")
 NUMBER = re.compile(r"(\d+)$")
 Indices = Sequence[int] | np.ndarray | Callable[[int], Sequence[int] | np.ndarray]
 
 
-def is_frame_folder(path: str | Path) -> bool:
-    """Whether ``path`` is a folder with at least one picture right in it (it is not listed to its end)."""
-    try:
-        with os.scandir(path) as entries:
-            return any(entry.name.lower().endswith(PICTURES) for entry in entries)
-    except OSError:
-        return False
+def is_picture(content: bytes) -> bool:
+    """Whether bytes begin as a picture of one of these kinds does."""
+    return content.startswith(_STARTS) or (content[:4] == b"RIFF" and content[8:12] == b"WEBP")
 
 
 def frame_files(folder: str | Path, name: str | None = None) -> list[Path]:

@@ -23,15 +23,16 @@ from clipvip_lib.files import atomic_path
 from clipvip_lib.progress import ProgressCallback
 
 Source = bytes | str | Path
-JPEG = b"\xff\xd8"  # how a still image begins
 
 
-def still(jpeg: bytes, name: str = "a still image") -> np.ndarray:
-    """A JPEG as uint8 [H, W, 3] RGB. Raises VideoError with its name if it is damaged or cut."""
+def still(picture: bytes, name: str = "a still image") -> np.ndarray:
+    """A JPEG, PNG or WebP as uint8 [H, W, 3] RGB. Raises VideoError with its name if it is damaged or cut."""
     try:
-        return np.asarray(Image.open(io.BytesIO(jpeg)).convert("RGB"))
+        return np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise VideoError(f"{name} is damaged or cut: expected a whole JPEG; fetch it again") from error
+        raise VideoError(
+            f"{name} is damaged or cut: expected a whole JPEG, PNG or WebP; fetch it again"
+        ) from error
 
 
 def write_store(
@@ -43,7 +44,7 @@ def write_store(
     antialias: bool,
     progress: ProgressCallback,
 ) -> int:
-    """Decode ``count`` videos (files, frame folders, bytes; or JPEG stills, as videos of one frame) into one .npy file.
+    """Decode ``count`` videos (files, frame folders, bytes; or pictures, as videos of one frame) into one .npy file.
 
     It holds uint8 [count, frames + 1, size, size, 3]; a clip's last row is its middle frame (index total // 2).
 
@@ -68,7 +69,7 @@ def write_store(
         for name, source in sources:
             if done == count:
                 raise ClipVipError(f"expected {count} videos, got more, first {name}; count them again")
-            if isinstance(source, bytes) and source.startswith(JPEG):
+            if isinstance(source, bytes) and frame_folders.is_picture(source):
                 shown = still(source, name)[None].repeat(frames + 1, 0)
             else:
                 shown = frame_folders.read_frames(source, wanted, name=name)
@@ -93,15 +94,33 @@ def _reserve(path: Path) -> None:
                     raise
 
 
+def _mapped(path: str | Path) -> np.ndarray:
+    try:
+        found = np.lib.format.open_memmap(path, mode="r")
+        if found.dtype != np.uint8 or found.ndim != 5 or found.shape[1] < 2:
+            raise ValueError("it holds something else")
+    except (OSError, ValueError, EOFError, SyntaxError) as error:  # numpy reads the header as Python
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "it is empty"
+        raise ClipVipError(
+            f"cannot read the frame store {path} ({why}): expected the frames of clips as they were decoded; remove it "
+            "with what describes it, and run the same again to decode it again"
+        ) from error
+    return found
+
+
 class FrameStore:
-    """Several stores seen as one list of clips. Files stay on disk and are read page by page."""
+    """Several stores seen as one list of clips. Files stay on disk and are read page by page.
+
+    Raises ClipVipError for a store that is gone, cut, empty or something else, or one of another shape.
+    """
 
     def __init__(self, paths: Sequence[str | Path]):
-        self._parts = [np.load(path, mmap_mode="r") for path in paths]
+        self._parts = [_mapped(path) for path in paths]
         shapes = {part.shape[1:] for part in self._parts}
         if len(shapes) != 1:
             raise ClipVipError(f"expected frame stores of one shape, got {sorted(shapes)}; decode them alike")
         self._starts = np.cumsum([0, *(len(part) for part in self._parts)])
+        self.lengths = [len(part) for part in self._parts]
         self.frames = self._parts[0].shape[1] - 1
 
     def __len__(self) -> int:

@@ -11,10 +11,9 @@ import hashlib
 from pathlib import Path
 
 from clipvip_lib.data.annotations.msrvtt import VALIDATION
-from clipvip_lib.data.annotations.reading import refuse
-from clipvip_lib.data.benchmarks import HELD_OUT, SETS
+from clipvip_lib.data.benchmarks import HELD_OUT, SETS, read_records
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.files import write_bytes
+from clipvip_lib.files import named, write_bytes
 
 
 def hold_out(name: str, root: str | Path, count: int, seed: int = 0) -> Path:
@@ -32,7 +31,7 @@ def hold_out(name: str, root: str | Path, count: int, seed: int = 0) -> Path:
         raise ClipVipError(
             f"{root} has a validation split already ({HELD_OUT} or {VALIDATION}): remove it first"
         )
-    records = SETS[name].read(Path(root), "train", refuse)
+    records = read_records(name, named(root), "train")
     if not 0 < count < len(records):
         raise ClipVipError(
             f"expected to hold out 1 to {len(records) - 1} of {len(records)} videos, got {count}"

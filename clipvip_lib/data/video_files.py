@@ -7,14 +7,19 @@ folder is listed once and looked up by name without suffix. If two candidates ma
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clipvip_lib.data.container import VideoError, open_container
 from clipvip_lib.data.frame_folders import NUMBER, PICTURES
 
+# What the decoder reads, and so what is listed (clips.py, shards.py) and found here. Not .264 and .265: names of clips
+# end in such times (LSMDC).
 SUFFIXES = (
     ".mp4", ".webm", ".mkv", ".avi", ".mov", ".m4v", ".mpg", ".mpeg", ".wmv", ".3gp", ".flv", ".ogv", ".ts",
+    ".3g2", ".m2ts", ".mts", ".m2t", ".trp", ".tod", ".vob", ".m2p", ".m1v", ".m2v", ".mpe", ".asf", ".f4v", ".qt",
+    ".mj2", ".mk3d", ".divx", ".gif", ".ivf", ".h264", ".hevc", ".h265", ".mxf", ".dv", ".nut", ".rm", ".rmvb",
 )  # fmt: skip
 
 
@@ -26,7 +31,7 @@ class VideoFiles:
         self.paths = list(_walk(self.folder, set()))
         self._by_stem: dict[str, list[Path]] = {}
         for path in self.paths:
-            self._by_stem.setdefault(stem(path.name), []).append(path)
+            self._by_stem.setdefault(_composed(stem(path.name)), []).append(path)
 
     def find(self, names: Sequence[str]) -> list[Path]:
         """The paths that match the first of ``names`` with any match: none, one, or several.
@@ -36,7 +41,7 @@ class VideoFiles:
         """
         for name in names:
             *folders, last = name.split("/")
-            found = self._by_stem.get(stem(last), [])
+            found = self._by_stem.get(_composed(stem(last)), [])
             exact = [path for path in found if path.name == last and path.suffix.lower() in SUFFIXES]
             found = exact or found
             if folders:
@@ -70,6 +75,11 @@ def stem(name: str) -> str:
     """A file's name without a video's suffix; other dots belong to it."""
     root, dot, suffix = name.rpartition(".")
     return root if f"{dot}{suffix}".lower() in SUFFIXES else name
+
+
+def _composed(name: str) -> str:
+    """A name with letters and accents in one (NFC): file systems and archives may take them apart, and print alike."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _walk(folder: Path, visited: set[tuple[int, int]]) -> Iterator[Path]:

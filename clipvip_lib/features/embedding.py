@@ -20,7 +20,6 @@ from clipvip_lib import __version__
 from clipvip_lib.data.clips import Clip, workers_of
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.features.writer import PART, FeatureWriter
 from clipvip_lib.models.checkpoints import load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
@@ -38,7 +37,9 @@ from clipvip_lib.models.encoding import (
 from clipvip_lib.models.load_report import LoadReport
 from clipvip_lib.precision import choose
 from clipvip_lib.progress import ProgressCallback
+from clipvip_lib.say import is_unicode
 
+MOST_FRAMES = 4096  # of a video: more would only fill the memory
 DEVICES = ("cpu", "cuda")
 #: What settings must say for a query to be encoded as the rows were.
 QUERY_SETTINGS = {
@@ -154,6 +155,10 @@ def embed_videos(
     if skip_bad < 0:
         raise ClipVipError(f"expected skip_bad of 0 or more, got {skip_bad}; 0 stops at the first bad video")
     frames = encoder.model.config.temporal_size if frames is None else frames
+    if frames > MOST_FRAMES:
+        raise ClipVipError(
+            f"expected at most {MOST_FRAMES} frames of each video, got {frames}; choose another number"
+        )
     # Before the folder is begun, which would hold every later start to a number that nothing can be made with.
     precision = choose(precision, encoder.model.device)
     batch, workers = batch_of(encoder.model, frames, batch), workers_of(workers)
@@ -209,6 +214,7 @@ def embed_texts(
     progress: ProgressCallback = lambda done, total, note: None,
 ) -> dict:
     """Write the features of (id, text) pairs to the folder ``out``, as ``embed_videos``; a row is {"id", "text"}.
+    meta.json tells how many texts were longer than the model's context, and so were "cut".
 
     Raises ClipVipError if an id stands twice, the weights have no tokenizer, or ``out`` was made otherwise.
     """
@@ -236,7 +242,9 @@ def embed_texts(
                 writer.add({"id": id, "text": text}, stamps[id], feature)
             done += len(group)
             progress(done, len(texts), "")
-        return writer.join([id for id, _ in texts], _versions())
+        cut = sum(encoder.tokenizer.is_cut(text) for _, text in texts) if encoder.tokenizer else 0
+        about = {"cut": cut, "context_length": encoder.model.config.text_config.max_position_embeddings}
+        return writer.join([id for id, _ in texts], _versions() | about)
 
 
 # ------------------------------------------------------------------------------------------------------ settings

@@ -19,10 +19,10 @@ import numpy as np
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import encoder_of
 from clipvip_lib.features.folder import Features
-from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.models.encoding import encode_videos
 from clipvip_lib.retrieval import unit_rows
+from clipvip_lib.say import is_unicode
 
 CHUNK = 65536
 #: How far a float32 product, or one of rows stored in float16, may be from the float64 cosine.
@@ -42,7 +42,8 @@ def answer(
     device: str = "auto",
     probes: int | None = None,
 ) -> list[dict]:
-    """What `clipvip search` tells: for each text, then each video, {"text" or "video", "results"}.
+    """What `clipvip search` tells: for each text, then each video, {"text" or "video", "results"}, and "cut": true
+    for a text that is longer than the model's context.
 
     A result is {"rank", "score", "row"} and what ids.jsonl says of the row. Queries are encoded by the weights that
     made the features, in the same precision, videos with as many frames. probes: search with FAISS; None is exact.
@@ -52,15 +53,17 @@ def answer(
     _check_asked(texts, videos)
     encoder = encoder_of(features.settings, weights, pretrained_tag, device)
     precision = features.settings["precision"]
-    queries = []
+    queries, asked = [], []
     if texts:
         queries.append(encoder.texts(list(texts), precision=precision))
+        is_cut = encoder.tokenizer.is_cut
+        asked += [{"text": text} | ({"cut": True} if is_cut(text) else {}) for text in texts]
     if videos:
         like = {
             name: features.settings[name] for name in ("frames", "antialias") if name in features.settings
         }
         queries.append(encode_videos(encoder.model, list(videos), precision=precision, **like))
-    asked = [{"text": text} for text in texts] + [{"video": str(video)} for video in videos]
+    asked += [{"video": str(video)} for video in videos]
     stacked = np.concatenate(queries)
     rows, scores = (
         search(features, stacked, top) if probes is None else faiss_search(features, stacked, top, probes)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import io
 import json
 from collections.abc import Iterable
 from pathlib import Path
 
+from clipvip_lib.data.csv_table import CsvTable
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import is_unicode
 
 #: Names that a column of a .csv, or a field of a .jsonl, may have; the first that is there counts.
 ID_FIELDS, TEXT_FIELDS = ("id", "video_id"), ("text", "sentence", "caption")
@@ -50,21 +51,12 @@ def _lines(content: str) -> Iterable[tuple[int, str]]:
 
 def _csv(path: Path, content: str) -> Iterable[tuple[int, dict]]:
     """Rows with the number of the line that each ends in."""
-    # Strict: a quote that is never closed would swallow the rows after it.
-    reader = csv.DictReader(io.StringIO(content, newline=""), strict=True)
-    try:
-        if not set(TEXT_FIELDS) & set(reader.fieldnames or ()):
-            raise ClipVipError(
-                f"{path} expected a first line with the columns id and text, got "
-                f"{', '.join(reader.fieldnames or ())[:80]}"
-            )
-        for row in reader:
-            yield reader.line_num, row
-    except csv.Error as error:
+    table = CsvTable(io.StringIO(content, newline=""), path)
+    if not set(TEXT_FIELDS) & set(table.columns):
         raise ClipVipError(
-            f"{path} is not CSV from line {reader.line_num + 1} on ({error}); fix it (a quote may not be closed, or "
-            "not be doubled within a text)"
-        ) from error
+            f"{path} expected a first line with the columns id and text, got {', '.join(table.columns)[:80]}"
+        )
+    return table
 
 
 def _json(path: Path, number: int, line: str) -> dict:
@@ -95,12 +87,3 @@ def _pair(path: Path, number: int, row: dict) -> tuple[str, str]:
             f"line {number} of {path}: expected Unicode, got half a character ({id[:30]!a}, {text[:30]!a}); fix it"
         )
     return id, text.strip()
-
-
-def is_unicode(text: str) -> bool:
-    """Whether a text can be written: a lone surrogate (half a character, or a file name's odd byte) cannot."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

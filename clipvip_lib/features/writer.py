@@ -13,9 +13,9 @@ import numpy as np
 
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.features.folder import is_that_of, lines, read_part, write_part
-from clipvip_lib.features.text_files import is_unicode
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
 from clipvip_lib.locks import Lock, Taken
+from clipvip_lib.say import is_unicode
 
 #: Settings that say where the weights lay; they may move, as long as the checksum stays.
 MAY_DIFFER = ("weights", "pretrained_tag")

@@ -21,8 +21,10 @@ import contextlib
 import copy
 import difflib
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -45,6 +47,10 @@ POSITIONS = "vision_model.embeddings.position_embedding.weight"
 PATCHES = "vision_model.embeddings.patch_embedding.weight"
 POSITION_IDS = ("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids")
 
+#: What DistributedDataParallel and torch.compile put before names.
+WRAPPED = re.compile(r"^(?:module\.|_orig_mod\.)+")
+#: Numbers that a model may have beyond twice its source's: what CLIP-ViP adds, interpolated tables, small models.
+ADDED_AT_MOST = 100_000_000
 #: All released CLIPs have heads of this width; a bare state dict does not say.
 HEAD_WIDTH = 64
 
@@ -54,11 +60,13 @@ OPTIONS = {"attention", "proxies", "frames", "image_size", "config", "interpolat
 
 
 class Source(NamedTuple):
-    """Weights that were read: where from, the configuration beside them (None: a bare file), and the weights."""
+    """Weights that were read: where from, the configuration beside them (None: a bare file), the weights, and what is
+    assumed of them."""
 
     name: str
     config: dict | ClipViPConfig | None
     state: State
+    assumed: Mapping[str, str] = MappingProxyType({})
 
 
 def load_checkpoint(
@@ -150,7 +158,7 @@ def _clip_vip(
         )
     if config is not None and not isinstance(config, ClipViPConfig):
         raise ClipVipError(f"config= expected a ClipViPConfig, got {type(config).__name__}; make one")
-    assumed = {}
+    assumed = dict(source.assumed)
     if isinstance(source.config, dict):
         base = _config_of_folder(source)
     elif config or source.config:
@@ -174,6 +182,13 @@ def _clip_vip(
                 f"({sizes[0]}, patches of {sizes[1]}), got {image_size!r}; give config= for others"
             )
         base.vision_config.image_size = image_size
+    held = sum(value.numel() for value in source.state.values())
+    if base.weights > 2 * held + ADDED_AT_MOST:
+        raise ClipVipError(
+            f"{source.name} holds {held:,} numbers, and a model of its configuration and these options would hold "
+            "about "
+            f"{base.weights:,}: expected about as many; correct config.json, or ask for fewer frames and proxies"
+        )
     model = build(base, seed)
     report = load_weights(
         model,
@@ -422,7 +437,7 @@ def _config_of_folder(source: Source) -> ClipViPConfig:
     return config
 
 
-def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, State]:
+def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, State, dict[str, str]]:
     """An open_clip model by name, with the weights of one of its tags (downloaded once by open_clip) or of a file.
 
     The file is read and loaded here: open_clip's own loader resizes positions and takes the other GELU with no
@@ -459,7 +474,7 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
         model = open_clip.create_model(name, load_weights=False, device="meta", **options)
     state: dict[str, Tensor] = {}
     for key, value in read_weights(file).items():
-        put(state, key.removeprefix("module."), value, str(file))
+        put(state, WRAPPED.sub("", key), value, str(file))
     try:
         model.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:
@@ -467,7 +482,16 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
         raise ClipVipError(
             f"{file} does not fit open_clip model {name} ({reason:.300}); give the name it has"
         ) from error
-    return from_open_clip(model)
+    config, weights = from_open_clip(model)
+    if options:  # a tag's activation is known
+        return config, weights, {}
+    act = "QuickGELU" if config.vision_config.hidden_act == "quick_gelu" else "GELU"
+    other = name.removesuffix("-quickgelu") if act == "QuickGELU" else f"{name}-quickgelu"
+    return (
+        config,
+        weights,
+        {"activation": f"{act}, by the name {name}; a file does not tell, {other} has the other one"},
+    )
 
 
 @contextlib.contextmanager

@@ -41,6 +41,7 @@ class ClipTokenizer:
 
     context_length: longest text in tokens, start and end included (CLIP: 77).
     vocabulary: sorted CLIP ids to keep, or None for CLIP's own numbering.
+    Attributes ``seen``, ``cut``: texts that were encoded so far, and those of them that the context did not hold.
     Raises ClipVipError for a context below 3 tokens or ids that are not CLIP's.
     """
 
@@ -49,7 +50,7 @@ class ClipTokenizer:
             raise ClipVipError(
                 f"the context length expected 3 tokens or more (start, one piece, end), got {context_length}"
             )
-        self.context_length = context_length
+        self.context_length, self.seen, self.cut = context_length, 0, 0
         self.vocabulary = None if vocabulary is None else [int(i) for i in vocabulary]
         if self.vocabulary is None:
             self.vocab_size = CLIP_VOCAB
@@ -79,6 +80,10 @@ class ClipTokenizer:
             ids = [self._renumbered.get(i, 0) for i in ids]
         return [self.start_id, *ids[: self.context_length - 2], self.end_id]
 
+    def is_cut(self, text: str) -> bool:
+        """Whether a text is longer than the context, so that its end is lost."""
+        return len(clip_ids(text)) > self.context_length - 2
+
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask, both int64 [B, T], T the longest text of the batch; ids are padded with 0
         (open_clip's rule).
@@ -88,6 +93,12 @@ class ClipTokenizer:
         if isinstance(texts, str) or not len(texts) or not all(isinstance(text, str) for text in texts):
             raise ClipVipError(f"the tokenizer expected a list of one or more strings, got {texts!r:.80}")
         rows = [self.encode(text) for text in texts]
+        self.seen += len(rows)
+        self.cut += sum(
+            self.is_cut(text)
+            for text, row in zip(texts, rows, strict=True)
+            if len(row) == self.context_length
+        )
         ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         mask = torch.zeros_like(ids)
         for i, row in enumerate(rows):
@@ -104,9 +115,18 @@ class ClipTokenizer:
     def load(cls, path: str | Path) -> ClipTokenizer:
         """Read what ``save`` wrote. Raises ClipVipError if the file is missing or is something else."""
         value = read_json(path)
-        if not isinstance(value, dict) or value.get("tokenizer") != "clip":
-            raise ClipVipError(f"{path} expected a tokenizer saved by ClipTokenizer.save, got other JSON")
-        return cls(value["context_length"], value["vocabulary"])
+        length, kept = (
+            (value.get(n) for n in ("context_length", "vocabulary")) if isinstance(value, dict) else (0, 0)
+        )
+        whole = type(length) is int and (
+            kept is None or (isinstance(kept, list) and all(type(i) is int for i in kept))
+        )
+        if not whole or value.get("tokenizer") != "clip" or "vocabulary" not in value:
+            raise ClipVipError(
+                f"{path} expected a tokenizer saved by ClipTokenizer.save (context_length, vocabulary), got other "
+                "JSON; take the one that was saved with the weights"
+            )
+        return cls(length, kept)
 
 
 def clean(text: str) -> str:

@@ -47,6 +47,9 @@ from clipvip_lib.models.weight_files import read_folder
 
 AttentionInterface.register(proxy_attention.NAME, attention_interface)
 
+#: Building more would never end; the deepest CLIP has 48.
+MOST_LAYERS = 1000
+
 
 @strict
 class ClipViPConfig(CLIPConfig):
@@ -56,7 +59,7 @@ class ClipViPConfig(CLIPConfig):
     temporal_size: frames that have their own temporal embedding.
     sequence_layers: layers of "sequential"'s transformer (CLIP4Clip: 4).
     antialias: how the frames of its training were resized (``transform.resize``); None where that is not known.
-    Raises ClipVipError for an unknown attention, or a number below 1.
+    Raises ClipVipError for an unknown attention, a number below 1, or more layers than any CLIP has.
     """
 
     model_type = "clip_vip"
@@ -75,6 +78,24 @@ class ClipViPConfig(CLIPConfig):
             if not isinstance(number, int) or number < 1:
                 raise ClipVipError(f"{name} expected a whole number from 1, got {number!r}; change it")
         super().__post_init__(**kwargs)
+        depths = [getattr(part, "num_hidden_layers", 0) for part in (self.vision_config, self.text_config)]
+        for layers in (*depths, self.sequence_layers):
+            if not isinstance(layers, int) or layers > MOST_LAYERS:
+                raise ClipVipError(
+                    f"a configuration of {layers!r} layers: expected at most {MOST_LAYERS}; correct config.json"
+                )
+
+    @property
+    def weights(self) -> int:
+        """About how many numbers such a model holds: its large matrices and tables."""
+        vision, text = self.vision_config, self.text_config
+        count = vision.hidden_size * (self.proxies + self.temporal_size + 3 * vision.patch_size**2)
+        count += vision.hidden_size * (vision.image_size // max(1, vision.patch_size)) ** 2
+        count += text.hidden_size * (text.vocab_size + text.max_position_embeddings)
+        for part in (vision, text):
+            layer = 4 * part.hidden_size**2 + 2 * part.hidden_size * part.intermediate_size
+            count += part.num_hidden_layers * layer + part.hidden_size * self.projection_dim
+        return count
 
     def to_dict(self) -> dict:
         """transformers' own; what is not known is not written."""

@@ -72,6 +72,10 @@ _SUPPORTED = {
 _ALIASES = {"hidden_size": "d_model", "num_attention_heads": "encoder_attention_heads"}
 
 
+#: The largest numbers that a model is built with: far beyond any OFA, and still built, or refused, within seconds.
+LARGEST = {"layers": 1000, "image_bucket_size": 1024, "token_bucket_size": 65_536, "": 10_000_000}
+
+
 @dataclasses.dataclass(frozen=True)
 class OFAConfig:
     """Sizes of an OFA; the defaults other than widths and depths are those of every released size.
@@ -107,6 +111,13 @@ class OFAConfig:
             value = getattr(self, field.name)
             if field.type == "int" and (not isinstance(value, int) or value < 1):
                 raise ClipVipError(f"OFA's {field.name} must be a whole number of at least 1, got {value!r}")
+            most = LARGEST[
+                "layers" if field.name.endswith("_layers") else field.name if field.name in LARGEST else ""
+            ]
+            if field.type == "int" and value > most:
+                raise ClipVipError(
+                    f"OFA's {field.name} must be at most {most}, got {value}; correct config.json"
+                )
             if field.type == "float" and not 0 <= value < 1:
                 raise ClipVipError(f"OFA's {field.name} must be at least 0 and below 1, got {value!r}")
         for side in ("encoder", "decoder"):

@@ -30,6 +30,10 @@ WRAPPERS = ("state_dict", "model", "model_state_dict")
 #: What programs put before the names of weights, and what to do about it; the first that fits is said.
 PREFIXES = {
     "module.clip.": "a CLIP4Clip checkpoint, another model; start from the CLIP that it was made from",
+    "module._orig_mod.": "saved from inside torch.compile and DistributedDataParallel; save "
+    "model.module._orig_mod.state_dict(), or strip the prefix",
+    "_orig_mod.module.": "saved from inside DistributedDataParallel and torch.compile; save "
+    "model._orig_mod.module.state_dict(), or strip the prefix",
     "module.": "saved from inside DistributedDataParallel; save model.module.state_dict(), or strip the prefix",
     "_orig_mod.": "saved from inside torch.compile; save model._orig_mod.state_dict(), or strip the prefix",
     "model.": "saved as a part of another module; save that part's state_dict(), or strip the prefix",

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 import numpy as np
 
 from clipvip_lib.children import Child
+from clipvip_lib.data.frame_folders import is_picture
 from clipvip_lib.data.shards import Entry, NeverFetched, read_sample
 from clipvip_lib.data.video import middle_index, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
@@ -89,9 +90,9 @@ def decode(task: Task, view: View, out: np.ndarray) -> Result:
 def _frames(media: bytes, task: Task, view: View) -> np.ndarray:
     # Here: torch takes seconds to import, which the parent of workers need not wait for.
     from clipvip_lib.data import transform
-    from clipvip_lib.data.frames import JPEG, still
+    from clipvip_lib.data.frames import still
 
-    if media.startswith(JPEG):
+    if is_picture(media):
         return transform.resize(still(media, task.name).copy(), view.size, view.antialias)[None]
 
     def wanted(total: int) -> list[int]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvip_lib.data.frames import JPEG, still
+from clipvip_lib.data.frame_folders import is_picture
+from clipvip_lib.data.frames import still
 from clipvip_lib.data.shards import Entry, read_media
 from clipvip_lib.data.transform import resize
 from clipvip_lib.data.video import middle_index, read_frames
@@ -21,12 +22,12 @@ from clipvip_lib.errors import ClipVipError
 
 
 def middle_frame(media: bytes, name: str, size: int | None = None) -> np.ndarray:
-    """The middle frame of a video, or a JPEG itself: uint8 [H, W, 3].
+    """The middle frame of a video, or a picture itself: uint8 [H, W, 3].
 
     ``size``: bring it to [size, size, 3], as OFA does. Raises VideoError with its name if it cannot be
     read.
     """
-    if media.startswith(JPEG):
+    if is_picture(media):
         frame = still(media, name)
     else:
         frame = read_frames(media, lambda total: [middle_index(total)], name)[0]

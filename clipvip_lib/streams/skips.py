@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder
+from clipvip_lib.say import shown
 
 FIRST_CHECK = 100  # samples of an epoch after which the share that was skipped is judged
 COUNTED = ("samples", "skipped", "absent")
@@ -49,7 +50,7 @@ class Books:
             line = {"shard": str(shard), "key": key, "reason": reason, "rank": self.rank}
             try:
                 with self.log.open("ab", buffering=0) as file:  # one write per line: ranks may share the file
-                    file.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+                    file.write((shown(json.dumps(line, ensure_ascii=False)) + "\n").encode())
             except OSError as error:
                 raise ClipVipError(
                     f"cannot write the log of skipped samples {self.log}: {error.strerror}; choose another file"

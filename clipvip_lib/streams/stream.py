@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipvip_lib.data.clips import MOST_ASKED
 from clipvip_lib.data.shards import expand
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.decode_pool import DecodePool, Result, Task, View
@@ -96,6 +97,8 @@ class ClipStream:
     ) -> None:
         _check(frames=(frames, 1), size=(size, 1), ranks=(ranks, 1), workers=(workers, 0))
         _check(shuffle=(shuffle, 0), epoch_samples=(epoch_samples, 1), prefetch=(prefetch, 1))
+        if workers > MOST_ASKED:
+            raise ClipVipError(f"expected at most {MOST_ASKED} workers, got {workers}; choose one per core")
         if not 0 <= rank < ranks:
             raise ClipVipError(f"expected a rank from 0 to {ranks - 1}, got {rank}; ranks is their number")
         sidecars = {}

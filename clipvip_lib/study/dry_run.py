@@ -17,6 +17,7 @@ from typing import TextIO
 from clipvip_lib import files, flops, scaling
 from clipvip_lib.profiles import Profile
 from clipvip_lib.progress import duration
+from clipvip_lib.say import say
 from clipvip_lib.statistics.claims import BENCHMARKS
 from clipvip_lib.study import data_at_hand, experiments, paper_plan
 from clipvip_lib.study.pipeline import check_notebooks, split_settings
@@ -85,7 +86,8 @@ def dry_run(
             "",
             *stage_lines(closure(pages), home, workers or default_workers()),
         ]
-    print("\n".join(lines), file=stream, flush=True)
+    for line in lines:
+        say(line, stream)
     return 0
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import MOTIONS, OPPOSITE
+from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
 from clipvip_lib.profiles import Profile
 from clipvip_lib.retrieval import QueryRanks
@@ -40,6 +41,7 @@ DIFFER = {
 if TYPE_CHECKING:
     import pandas as pd
 
+VERIFY = "expected arrays as a stage stores them; run `clipvip reproduce --verify`, which makes it again"
 TEXT_TO_VIDEO, VIDEO_TO_TEXT = "text_to_video", "video_to_text"
 PLACES = {RECALL: (1, 5, 10), R1: (1,)}  # over which K a metric takes the mean of R@K
 Metric = str | int  # a name of PLACES, or K for R@K
@@ -49,10 +51,26 @@ def ranks(
     stage: Stage, direction: str = TEXT_TO_VIDEO, scoring: str = "simple", home: Path | None = None
 ) -> QueryRanks:
     """The ranks of every test query of a scored arm."""
-    with np.load(stage.folder(home) / "ranks.npz") as arrays:
-        return QueryRanks(
-            *(arrays[f"{direction}/{scoring}/{column}"] for column in ("better", "tied", "positives"))
-        )
+    columns = [f"{direction}/{scoring}/{column}" for column in ("better", "tied", "positives")]
+    return QueryRanks(*arrays(stage.folder(home) / "ranks.npz", VERIFY, columns))
+
+
+def arrays(
+    path: Path, advice: str, names: Sequence[str] | None = None
+) -> list[np.ndarray] | dict[str, np.ndarray]:
+    """Arrays of an .npz file: those named, in this order, or all by name.
+
+    Raises ClipVipError, ending with what to do, if there is no such file or array, or it is damaged.
+    """
+    try:
+        # Opened here: numpy would leave a damaged file open.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if names is None:
+                return {name: stored[name] for name in stored.files}
+            return [stored[name] for name in names]
+    except Exception as error:  # a damaged archive may raise nearly anything
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ClipVipError(f"cannot read {path} ({why:.120}); {advice}") from error
 
 
 def hits(
@@ -223,8 +241,8 @@ def told_apart(
     for arm in arms:
         table = []
         for stage in stages_of(profile, arm, benchmark, seeds):
-            with np.load(stage.folder(home) / "features.npz") as stored:
-                text, video = (stored[key].astype(np.float32) for key in ("text", "video"))
+            stored = arrays(stage.folder(home) / "features.npz", VERIFY, ["text", "video"])
+            text, video = (each.astype(np.float32) for each in stored)
             own, other = ((text[asked] * video[which]).sum(1) for which in (asked, undone))
             table.append((own > other) + 0.5 * (own == other))
         for kind in ("all", *dict.fromkeys(sorted(kinds))):

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,6 +57,7 @@ def use_style() -> None:
             "svg.fonttype": "none",
             "svg.hashsalt": "clipvip",  # the same figure gives the same bytes
             "svg.id": None,
+            "text.parse_math": False,  # a caption may hold dollar signs
             "figure.figsize": (7.2, 3.8),
             "figure.facecolor": paper,
             "figure.constrained_layout.use": True,
@@ -144,6 +146,7 @@ def figure_html(fig: Figure, title: str, caption: str, alt: str) -> str:
         "\n", " "
     )
     source = source.replace("&", "&amp;").replace("<", "%3C").replace(">", "%3E")
+    title, caption, alt = shown(title), shown(caption), shown(alt)
     return (
         f'<figure class="figure"><h4>{html.escape(title)}</h4>'
         f'<img alt="{html.escape(alt, quote=True)}" src="{source}"{size}>'

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.precision import in_words
+from clipvip_lib.study.injected import check_injected, executed_cells
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.workshop.machine import product_rates
 from clipvip_lib.workshop.page_stage import RESULTS_MIME
@@ -48,8 +49,10 @@ def start(
     notebook shows what it lacks of them. precision: that of all models, "float32", "bfloat16" or "auto"; "auto" takes
     the one that this machine is fast in.
 
-    Raises ClipVipError for an unknown notebook, profile or precision and for seeds that are not distinct whole numbers.
+    Raises ClipVipError for an unknown notebook, profile or precision, for seeds that are not distinct whole numbers,
+    and as ``check_injected`` for what papermill was given.
     """
+    check_injected(executed_cells())
     plan = plan or study_plan()
     given = {"at_hand": at_hand} if at_hand else {}
     sized = plan.profile(profile, **given, **({} if precision == "auto" else {"precision": precision}))

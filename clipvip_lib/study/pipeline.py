@@ -24,6 +24,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.precision import slower
 from clipvip_lib.progress import duration
+from clipvip_lib.say import say, shown
 from clipvip_lib.study import reference
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.publish import publish
@@ -45,6 +46,7 @@ def reproduce(
     out: str | Path | None = None,
     set: Mapping[str, object] | None = None,
     workers: int | None = None,
+    verify: bool = False,
     plan: Plan | None = None,
     notebooks: Path | None = None,
     home: Path | None = None,
@@ -54,7 +56,8 @@ def reproduce(
 
     only: notebooks by name or number, all without it. force: names, beginnings or glob patterns of stages to
     run again with those that depend on them. out: folder of pages and results, ``reports/`` of the checkout without
-    it. set: further notebook parameters. plan, notebooks, home: another study, for tests.
+    it. set: further notebook parameters. verify: compare what is found done with its checksums. plan, notebooks,
+    home: another study, for tests.
 
     Returns the exit code: 0, or 1 if a stage or a notebook failed.
     Raises ClipVipError, before anything runs, for an unknown profile, notebook, stage or parameter, an output
@@ -67,7 +70,7 @@ def reproduce(
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
     check_workers(workers)
     if said := slower(given.get("precision", ""), getattr(sized, "device", "cpu")):
-        print(said, file=stream, flush=True)
+        say(said, stream)
     home = require_room(home or files.home())
     out = require_room(out or files.CHECKOUT / "reports")
     always = {"profile": profile, "seeds": seeds, **given}
@@ -92,6 +95,7 @@ def reproduce(
                 pages.values(),
                 home,
                 workers=1 if "at_hand" in given else workers,  # a training takes all GPUs
+                verify=verify,
                 board=lambda total, count: Board(total, count, record=record, stream=stream),
             )
         except BaseException as error:
@@ -101,7 +105,7 @@ def reproduce(
         index = publish(plan, notebooks, pages, outcomes, home, out, seconds, reference.FOLDER)
         code = report(pages, outcomes, home, out, seconds, stream)
         record(f"ended with code {code} after {duration(seconds)}")
-        print(index, file=stream, flush=True)
+        say(str(index), stream)
     return code
 
 
@@ -244,7 +248,7 @@ def _log(home: Path) -> Callable[[str], None]:
     def record(text: str) -> None:
         # A full disk stops stages with a sentence; the log must not turn that into a traceback.
         with contextlib.suppress(OSError), path.open("a", encoding="utf-8") as stream:
-            stream.write(f"{_now()} {text}\n")
+            stream.write(shown(f"{_now()} {text}") + "\n")
 
     return record
 
@@ -273,21 +277,21 @@ def report(
             rows.append((name, page.result(home)["headline"], took, str(out / f"{name}.html")))
         else:
             rows.append((name, f"{outcome.status.upper()}: {outcome.error}", f"{outcome.seconds:.1f}", "-"))
-    print(file=stream)
+    say("", stream)
     for outcome in failed:
-        print(f"{outcome.stage.name} failed: {outcome.error} (more in {outcome.log})", file=stream)
+        say(f"{outcome.stage.name} failed: {outcome.error} (more in {outcome.log})", stream)
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     widths[1] = min(widths[1], 90)
     for row in rows:
         cut = row[1] if len(row[1]) <= widths[1] else row[1][: widths[1] - 1] + "…"
         cells = (row[0].ljust(widths[0]), cut.ljust(widths[1]), row[2].ljust(widths[2]), row[3])
-        print("  ".join(cells).rstrip(), file=stream)
+        say("  ".join(cells).rstrip(), stream)
     if any(page.config["parameters"].get("profile") == "smoke" for page in pages.values()):
-        print(
+        say(
             "the smoke profile only tests the machinery: its numbers mean nothing, and it judges nothing",
-            file=stream,
+            stream,
         )
     counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("done", "cached")}
     counted = f"{counts['done']} stages run, {counts['cached']} found done, {len(failed)} failed"
-    print(f"{counted}, in {duration(seconds)}", file=stream)
+    say(f"{counted}, in {duration(seconds)}", stream)
     return 1 if failed else 0

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import say
 
 T = TypeVar("T")
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
@@ -233,7 +234,7 @@ def say_once(ranks: Ranks, text: str, about: str = "end") -> None:
                 return
     except RuntimeError:
         pass  # the store is gone with its process: better twice than never
-    print(text, file=sys.stderr, flush=True)
+    say(text, sys.stderr)
 
 
 def _first_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.precision import choose, slower
 from clipvip_lib.progress import Progress, quiet
+from clipvip_lib.say import say
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import find_sidecar
 from clipvip_lib.streams.stream import ClipStream, expand
@@ -76,7 +77,7 @@ def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
     # One for all ranks, and by name: a run resumed elsewhere keeps it.
     recipe = dataclasses.replace(recipe, precision=ranks.collect(choose(recipe.precision, ranks.device))[0])
     if ranks.main and (said := slower(recipe.precision, ranks.device)):
-        print(f"clipvip: {said}", file=sys.stderr)
+        say(f"clipvip: {said}", sys.stderr)
     own_rows(recipe.batch, ranks)
     expect_one_rank(recipe, ranks)
     _expect_snapshots(options.snapshots, recipe.steps)
@@ -129,12 +130,18 @@ def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
             run.save_model("model", model, tokenizer)
             with together(ranks):
                 if ranks.main:
+                    if tokenizer.cut:
+                        say(
+                            f"clipvip: {tokenizer.cut} of {tokenizer.seen} texts that this start read were longer than "
+                            f"{tokenizer.context_length} tokens and were cut",
+                            sys.stderr,
+                        )
                     write_json(run.result, {"result": done, "about": run.about})
             run.clear()
         elif ranks.main:
-            print(f"clipvip: {out} was finished before: nothing is trained", file=sys.stderr)
+            say(f"clipvip: {out} was finished before: nothing is trained", sys.stderr)
     if ranks.main:
-        print(json.dumps(done))
+        say(json.dumps(done))
 
 
 def load_model(

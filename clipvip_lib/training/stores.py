@@ -63,7 +63,7 @@ def store_shards(
 
     def done(number: int) -> bool:
         described = folder / f"{shards.paths[number].stem}.json"
-        if not described.exists():
+        if not described.exists() or not described.with_suffix(".npy").exists():
             return False
         _expect_store_of(shards.paths[number], described, _described(described, recipe, size))
         return True
@@ -123,7 +123,7 @@ def store_split(
 
     def done(number: int) -> bool:
         described = paths[number].with_suffix(".json")
-        if not described.exists():
+        if not described.exists() or not paths[number].exists():
             return False
         held = [clip["key"] for clip in _described(described, recipe, size)["clips"]]
         if held != [item.video_id for item in parts[number]]:
@@ -134,7 +134,18 @@ def store_split(
         return True
 
     _in_turns(range(len(parts)), done, decode, folder, ranks, progress, f"parts of {split} decoded")
-    return FrameStore(paths)
+    store = FrameStore(paths)
+    for path, held, part in zip(paths, store.lengths, parts, strict=True):
+        _expect_clips(path, held, len(part))
+    return store
+
+
+def _expect_clips(store: Path, held: int, described: int) -> None:
+    if held != described:
+        raise ClipVipError(
+            f"{store} holds {held} clips and {store.stem}.json tells of {described}: expected as many; remove both to "
+            "decode them again"
+        )
 
 
 def _write(path: Path, sources: list, about: dict, recipe: TrainRecipe, size: int) -> None:
@@ -152,7 +163,12 @@ def _described(described: Path, recipe: TrainRecipe, size: int) -> dict:
 
     Raises ClipVipError if it was decoded otherwise, or the file is something else."""
     found = read_json(described)
-    if not isinstance(found, dict) or set(found) - {"bytes"} != {"decoded", "clips"}:
+    clips = found.get("clips") if isinstance(found, dict) else None
+    whole = isinstance(clips, list) and all(
+        isinstance(clip, dict) and all(isinstance(clip.get(name), str) for name in ("key", "text"))
+        for clip in clips
+    )
+    if not whole or set(found) - {"bytes"} != {"decoded", "clips"}:
         raise ClipVipError(f"{described} expected what a frame store holds, got other JSON; decode it again")
     if found["decoded"] != _decoded(recipe, size):
         raise ClipVipError(
@@ -191,16 +207,17 @@ def read_stores(
     """Frame stores (NAME.npy) that ``store_shards`` wrote, as training pairs. ``captions``, ``texts``: from a store's
     name to its sidecar; without ``texts`` those of key.txt are taken, which the store keeps. Raises ClipVipError if a
     store was decoded otherwise, a clip has no text, or the captions that the loss needs are missing."""
-    rows, written, said = [], [], []
-    for store in stores:
+    rows, written, said, frames = [], [], [], FrameStore(stores)
+    for store, held in zip(stores, frames.lengths, strict=True):
         part = _described(store.with_suffix(".json"), recipe, size)["clips"]
+        _expect_clips(store, held, len(part))
         rows += part
         written += _texts(store, part, texts(store.stem) if texts else None)
         if "C" in needs(loss):
             found = read_sidecar(captions(store.stem), "captions")
             said += [found.get(row["key"], "") for row in part]
     return Pairs(
-        FrameStore(stores),
+        frames,
         Tokens.of(written, tokenizer),
         [[row] for row in range(len(rows))],
         captions=Tokens.of(said, tokenizer) if said else None,

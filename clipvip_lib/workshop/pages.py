@@ -33,11 +33,27 @@ def page_html(notebook: NotebookNode, name: str) -> str:
     exporter = HTMLExporter(
         extra_template_basedirs=[str(TEMPLATES)],
         template_name="page",
-        filters={"page_base64": lambda text: base64.b64encode(text.encode()).decode()},
+        filters={
+            "said2html": said2html,
+            "page_base64": lambda text: base64.b64encode(text.encode()).decode(),
+        },
         exclude_anchor_links=True,
     )
     resources = {"page_title": question(notebook), "page_name": name, "page_style": style()}
     return exporter.from_notebook_node(notebook, resources)[0]
+
+
+def said2html(text: str) -> str:
+    """Markdown that a cell put out, as HTML. It may hold texts from data: their tags are shown and never obeyed, their
+    links run nothing, and their pictures are not fetched."""
+    from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+
+    class Said(IPythonRenderer):
+        def image(self, text: str, url: str, title: str | None = None) -> str:
+            return html.escape(f"![{text}]({url})")
+
+    renderer = Said(escape=True, allow_harmful_protocols=False, exclude_anchor_links=True)
+    return MarkdownWithMath(renderer=renderer).render(text)
 
 
 def question(notebook: NotebookNode | dict) -> str:

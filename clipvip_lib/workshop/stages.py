@@ -6,7 +6,9 @@ raised when its results change. tests/test_smoke_results.py notices a version th
 
 A running stage works in ``<home>/stages/<name>-<key>.partial/``. ``result.json`` is its last file; after it a rename
 removes ``.partial`` from the folder's name. A kill therefore leaves at most a partial folder, and the next run resumes
-from it.
+from it. ``result.json`` also tells the size and the checksum of every other file. An entry that does not fit what it
+tells is damaged: it counts as not done, and is moved to ``<home>/damaged/`` before the stage runs again. Sizes are
+compared at each look, checksums by ``clipvip reproduce --verify``.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import numbers
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -34,8 +37,10 @@ from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.locks import Lock
 from clipvip_lib.progress import ProgressCallback, quiet
+from clipvip_lib.say import say
 from clipvip_lib.workshop.machine import machine, peak_memory_mib, reset_peak_memory
 
+RECORD = "result.json"
 PART = r"[A-Za-z0-9_+=,-][A-Za-z0-9_.+=,-]*"
 
 #: Libraries whose versions are part of every key: what steps.py and its callees import, decoders and tokenizers too.
@@ -171,7 +176,16 @@ class Stage:
         return (home or files.home()) / "stages" / f"{self.folder_name}.partial"
 
     def done(self, home: Path | None = None) -> bool:
-        return (self.folder(home) / "result.json").is_file()
+        """Whether there is an entry, and it is whole as far as sizes tell."""
+        return self.folder(home).exists() and not self.damage(home)
+
+    def damage(self, home: Path | None = None, full: bool = False) -> str:
+        """What is wrong with the entry in the cache, in a few words; empty if it is whole, or there is none.
+
+        full: compare checksums too, not sizes alone. An entry from before there were any is taken as whole.
+        """
+        folder = self.folder(home)
+        return what_is_wrong(folder, self.key, full) if folder.exists() else ""
 
     def result(self, home: Path | None = None) -> dict:
         """What the function returned. Raises ClipVipError if the stage has not run."""
@@ -182,11 +196,15 @@ class Stage:
         return self._record(home)["stage"]
 
     def _record(self, home: Path | None) -> dict:
-        if not self.done(home):
+        folder = self.folder(home)
+        if not folder.exists():
+            raise ClipVipError(f"stage {self.name} has not run: expected {folder}; run `clipvip reproduce`")
+        if damage := self.damage(home):
             raise ClipVipError(
-                f"stage {self.name} has not run: expected {self.folder(home)}; run `clipvip reproduce`"
+                f"the entry {folder} of stage {self.name} is damaged ({damage}); `clipvip reproduce` moves it aside "
+                "and makes it again"
             )
-        return files.read_json(self.folder(home) / "result.json")
+        return files.read_json(folder / RECORD)
 
 
 def closure(stages: Iterable[Stage]) -> list[Stage]:
@@ -214,6 +232,83 @@ def closure(stages: Iterable[Stage]) -> list[Stage]:
     return list(found.values())
 
 
+# ---------------------------------------------------------------------------------------------- whole or damaged
+
+
+def what_is_wrong(folder: Path, key: str, full: bool = False) -> str:
+    """What a stage's folder lacks of what its result.json tells, in a few words; empty if nothing.
+
+    full: by checksums, also of the record itself; else by sizes.
+    """
+    try:
+        record = files.read_json(folder / RECORD)
+    except ClipVipError as error:
+        return f"{RECORD} is not there" if not (folder / RECORD).exists() else str(error).split(";")[0]
+    parts = [record.get(name) for name in ("result", "stage")] if isinstance(record, dict) else []
+    if not parts or not all(isinstance(part, dict) for part in parts) or parts[1].get("key") != key:
+        return f"{RECORD} is not that of this stage"
+    told = record.get("files", {})
+    if not isinstance(told, dict) or (full and "sha256" in record and record["sha256"] != _checksum(record)):
+        return f"{RECORD} was changed"
+    for name, expected in told.items():
+        fault = _fault(folder, name, expected, full)
+        if fault:
+            return fault
+    return ""
+
+
+def _fault(folder: Path, name: str, expected: object, full: bool) -> str:
+    try:
+        size, digest = expected["bytes"], expected["sha256"]
+        found = (folder / name).stat().st_size
+        if found != size:
+            return f"{name} has {found} bytes, expected {size}"
+        with (folder / name).open("rb") as file:
+            if full and hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                return f"{name} has another checksum than it was written with"
+    except OSError as error:
+        return f"{name}: {error.strerror}"
+    except (KeyError, TypeError):
+        return f"{RECORD} was changed"
+    return ""
+
+
+def _checksum(record: Mapping) -> str:
+    told = {name: value for name, value in record.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(folder: Path) -> dict[str, dict]:
+    """Size and checksum of every file in a folder, after all of it is on the disk. Links lead to others' files."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            continue
+        files.sync(path)
+        if path.is_file():
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            name = path.relative_to(folder).as_posix()
+            found[name] = {"bytes": path.stat().st_size, "sha256": digest}
+    return found
+
+
+def set_aside_if_damaged(stage: Stage, home: Path, full: bool = False) -> str:
+    """Move a damaged entry to ``<home>/damaged/``; returns a sentence about it, empty if there was nothing to move."""
+    damage = stage.damage(home, full)
+    if not damage:
+        return ""
+    place = _damaged_place(stage, home)
+    with suppress(FileNotFoundError):  # another process was faster
+        stage.folder(home).rename(place)
+    return f"the entry of stage {stage.name} is damaged ({damage}): moved to {place}, the stage runs again"
+
+
+def _damaged_place(stage: Stage, home: Path) -> Path:
+    name = f"{stage.folder_name.replace('/', '__')}-{time.time_ns()}"
+    return files.make_folder(home / "damaged") / name
+
+
 def run_stage(stage: Stage, home: Path | None = None, progress: ProgressCallback | None = None) -> dict:
     """Run a stage in this process and return its result. A stage found done is not run again.
 
@@ -238,15 +333,21 @@ def run_stage(stage: Stage, home: Path | None = None, progress: ProgressCallback
     with Lock(partial, wait=True):
         if stage.done(home):
             return stage.result(home)
+        if said := set_aside_if_damaged(stage, home):
+            say(said, sys.stderr)
         return _run_locked(stage, function, home, files.make_folder(partial), progress or quiet)
 
 
 def _run_locked(
     stage: Stage, function: Callable, home: Path, partial: Path, progress: ProgressCallback
 ) -> dict:
-    if (partial / "result.json").is_file():  # killed between its last file and the rename
-        partial.rename(stage.folder(home))
-        return stage.result(home)
+    if (partial / RECORD).is_file():  # killed between its last file and the rename
+        if not what_is_wrong(partial, stage.key):
+            _finish(partial, stage.folder(home))
+            return stage.result(home)
+        place = files.make_folder(_damaged_place(stage, home))
+        for child in partial.iterdir():  # the folder itself is locked, and stays
+            child.rename(place / child.name)
     for half in list(
         partial.rglob("*.partial")
     ):  # left by an earlier attempt that was killed; the lock is ours
@@ -264,8 +365,12 @@ def _run_locked(
             f"stage {stage.name} returned {type(result).__name__}: expected a dict of JSON values; "
             f"correct {stage.function}"
         )
+    seconds = time.monotonic() - start
+    (partial / "attempts.jsonl").unlink(missing_ok=True)
+    sealed = _sealed(partial)
     record = {
         "result": plain(result, f"the result of stage {stage.name}"),
+        "files": sealed,
         "stage": {
             "name": stage.name,
             "function": stage.function,
@@ -274,18 +379,22 @@ def _run_locked(
             "key": stage.key,
             "version": stage.version,
             "libraries": library_versions(),
-            "seconds": round(time.monotonic() - start + spent_before, 3),
-            "last_attempt_seconds": round(time.monotonic() - start, 3),
+            "seconds": round(seconds + spent_before, 3),
+            "last_attempt_seconds": round(seconds, 3),
             "attempts": attempts,
             "peak_memory_mib": round(peak_memory_mib()),
             "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "machine": machine(),
         },
     }
-    (partial / "attempts.jsonl").unlink(missing_ok=True)
-    files.write_json(partial / "result.json", record)
-    partial.rename(stage.folder(home))
+    files.write_json(partial / RECORD, record | {"sha256": _checksum(record)})
+    _finish(partial, stage.folder(home))
     return record["result"]
+
+
+def _finish(partial: Path, folder: Path) -> None:
+    partial.rename(folder)
+    files.sync(folder.parent)
 
 
 def discard(stage: Stage, home: Path | None = None) -> bool:
@@ -323,8 +432,9 @@ def _attempts(text: str) -> list[dict]:
     """The attempts noted; a line cut short by a kill or a full disk is ignored."""
     found = []
     for line in text.splitlines():
-        with suppress(json.JSONDecodeError):
-            found.append(json.loads(line))
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            row = json.loads(line)
+            found.append({name: float(row[name]) for name in ("started", "spent_before")})
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from clipvip_lib.say import shown
 from clipvip_lib.workshop.stages import plain
 
 DASH = "–"
@@ -34,7 +35,7 @@ def cell_text(value: object, digits: int) -> str:
     if _is_float(value):
         text = f"{value:,.{digits}f}"
         return text.replace("-", "−", 1)
-    return str(value)
+    return shown(str(value))
 
 
 def in_short(numbers: Iterable[int], form: str = "{}", dash: str = DASH, gap: str = ", ") -> str:

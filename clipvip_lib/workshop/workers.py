@@ -30,7 +30,7 @@ from clipvip_lib.stop_signals import signals_raise
 from clipvip_lib.workshop import warm
 from clipvip_lib.workshop.board import Board, Running
 from clipvip_lib.workshop.machine import cores, default_workers, gpus
-from clipvip_lib.workshop.stages import Stage, closure, run_stage
+from clipvip_lib.workshop.stages import Stage, closure, run_stage, set_aside_if_damaged
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 
@@ -51,11 +51,13 @@ def run_stages(
     home: Path | None = None,
     *,
     workers: int | None = None,
+    verify: bool = False,
     board: Callable[[int, int], Board] = Board,
 ) -> dict[str, Outcome]:
     """Run the stages and what they need; returns the outcome of each by name.
 
-    Stages found done are skipped. A failing stage does not raise: look at the outcomes.
+    Stages found done are skipped; damaged entries are moved aside, and made again. A failing stage does not raise: look
+    at the outcomes. ``verify``: look for damage by checksums, not by sizes alone.
     ``board``: called with the number of stages and of workers, gives the display.
     Raises ClipVipError for a number of workers below one or two different stages of one name.
     """
@@ -63,12 +65,15 @@ def run_stages(
     check_workers(workers)
     targets = list(stages)
     stages = closure(targets)
+    damaged = {stage.name: said for stage in stages if (said := set_aside_if_damaged(stage, home, verify))}
     outcomes = {stage.name: Outcome(stage, "cached") for stage in stages if stage.done(home)}
-    needed = _needed(targets, outcomes)
+    needed = _needed([*targets, *(stage for stage in stages if stage.name in damaged)], outcomes)
     todo = [stage for stage in stages if stage.name in needed]
     count = min(workers or default_workers(), len(todo)) if todo else 0
     display = board(len(outcomes) + len(todo), count)
     display.cached(list(outcomes))
+    for said in damaged.values():
+        display.event(said)
     display.remember((outcome.stage for outcome in outcomes.values()), home)
     if not todo:
         return outcomes

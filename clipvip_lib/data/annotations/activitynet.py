@@ -24,7 +24,7 @@ def read(root: Path, split: str, tell: Tell, test: str = "val_1.json") -> list[R
     chosen = list(data)
     if listing.is_file():
         names = reading.listed(reading.read_json(listing, tell), "video ids", listing, tell)
-        ids = reading.distinct((str(name) for name in names), listing, tell)
+        ids = reading.distinct((reading.plain_id(name) for name in names), listing, tell)
         chosen = [video for video in ids if video in data]
         for video in [video for video in ids if video not in data]:
             tell("listed-only", f"{listing}: {video} has no captions in {path.name}; it is left out")

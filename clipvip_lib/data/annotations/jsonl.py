@@ -62,5 +62,6 @@ def _lines(path: Path, tell: Tell):
         if line.strip():
             try:
                 yield place, json.loads(line)
-            except json.JSONDecodeError as error:
-                tell("not-parsed", f"{path} line {place} is not JSON ({error.msg}); fix it or fetch it again")
+            except reading.NO_JSON as error:
+                why = reading.why_not_json(error)
+                tell("not-parsed", f"{path} line {place} is not JSON ({why}); fix it or fetch it again")

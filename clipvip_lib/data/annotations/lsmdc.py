@@ -21,7 +21,7 @@ FILES = {
     "test": "LSMDC16_challenge_1000_publictect.csv",
 }
 COLUMNS = 6
-TIME = re.compile(r"(\d+)\.(\d\d)\.(\d\d)\.(\d+)$")
+TIME = re.compile(r"(\d{1,9})\.(\d\d)\.(\d\d)\.(\d+)$")
 
 
 def read(root: Path, split: str, tell: Tell) -> list[Record]:

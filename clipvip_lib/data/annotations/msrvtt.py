@@ -68,10 +68,9 @@ def _about(root: Path) -> dict[str, dict]:
     for entry in entries if isinstance(entries, list) else ():
         if isinstance(entry, dict) and isinstance(entry.get("video_id"), str):
             start, end = entry.get("start time"), entry.get("end time")
-            known = isinstance(start, int | float) and isinstance(end, int | float)
             url = entry.get("url")
             found[entry["video_id"]] = {
-                "seconds": reading.number(end - start) if known else None,
+                "seconds": reading.span(start, end),
                 "source": url.split("?v=")[-1] if isinstance(url, str) else None,
             }
     return found

@@ -8,6 +8,7 @@ tuples, sets, strings and numbers, and refuses the rest.
 
 from __future__ import annotations
 
+import contextlib
 import pickle
 import re
 from collections import OrderedDict, defaultdict
@@ -26,7 +27,7 @@ PLAIN = {
         for kind in (list, dict, set, tuple)
     },
 }
-TIMES = re.compile(r"^(?P<source>.+)_(?P<start>\d+)_(?P<end>\d+)$")
+TIMES = re.compile(r"^(?P<source>.+)_(?P<start>\d{1,9})_(?P<end>\d{1,9})$")
 
 
 class _PlainUnpickler(pickle.Unpickler):
@@ -69,16 +70,17 @@ def read(root: Path, split: str, tell: Tell) -> list[Record]:
         named = set(chosen)
         for other in ("val", "test"):
             file = root / f"{other}_list.txt"
-            named |= set(reading.read_list(file, _silent)) if file.is_file() else set()
+            with contextlib.suppress(reading.Unreadable):  # told where its own split is read
+                named |= set(reading.read_list(file, _silent)) if file.is_file() else set()
         for video in [video for video in captions if video not in named]:
-            tell("no-video", f"{path}: {video} is described but in no list; fix its name")
+            tell("no-video", f"{path}: {reading.brief(video)} is described but in no list; fix its name")
     records = []
     for video in chosen:
         said = captions.get(video, [])
         if not isinstance(said, list | tuple | set):  # each letter of a text would be a sentence
             tell(
                 "wrong-structure",
-                f"{path} entry {video}: expected a list of sentences, got {str(said)[:80]}; put them into a list",
+                f"{path} entry {video}: expected a list of sentences, got {reading.brief(said)}; put them into a list",
             )
             said = []
         sentences = tuple(_sentence(each, path, video, tell) for each in said)
@@ -117,6 +119,6 @@ def _sentence(value: object, path: Path, video: str, tell: Tell) -> str | None:
         return value
     tell(
         "wrong-structure",
-        f"{path} entry {video}: expected a sentence or its words, got {str(value)[:80]}; remove or fix it",
+        f"{path} entry {video}: expected a sentence or its words, got {reading.brief(value)}; remove or fix it",
     )
     return None

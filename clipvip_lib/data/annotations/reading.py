@@ -6,16 +6,20 @@ first fault (``refuse``); `clipvip check-data` collects them all (check.py). So 
 
 from __future__ import annotations
 
-import csv
 import io
 import json
+import math
+import reprlib
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 
+from clipvip_lib.data.csv_table import CsvTable
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import is_unicode
 
 # Told by readers: code -> what it means. All but those in LENIENT are errors.
 FAULTS = {
@@ -31,6 +35,9 @@ FAULTS = {
     "doubled-id": "a video is listed twice in one split",
     "doubled-split": "there are two validation splits",
 }
+NO_JSON = (ValueError, RecursionError)  # what json.loads raises
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 80, 80
 LENIENT = frozenset({"no-video", "listed-only"})
 Tell = Callable[[str, str], None]
 
@@ -91,11 +98,30 @@ def read_json(path: Path, tell: Tell) -> object:
 
     try:
         return json.loads(read_text(path, tell), object_pairs_hook=without_doubles)
-    except json.JSONDecodeError as error:
-        tell("not-parsed", f"{path} line {error.lineno} is not JSON ({error.msg}); fix it or fetch it again")
-    except RecursionError:
-        tell("not-parsed", f"{path} is not JSON that people write (too deep); fetch it again")
+    except ClipVipError:  # a ValueError, too
+        raise
+    except NO_JSON as error:
+        line = f" line {error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        tell("not-parsed", f"{path}{line} is not JSON ({why_not_json(error)}); fix it or fetch it again")
     raise Unreadable(path)
+
+
+def why_not_json(error: Exception) -> str:
+    """What one of NO_JSON says, in a few words."""
+    if isinstance(error, json.JSONDecodeError):
+        return error.msg
+    deep = isinstance(error, RecursionError)
+    return f"not as people write it: {'brackets too deep' if deep else 'a number of thousands of digits'}"
+
+
+def brief(value: object) -> str:
+    """A value of any kind for a message: short, whatever it holds (a pickle may hold a list that holds itself)."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    try:
+        return _BRIEF.repr(value)[:80]
+    except (ValueError, RecursionError):  # a number of thousands of digits
+        return f"a {type(value).__name__} too long to show"
 
 
 def lines(path: Path, tell: Tell) -> list[str]:
@@ -110,11 +136,11 @@ def read_list(path: Path, tell: Tell) -> list[str]:
 
 def read_csv(path: Path, fields: tuple[str, ...], tell: Tell) -> list[dict[str, str]]:
     """Rows of a CSV file with a header; every one of ``fields`` must be there and filled."""
-    reader = csv.DictReader(io.StringIO(read_text(path, tell)))
+    text = read_text(path, tell)
     try:
-        rows = [(reader.line_num, row) for row in reader]
-    except csv.Error as error:
-        tell("not-parsed", f"{path} is not CSV ({error}); fix it or fetch it again")
+        rows = list(CsvTable(io.StringIO(text, newline=""), path))
+    except ClipVipError as error:
+        tell("not-parsed", str(error))
         raise Unreadable(path) from error
     whole = []
     for number, row in rows:
@@ -159,7 +185,7 @@ def field(entry: object, name: str, path: Path, place: object, tell: Tell) -> ob
         return entry[name]
     tell(
         "wrong-structure",
-        f"{path} entry {place}: expected an object with {name!r}, got {str(entry)[:80]}",
+        f"{path} entry {place}: expected an object with {name!r}, got {brief(entry)}",
     )
     return None
 
@@ -179,9 +205,14 @@ def word(
     if isinstance(entry, dict) and name in entry:
         tell(
             "wrong-structure",
-            f"{path} entry {place}: expected text in {name!r}, got {json.dumps(value)[:80]}; remove or fix it",
+            f"{path} entry {place}: expected text in {name!r}, got {brief(value)}; remove or fix it",
         )
     return None
+
+
+def plain_id(value: object) -> str:
+    """An id of a list: text or a number as it is; anything else by its looks, so that it is in no other list."""
+    return str(value) if isinstance(value, str | float | bool) else brief(value)
 
 
 def words(value: object, path: Path, place: object, tell: Tell) -> tuple[str, ...]:
@@ -191,7 +222,7 @@ def words(value: object, path: Path, place: object, tell: Tell) -> tuple[str, ..
     if wrong:
         tell(
             "wrong-structure",
-            f"{path} entry {place}: expected text or a list of texts, got {json.dumps(wrong[0])[:80]}; "
+            f"{path} entry {place}: expected text or a list of texts, got {brief(wrong[0])}; "
             "remove or fix it",
         )
     return tuple(each for each in values if isinstance(each, str))
@@ -199,9 +230,40 @@ def words(value: object, path: Path, place: object, tell: Tell) -> tuple[str, ..
 
 def number(value: object) -> float | None:
     """A length in seconds, or None for anything else."""
-    return (
-        float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value > 0 else None
-    )
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    try:
+        seconds = float(value)
+    except OverflowError:
+        return None
+    return seconds if 0 < seconds < math.inf else None
+
+
+def span(start: object, end: object) -> float | None:
+    """The length between two times in seconds, or None where they tell none."""
+    both = [-1.0 if time == 0 and not isinstance(time, bool) else number(time) for time in (start, end)]
+    return None if None in both else number(max(both[1], 0.0) - max(both[0], 0.0))
+
+
+def checked(records: list[Record], where: str, tell: Tell) -> list[Record]:
+    """The records that can be written and printed: a half of a character, or a line end in an id, is told."""
+    whole = []
+    for record in records:
+        if not is_unicode("".join((record.video_id, *record.names, *record.sentences))):
+            tell(
+                "wrong-structure",
+                f"{where}: video {record.video_id} has half a character in its id or texts: expected Unicode; fix it",
+            )
+        elif not record.video_id.strip() or any(
+            unicodedata.category(sign) == "Cc" for sign in record.video_id
+        ):
+            tell(
+                "wrong-structure",
+                f"{where}: the id {record.video_id!r} expected letters, got none or control characters; fix it",
+            )
+        else:
+            whole.append(record)
+    return whole
 
 
 def distinct(ids: Iterable[str], path: Path, tell: Tell) -> list[str]:

@@ -1,0 +1,61 @@
+"""Processes end with those that started them."""
+
+import os
+import subprocess
+import sys
+import time
+
+import patience
+import psutil
+
+RANK = """
+import os, time
+from clipvip_lib.children import end_with_torchrun
+end_with_torchrun(lambda: open(os.environ["SAID"], "a").write("gone\\n"))
+print(os.getpid(), flush=True)
+sum(range(10**12))  # busy, and never back in time
+"""
+PARENT = """
+import subprocess, sys, time
+ranks = [subprocess.Popen([sys.executable, "-c", {rank!r}]) for _ in range(2)]
+time.sleep(600)
+"""
+
+
+def started(said, **variables) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    environment = os.environ | {"SAID": str(said)} | variables
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT.format(rank=RANK)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    return process, [psutil.Process(int(process.stdout.readline())) for _ in range(2)]
+
+
+def lives(process: psutil.Process) -> bool:
+    """Not so if it has ended and nobody has asked how."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_ranks_end_soon_after_a_torchrun_that_was_killed(tmp_path):
+    process, ranks = started(tmp_path / "said", TORCHELASTIC_RUN_ID="none")
+    process.kill()
+    process.wait()
+    start = time.monotonic()
+    patience.until(lambda: not any(map(lives, ranks)), "the end of the ranks")
+    assert time.monotonic() - start < 10
+    assert (tmp_path / "said").read_text() == "gone\n" * 2
+    process.stdout.close()
+
+
+def test_what_torchrun_did_not_start_may_outlive_its_parent(tmp_path):
+    """A shell that started a run in the background may end."""
+    process, ranks = started(tmp_path / "said")
+    process.kill()
+    process.wait()
+    time.sleep(4)
+    assert all(map(lives, ranks)) and not (tmp_path / "said").exists()
+    for rank in ranks:
+        rank.kill()
+    process.stdout.close()
