@@ -99,8 +99,9 @@ def _mapped(path: str | Path) -> np.ndarray:
         found = np.lib.format.open_memmap(path, mode="r")
         if found.dtype != np.uint8 or found.ndim != 5 or found.shape[1] < 2:
             raise ValueError("it holds something else")
-    except (OSError, ValueError, EOFError, SyntaxError) as error:  # numpy reads the header as Python
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error) or "it is empty"
+    except Exception as error:  # numpy reads the header as Python: junk there may raise nearly anything
+        words = " ".join(str(error).split()) or type(error).__name__
+        why = error.strerror if isinstance(error, OSError) and error.strerror else words
         raise ClipVipError(
             f"cannot read the frame store {path} ({why}): expected the frames of clips as they were decoded; remove it "
             "with what describes it, and run the same again to decode it again"
