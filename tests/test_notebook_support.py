@@ -162,7 +162,8 @@ def test_what_the_study_has_is_silent_and_what_it_lacks_is_said(study, shown):
 
 
 def test_without_data_a_notebook_says_what_it_lacks_and_records_that_it_did_not_run(tmp_path, shown):
-    at_hand = {"data_root": str(tmp_path), "weights": str(tmp_path / "none"), "gpus": 1}
+    (tmp_path / "weights.safetensors").touch()
+    at_hand = {"data_root": str(tmp_path), "weights": str(tmp_path / "weights.safetensors"), "gpus": 1}
     study = notebook.start("01_data_size", profile="paper", seeds=[0], at_hand=at_hand, home=tmp_path)
     assert not study.has("world") and not study.has("postpretrain/*")
     said = [bundle["text/plain"] for bundle in shown[-2:]]
@@ -171,7 +172,7 @@ def test_without_data_a_notebook_says_what_it_lacks_and_records_that_it_did_not_
     study.record_not_run()
     recorded = shown[-1][notebook.RESULTS_MIME]
     assert recorded["headline"].startswith("Not run, not at hand: ") and "msrvtt" in recorded["headline"]
-    assert [row["verdict"] for row in recorded["numbers"]["claims"]] == ["not run"] * 3
+    assert [row["verdict"] for row in recorded["numbers"]["claims"]] == ["not run"] * 6
     with pytest.raises(ClipVipError, match="comes after"):
         study.record_not_run()
 
