@@ -26,6 +26,7 @@ from pathlib import Path
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import duration
+from clipvip_lib.say import shown
 from clipvip_lib.stop_signals import signals_raise
 from clipvip_lib.workshop import warm
 from clipvip_lib.workshop.board import Board, Running
@@ -415,7 +416,7 @@ class _Reporter:
 
 def sentence(error: BaseException) -> str:
     """An error in one line, for people: a ClipVipError's own words; other errors start with their kind."""
-    words = " ".join(str(error).split())
+    words = shown(" ".join(Exception.__str__(error).split()))
     if isinstance(error, ClipVipError):
         return words
     if isinstance(error, OSError) and error.strerror:
