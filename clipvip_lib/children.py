@@ -1,6 +1,6 @@
 """Child processes: fresh Python interpreters with a connection, whose end each side takes for the other's end.
 
-A fork would not do: decord, torch and CUDA do not survive one once they were used.
+A fork would not do: torch and CUDA do not survive one once they were used.
 """
 
 from __future__ import annotations

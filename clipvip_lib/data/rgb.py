@@ -1,0 +1,47 @@
+"""A decoded picture as RGB, to the byte as the ffmpeg program converts it.
+
+Most videos store colours at half the resolution, and converters differ in how they fill them in: PyAV's own is up to 4
+grey levels off the ffmpeg program in the mean for 10 bits, and treats interlaced video in another way. So the
+conversion is the program's: its scale filter, with its default, bicubic.
+"""
+
+from __future__ import annotations
+
+import av
+import numpy as np
+
+
+class ToRgb:
+    """Converts the frames of one video, each to the size of the first: a stream may change its size on the way."""
+
+    def __init__(self) -> None:
+        self._size: tuple[int, int] | None = None
+        self._graph: av.filter.Graph | None = None
+        self._made_for: tuple | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 [H, W, 3], as stored: not turned."""
+        self._size = self._size or (frame.width, frame.height)
+        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if kind != self._made_for:
+            width, height = self._size
+            self._graph = chain(frame, ("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24"))
+            self._made_for = kind
+        self._graph.push(frame)
+        return self._graph.pull().to_ndarray()
+
+
+def chain(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Graph:
+    """FFmpeg's filters (name, arguments) in a row, made for frames like this one."""
+    graph = av.filter.Graph()
+    graph.threads = 1  # decoding runs side by side already
+    last = graph.add_buffer(
+        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+    )
+    for name, arguments in filters:
+        after = graph.add(name, arguments)
+        last.link_to(after)
+        last = after
+    last.link_to(graph.add("buffersink"))
+    graph.configure()
+    return graph
