@@ -127,6 +127,17 @@ def test_a_message_and_a_header_that_disagree_are_refused(plain):
         read_frames(both, [0])
 
 
+#: HEVC's message: a prefix unit with payload 47: not cancelled, not mirrored, a quarter turn, until it is repeated.
+HEVC_QUARTER = bytes([0x4E, 0x01, 47, 3, 0x08, 0x00, 0x18, 0x80])
+
+
+@pytest.mark.parametrize("groups", ["open-gop=0", "open-gop=1"])
+def test_a_message_in_hevc(groups):
+    plain = videos.encode(N, codec="libx265", options={"x265-params": f"{groups}:keyint=12:log-level=none"})
+    turned = videos.before_keys(plain, len(HEVC_QUARTER).to_bytes(4, "big") + HEVC_QUARTER)
+    assert (read_frames(turned, INDICES) == anticlockwise(read_frames(plain, INDICES))).all()
+
+
 ORIENTATIONS = {1: lambda f: f, 2: lambda f: f[:, :, ::-1], 3: MESSAGES["rotate=180"], 8: anticlockwise}
 
 

@@ -120,6 +120,21 @@ def remux(
         return path.read_bytes()
 
 
+def before_keys(video: bytes, unit: bytes) -> bytes:
+    """An MP4 with ``unit`` put before the coded picture of each key packet."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format="mp4") as out:
+        old = source.streams.video[0]
+        new = out.add_stream_from_template(old)
+        for packet in source.demux(old):
+            if packet.size:
+                longer = av.Packet((unit if packet.is_keyframe else b"") + bytes(packet))
+                longer.pts, longer.dts, longer.time_base = packet.pts, packet.dts, packet.time_base
+                longer.is_keyframe, longer.stream = packet.is_keyframe, new
+                out.mux(longer)
+    return file.getvalue()
+
+
 def motion_jpeg(orientation: int, n: int = 4, container: str = "avi") -> bytes:
     """Motion JPEG whose pictures carry EXIF, as some cameras write it."""
     exif = Image.Exif()
