@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import videos
 
-from clipvip_lib.data.video import read_frames
+from clipvip_lib.data.video import VideoError, check_video, read_frames
 
 N = 6
 NO_LOG = {"x265-params": "log-level=none"}
@@ -92,6 +92,16 @@ def test_interlaced_video(tmp_path):
     how = ("-vf", "setfield=tff", "-flags", "+ildct+ilme", "-x264-params", "interlaced=1")
     written(tmp_path / "video.mkv", "-c:v", "libx264", *how)
     expect_the_programs_bytes(tmp_path / "video.mkv")
+
+
+@pytest.mark.parametrize("matrix", [8, 10, 14])
+@pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le"])
+def test_colours_that_cannot_be_converted_are_refused(matrix, pixels):
+    change = f"h264_metadata=matrix_coefficients={matrix}"
+    video = videos.remux(videos.encode(N, pixels=pixels), change=change)
+    for call in (check_video, lambda v, name: read_frames(v, [3], name)):
+        with pytest.raises(VideoError, match=f"^x stores colours .*{pixels}, matrix {matrix}.*: expected"):
+            call(video, "x")
 
 
 def test_ordinary_video_has_the_colours_that_were_drawn():

@@ -83,7 +83,7 @@ def whole_file(source: bytes | str) -> np.ndarray:
     with av.open(io.BytesIO(source) if isinstance(source, bytes) else source) as container:
         stream = max(container.streams.video, key=lambda s: s.width * s.height)
         frames = list(container.decode(stream))
-        to_rgb = ToRgb()
+        to_rgb = ToRgb("a test")
         rgb = np.stack([to_rgb(frame) for frame in frames])
         side = frames[0].side_data.get("DISPLAYMATRIX")
         if side is None:

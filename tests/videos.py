@@ -154,6 +154,18 @@ def motion_jpeg(orientation: int, n: int = 4, container: str = "avi") -> bytes:
     return file.getvalue()
 
 
+def damaged(video: bytes, seed: int, places: int) -> bytes:
+    """With some bytes of the coded pictures turned over; in an MP4 only of those, else anywhere but at both ends."""
+    at = video.find(b"mdat") + 4
+    begin, end = at, at - 8 + int.from_bytes(video[at - 8 : at - 4], "big")
+    if at == 3:
+        begin, end = len(video) // 5, len(video) * 9 // 10
+    changed = bytearray(video)
+    for place in np.random.default_rng(seed).integers(begin, end, places).tolist():
+        changed[place] ^= 0xFF
+    return bytes(changed)
+
+
 def with_matrix(video: bytes, a: int, b: int, c: int, d: int) -> bytes:
     """Patch the display matrix of an MP4's track: (x, y) is shown at (a x + c y, b x + d y)."""
     at = video.index(b"tkhd") + 4 + 40

@@ -7,28 +7,41 @@ conversion is the program's: its scale filter, with its default, bicubic.
 
 from __future__ import annotations
 
+import errno
+
 import av
 import numpy as np
+
+from clipvip_lib.data.container import VideoError
 
 
 class ToRgb:
     """Converts the frames of one video, each to the size of the first: a stream may change its size on the way."""
 
-    def __init__(self) -> None:
+    def __init__(self, label: str) -> None:
+        self._label = label
         self._size: tuple[int, int] | None = None
         self._graph: av.filter.Graph | None = None
         self._made_for: tuple | None = None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
-        """uint8 [H, W, 3], as stored: not turned."""
+        """uint8 [H, W, 3], as stored: not turned. Raises VideoError for colours that cannot be converted."""
         self._size = self._size or (frame.width, frame.height)
         kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
         if kind != self._made_for:
             width, height = self._size
             self._graph = chain(frame, ("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24"))
             self._made_for = kind
-        self._graph.push(frame)
-        return self._graph.pull().to_ndarray()
+        try:
+            self._graph.push(frame)
+            return self._graph.pull().to_ndarray()
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise
+            raise VideoError(
+                f"{self._label} stores colours that cannot be converted ({frame.format.name}, matrix "
+                f"{frame.colorspace}): expected those of BT.601, BT.709 or BT.2020; write it again with ffmpeg"
+            ) from error
 
 
 def chain(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Graph:

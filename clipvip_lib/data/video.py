@@ -166,7 +166,7 @@ def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False
     with open_container(source, label) as container:
         stream = container.streams[seen.stream]
         stream.codec_context.thread_count = 1
-        to_rgb = ToRgb()
+        to_rgb = ToRgb(label)
         for frame in _shown(container, stream, complain):
             turns.add(matrix_of(frame))
             if found.total == 0 or found.total in chosen:  # the first too: its size is that of all
