@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from collections import Counter
 
 import numpy as np
@@ -154,6 +155,17 @@ def test_accepting_takes_every_file_that_the_decoder_makes_pictures_of(files, ve
     assert {key for key, found in taken.items() if not found.damage} == {
         key for key in verdicts if verdicts[key]
     }
+
+
+def test_pictures_that_a_decoder_leaves_out_without_a_word_are_missed(whole):
+    """HEVC: the container tells how many there are."""
+    said = set()
+    for seed in range(30):
+        try:
+            check_video(videos.damaged(whole["HEVC"], seed, 6))
+        except VideoError as error:
+            said.add(re.sub(r"\d+", "N", str(error)))
+    assert any("N of N pictures cannot be decoded; fetch it again" in text for text in said)
 
 
 def test_what_is_cut_or_no_video_is_not_accepted(whole):
