@@ -15,26 +15,49 @@ import numpy as np
 from clipvip_lib.data.container import VideoError
 
 
+class Chain:
+    """FFmpeg's filters (name, arguments) in a row, made again when the kind of frames changes."""
+
+    def __init__(self, *filters: tuple[str, str]) -> None:
+        self._filters = filters
+        self._graph: av.filter.Graph | None = None
+        self._made_for: tuple | None = None
+
+    def __call__(self, frame: av.VideoFrame) -> av.VideoFrame:
+        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
+        if kind != self._made_for:
+            self._graph, self._made_for = self._make(frame), kind
+        self._graph.push(frame)
+        return self._graph.pull()
+
+    def _make(self, frame: av.VideoFrame) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        graph.threads = 1  # decoding runs side by side already
+        last = graph.add_buffer(
+            width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
+        )
+        for name, arguments in (*self._filters, ("buffersink", None)):
+            after = graph.add(name, arguments)
+            last.link_to(after)
+            last = after
+        graph.configure()
+        return graph
+
+
 class ToRgb:
     """Converts the frames of one video, each to the size of the first: a stream may change its size on the way."""
 
     def __init__(self, label: str) -> None:
         self._label = label
-        self._size: tuple[int, int] | None = None
-        self._graph: av.filter.Graph | None = None
-        self._made_for: tuple | None = None
+        self._chain: Chain | None = None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], as stored: not turned. Raises VideoError for colours that cannot be converted."""
-        self._size = self._size or (frame.width, frame.height)
-        kind = (frame.width, frame.height, frame.format.name, frame.colorspace, frame.color_range)
-        if kind != self._made_for:
-            width, height = self._size
-            self._graph = chain(frame, ("scale", f"{width}:{height}:flags=bicubic"), ("format", "rgb24"))
-            self._made_for = kind
+        if self._chain is None:
+            scale = f"{frame.width}:{frame.height}:flags=bicubic"
+            self._chain = Chain(("scale", scale), ("format", "rgb24"))
         try:
-            self._graph.push(frame)
-            return self._graph.pull().to_ndarray()
+            return self._chain(frame).to_ndarray()
         except OSError as error:
             if error.errno != errno.EOPNOTSUPP:
                 raise
@@ -42,19 +65,3 @@ class ToRgb:
                 f"{self._label} stores colours that cannot be converted ({frame.format.name}, matrix "
                 f"{frame.colorspace}): expected those of BT.601, BT.709 or BT.2020; write it again with ffmpeg"
             ) from error
-
-
-def chain(frame: av.VideoFrame, *filters: tuple[str, str]) -> av.filter.Graph:
-    """FFmpeg's filters (name, arguments) in a row, made for frames like this one."""
-    graph = av.filter.Graph()
-    graph.threads = 1  # decoding runs side by side already
-    last = graph.add_buffer(
-        width=frame.width, height=frame.height, format=frame.format, time_base=frame.time_base
-    )
-    for name, arguments in filters:
-        after = graph.add(name, arguments)
-        last.link_to(after)
-        last = after
-    last.link_to(graph.add("buffersink"))
-    graph.configure()
-    return graph

@@ -7,7 +7,6 @@ message come with some pictures only, though it holds until the next key picture
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import av
@@ -15,7 +14,7 @@ import numpy as np
 from av.bitstream import BitStreamFilterContext
 
 from clipvip_lib.data.container import VideoError, open_container
-from clipvip_lib.data.rgb import chain
+from clipvip_lib.data.rgb import Chain
 
 Matrix = tuple[int, int, int, int]
 UPRIGHT: Matrix = (1, 0, 0, 1)
@@ -23,39 +22,42 @@ UPRIGHT: Matrix = (1, 0, 0, 1)
 NAMELESS = range(28, 64)
 
 
-def matrix_of(frame: av.VideoFrame) -> Matrix | None:
-    """(a, b, c, d), in signs: the point (x, y) is shown at (a x + c y, b x + d y). None if the frame does not say."""
-    try:
-        side = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:
-        named = chain(frame, *(("sidedata", f"mode=delete:type={kind}") for kind in NAMELESS))
-        named.push(frame)
-        side = named.pull().side_data.get("DISPLAYMATRIX")
-    if side is None:
-        return None
-    a, b, _, c, d = np.sign(np.frombuffer(bytes(side), np.int32)[:5]).tolist()
-    return a, b, c, d
+class Turns:
+    """Collects what the frames of one video say."""
 
+    def __init__(self) -> None:
+        self._found: set[Matrix | None] = set()
+        self._without_nameless = Chain(*(("sidedata", f"mode=delete:type={kind}") for kind in NAMELESS))
 
-def common_turn(found: Iterable[Matrix | None], source: str | Path | bytes, index: int, label: str) -> Matrix:
-    """The matrix for all pictures of stream ``index``, from those that came with its frames.
+    def add(self, frame: av.VideoFrame) -> None:
+        try:
+            side = frame.side_data.get("DISPLAYMATRIX")
+        except ValueError:
+            side = self._without_nameless(frame).side_data.get("DISPLAYMATRIX")
+        if side is None:
+            self._found.add(None)
+        else:
+            a, b, _, c, d = np.sign(np.frombuffer(bytes(side), np.int32)[:5]).tolist()
+            self._found.add((a, b, c, d))
 
-    Raises VideoError if pictures are turned in different ways, or at a slant.
-    """
-    turns = set(found)
-    told = turns - {None}
-    if len(told) > 1 or (len(turns) > 1 and not _messages_agree(source, index, label)):
-        raise VideoError(
-            f"{label} turns its pictures in different ways: expected one for the whole video; write it again with "
-            "ffmpeg, in parts if need be"
-        )
-    turn = next(iter(told), UPRIGHT)
-    a, b, c, d = turn
-    if abs(a * d - b * c) != 1 or a * b or c * d:
-        raise VideoError(
-            f"{label} is to be shown at a slant: expected quarter turns only; turn it upright first"
-        )
-    return turn
+    def common(self, source: str | Path | bytes, index: int, label: str) -> Matrix:
+        """The matrix for all pictures of stream ``index``: signs (a, b, c, d), with which the point (x, y) is shown at
+        (a x + c y, b x + d y).
+
+        Raises VideoError if pictures are turned in different ways, or at a slant.
+        """
+        told = self._found - {None}
+        if len(told) > 1 or (told and None in self._found and not _messages_agree(source, index, label)):
+            raise VideoError(
+                f"{label} turns its pictures in different ways: expected one for the whole video; write it again with "
+                "ffmpeg, in parts if need be"
+            )
+        a, b, c, d = turn = next(iter(told), UPRIGHT)
+        if abs(a * d - b * c) != 1 or a * b or c * d:
+            raise VideoError(
+                f"{label} is to be shown at a slant: expected quarter turns only; turn it upright first"
+            )
+        return turn
 
 
 def _messages_agree(source: str | Path | bytes, index: int, label: str) -> bool:

@@ -21,7 +21,7 @@ import numpy as np
 
 from clipvip_lib.data.container import Look, VideoError, describe, look, open_container, reason
 from clipvip_lib.data.rgb import ToRgb
-from clipvip_lib.data.turns import UPRIGHT, Matrix, common_turn, matrix_of, turned
+from clipvip_lib.data.turns import UPRIGHT, Matrix, Turns, turned
 from clipvip_lib.errors import unknown
 
 __all__ = [
@@ -153,7 +153,7 @@ class _Decoded:
 
 def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False) -> _Decoded:
     chosen = set(np.asarray(wanted).ravel().tolist())
-    found, turns = _Decoded({}), set()
+    found, turns = _Decoded({}), Turns()
 
     def complain(what: str) -> None:
         if not accept:
@@ -168,7 +168,7 @@ def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False
         stream.codec_context.thread_count = 1
         to_rgb = ToRgb(label)
         for frame in _shown(container, stream, complain):
-            turns.add(matrix_of(frame))
+            turns.add(frame)
             if found.total == 0 or found.total in chosen:  # the first too: its size is that of all
                 found.frames[found.total] = to_rgb(frame)
             found.total += 1
@@ -176,7 +176,7 @@ def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False
         raise VideoError(f"no frame of {label} can be decoded: expected at least one; fetch it again")
     if not seen.doubt and found.total < seen.frames:
         complain(f"{seen.frames - found.total} of {seen.frames} pictures cannot be decoded")
-    found.turn = common_turn(turns, source, seen.stream, label)
+    found.turn = turns.common(source, seen.stream, label)
     return found
 
 
