@@ -141,9 +141,7 @@ def main() -> None:
                 "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
                 "torch_threads": torch.get_num_threads(),
                 "machine": machine(),
-                "versions": {
-                    p: importlib.metadata.version(p) for p in ("torch", "transformers", "decord", "av")
-                },
+                "versions": {p: importlib.metadata.version(p) for p in ("torch", "transformers", "av")},
             },
             indent=2,
         )

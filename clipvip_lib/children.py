@@ -1,6 +1,6 @@
 """Child processes: fresh Python interpreters with a connection, whose end each side takes for the other's end.
 
-A fork would not do: decord, torch and CUDA do not survive one once they were used. Ranks are torchrun's children, with
+A fork would not do: torch and CUDA do not survive one once they were used. Ranks are torchrun's children, with
 no connection to it: they look whether it is still their parent.
 """
 

@@ -241,11 +241,6 @@ VARIANTS = {
         lambda r: rewrite_json(r / "test_data.json", lambda e: e[0].update(num_segments=6)),
         {"wrong-duration"},
     ),
-    "stream-copied cut": (
-        "msrvtt",
-        lambda r: first_video(r).write_bytes(videos.cut_without_decoding(videos.encode(), 20)),
-        {"doubtful-video"},
-    ),
     "two files of one name": (
         "msrvtt",
         lambda r: first_video(r).with_suffix(".webm").write_bytes(first_video(r).read_bytes() + b"\0"),

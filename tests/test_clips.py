@@ -93,8 +93,8 @@ def test_shards_and_patterns(tmp_path):
     assert [clip.id for clip in clips] == ["000", "002", "003"]
     assert clips == list_clips([tmp_path / "00000.tar", tmp_path / "00001.tar"])
     for clip, frames in zip(clips, (4, 9, 6), strict=True):
-        shown, total = read_clip(clip, N, SIZE)
-        assert total == frames and (shown == by_hand(sample(frames)["mp4"])).all()
+        found = read_clip(clip, N, SIZE)
+        assert found.total == frames and (found.frames == by_hand(sample(frames)["mp4"])).all()
     with pytest.raises(ClipVipError, match="1 of 3 names of the shard pattern"):
         list_clips([str(tmp_path / "{00000..00002}.tar")])
 
@@ -108,12 +108,13 @@ def test_every_kind_is_read_as_read_frames_reads_it(tmp_path):
         expected = by_hand(path, antialias)
         for source in (path, tmp_path / "frames"):
             (clip,) = list_clips([source])
-            shown, total = read_clip(clip, N, SIZE, antialias)
-            assert total == 11 and (shown == expected).all()
+            found = read_clip(clip, N, SIZE, antialias)
+            assert found.total == 11 and (found.frames == expected).all()
         packed, picture = list_clips([tmp_path / "s.tar"])
-        assert (read_clip(packed, N, SIZE, antialias)[0] == expected).all()
-        shown, total = read_clip(picture, N, SIZE, antialias)
-        assert total == 1 and shown.shape == (N, SIZE, SIZE, 3) and (shown == shown[0]).all()
+        assert (read_clip(packed, N, SIZE, antialias).frames == expected).all()
+        found = read_clip(picture, N, SIZE, antialias)
+        shown = found.frames
+        assert found.total == 1 and shown.shape == (N, SIZE, SIZE, 3) and (shown == shown[0]).all()
 
 
 @pytest.mark.parametrize(

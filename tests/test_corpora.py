@@ -31,7 +31,7 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_clips_are_h264_that_decord_reads_back(folder):
+def test_clips_are_h264_that_the_reader_reads_back(folder):
     sample = next(read_shard(folder / "hdvila.tar"))
     with av.open(io.BytesIO(sample.media)) as container:
         stream = container.streams.video[0]

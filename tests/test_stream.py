@@ -94,7 +94,7 @@ def test_every_sample_once_an_epoch_over_all_ranks(shards, samples, ranks, shuff
     shares = [stream.counts["samples"] / 2 for stream in streams]
     assert sum(shares) == CLIPS and min(shares) > 0
     assert all(
-        stream.counts == {"samples": s * 2, "skipped": 0, "absent": 0, "epochs": 2}
+        stream.counts == {"samples": s * 2, "skipped": 0, "absent": 0, "damaged": 0, "epochs": 2}
         for stream, s in zip(streams, shares, strict=True)
     )
 

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.bitstream import BitStreamFilterContext
+from PIL import Image
 
 # Without this, x264 reads memory that it never wrote, and one input gives several files (seen at 96 x 64).
 STEADY = "mbtree=0"
@@ -86,21 +88,82 @@ def cut_without_decoding(video: bytes, begin: int, container: str = "mp4") -> by
     return file.getvalue()
 
 
-def remux(video: bytes, container: str = "mp4", mux: dict[str, str] | None = None, shift: int = 0) -> bytes:
-    """The same packets in another container, ``shift`` ticks of their clock later."""
+def remux(
+    video: bytes,
+    container: str = "mp4",
+    mux: dict[str, str] | None = None,
+    shift: int = 0,
+    title: str = "",
+    change: str | None = None,
+) -> bytes:
+    """The same packets in another container, ``shift`` ticks of their clock later, and through the bitstream filter
+    ``change``."""
     # In a folder: to put the index first, FFmpeg reads back what it has written.
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "video"
         with av.open(io.BytesIO(video)) as source, av.open(path, "w", format=container, options=mux) as out:
             old = source.streams.video[0]
             new = out.add_stream_from_template(old)
-            for packet in source.demux(old):
-                if packet.size:
-                    packet.pts += shift
-                    packet.dts += shift
-                    packet.stream = new
-                    out.mux(packet)
+            if title:
+                out.metadata["title"] = title
+            changed = BitStreamFilterContext(change, old, new) if change else None
+            for packet in [*source.demux(old), None]:
+                if changed is None:
+                    packets = [packet] if packet is not None and packet.size else []
+                else:
+                    packets = changed.filter(packet) if packet is None or packet.size else []
+                for each in packets:
+                    each.pts += shift
+                    each.dts += shift
+                    each.stream = new
+                    out.mux(each)
         return path.read_bytes()
+
+
+def before_keys(video: bytes, unit: bytes) -> bytes:
+    """An MP4 with ``unit`` put before the coded picture of each key packet."""
+    file = io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format="mp4") as out:
+        old = source.streams.video[0]
+        new = out.add_stream_from_template(old)
+        for packet in source.demux(old):
+            if packet.size:
+                longer = av.Packet((unit if packet.is_keyframe else b"") + bytes(packet))
+                longer.pts, longer.dts, longer.time_base = packet.pts, packet.dts, packet.time_base
+                longer.is_keyframe, longer.stream = packet.is_keyframe, new
+                out.mux(longer)
+    return file.getvalue()
+
+
+def motion_jpeg(orientation: int, n: int = 4, container: str = "avi") -> bytes:
+    """Motion JPEG whose pictures carry EXIF, as some cameras write it."""
+    exif = Image.Exif()
+    exif[0x010F], exif[0x0112] = "camera", orientation
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        stream = out.add_stream("mjpeg", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 64, 96, "yuvj420p"
+        for i, picture in enumerate(pictures(n)):
+            jpeg = io.BytesIO()
+            Image.fromarray(picture).save(jpeg, "JPEG", quality=92, subsampling=2, exif=exif)
+            packet = av.Packet(jpeg.getvalue())
+            packet.stream, packet.time_base = stream, Fraction(1, 10)
+            packet.pts = packet.dts = i
+            packet.is_keyframe = True
+            out.mux(packet)
+    return file.getvalue()
+
+
+def damaged(video: bytes, seed: int, places: int) -> bytes:
+    """With some bytes of the coded pictures turned over; in an MP4 only of those, else anywhere but at both ends."""
+    at = video.find(b"mdat") + 4
+    begin, end = at, at - 8 + int.from_bytes(video[at - 8 : at - 4], "big")
+    if at == 3:
+        begin, end = len(video) // 5, len(video) * 9 // 10
+    changed = bytearray(video)
+    for place in np.random.default_rng(seed).integers(begin, end, places).tolist():
+        changed[place] ^= 0xFF
+    return bytes(changed)
 
 
 def with_matrix(video: bytes, a: int, b: int, c: int, d: int) -> bytes:

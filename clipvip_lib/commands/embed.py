@@ -56,6 +56,13 @@ def add(commands) -> None:
         "--skip-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable videos (default 0)"
     )
     parser.add_argument(
+        "--damaged",
+        choices=("refuse", "accept"),
+        default="refuse",
+        help="accept damaged videos with the pictures that the decoder makes up, and say so in ids.jsonl (default: "
+        "refuse)",
+    )
+    parser.add_argument(
         "--ids",
         default="name",
         metavar="KIND",
@@ -131,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
             workers=arguments.workers,
             part=arguments.part,
             skip_bad=arguments.skip_bad,
+            damaged=arguments.damaged,
             progress=Progress("embed", stream=sys.stderr),
             **options,
         )
@@ -155,6 +163,7 @@ def _report(what: str, out: Path, embed, *arguments, **options) -> None:
     meta = embed(*arguments, **options)
     cut = f", {meta['cut']} of them cut at {meta['context_length']} tokens" if meta.get("cut") else ""
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
+    left_out += f", {meta['damaged']} of them damaged (ids.jsonl)" if meta.get("damaged") else ""
     say(
         f"{meta['rows']} {what}{cut}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
         f"{time.perf_counter() - start:.1f} s"

@@ -76,6 +76,13 @@ def add(commands) -> None:
     data.add_argument(
         "--skip-share", type=float, default=0.0, metavar="X", help="share of bad samples to skip (default: 0)"
     )
+    data.add_argument(
+        "--damaged",
+        choices=("refuse", "accept"),
+        default="refuse",
+        help="accept damaged videos of --shards with the pictures that the decoder makes up, and name them in "
+        "OUT/skipped-*.jsonl (default: refuse)",
+    )
     how = parser.add_argument_group("training")
     how.add_argument(
         "--loss", metavar="L", help=f'default: "{OMNISOURCE}" to post-pretrain, V-S to fine-tune'
@@ -232,6 +239,11 @@ def check(arguments: argparse.Namespace) -> str:
     foreign = ("benchmark", "data") if post else ("shards", "captions", "texts")
     if given := [f"--{name}" for name in foreign if getattr(arguments, name)]:
         raise ClipVipError(f"--stage {arguments.stage} takes no {' and no '.join(given)}; leave it out")
+    if arguments.damaged == "accept" and (not post or arguments.frames_store):
+        raise ClipVipError(
+            "--damaged accept expected --shards that are decoded while training, got frames that are stored; leave it "
+            "out"
+        )
     _expect_numbers(arguments)
     arguments.loss = arguments.loss or (OMNISOURCE if post else "V-S")
     if not post and arguments.loss != "V-S":

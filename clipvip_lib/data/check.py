@@ -33,7 +33,6 @@ ERRORS = {
     "unreadable-video": "a file is not a video, or is damaged",
     "wrong-duration": "a video's length is far from the annotation's: it was wrongly cut",
     "frames-missing": "a frame folder has a gap, or another number of pictures than num_frame",
-    "wrong-frames": "decord and a second decoder return different frames",
 }
 WARNINGS = {
     **{code: meaning for code, meaning in reading.FAULTS.items() if code in reading.LENIENT},
@@ -45,7 +44,6 @@ WARNINGS = {
     "twin-video": "videos of one split have the same bytes",
     "shared-source": "clips of one longer video or film are in two splits",
     "unlisted-video": "a file is in no split",
-    "doubtful-video": "decord cannot be trusted with a file that it should read; PyAV reads it, more slowly",
 }
 CODES = ERRORS | WARNINGS
 MOJIBAKE = re.compile("\ufffd|[ÃÂ][\x80-\xbf]|â€")
@@ -128,7 +126,7 @@ def check_set(
     Args:
         videos: folder of the videos, if it is not under ``root``.
         allow_missing: up to this many missing videos of a split are a warning.
-        sample: at most this many videos are decoded by two decoders; 0 for all.
+        sample: at most this many videos are decoded; 0 for all.
         seconds: decoding stops after half of them, opening the other files after all of them; with ``sample`` 0
             neither stops.
         kept_frames: of a clip in the frame store that is trained from; without it the store's size is not computed.

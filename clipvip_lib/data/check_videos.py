@@ -1,8 +1,8 @@
 """The files behind a downstream set: there, whole, of the annotated length, not the same in two splits, read rightly.
 
-Every file is found and weighed, and files of one size are compared. The sample is decoded by decord as training will do
-it, and once more from the start by PyAV. The rest is opened, not decoded, as long as the time lasts, in an order that
-does not depend on names, so that a part stands for the whole.
+Every file is found and weighed, and files of one size are compared. The sample is decoded as training will do it, which
+refuses what is damaged. The rest is opened, not decoded, as long as the time lasts, in an order that does not depend on
+names, so that a part stands for the whole.
 """
 
 from __future__ import annotations
@@ -18,34 +18,26 @@ import numpy as np
 
 from clipvip_lib.data import frame_folders, video
 from clipvip_lib.data.annotations.reading import Record, Tell
-from clipvip_lib.data.container import VideoError, look
-from clipvip_lib.data.structure import announced_end_and_turns
+from clipvip_lib.data.container import VideoError
+from clipvip_lib.data.structure import announced_end
 from clipvip_lib.data.video_files import VideoFiles, clip_seconds
 from clipvip_lib.progress import ProgressCallback
 
 FRAMES = 12  # of a video, as in the paper, and its middle frame: what is timed; a frame store keeps more
 # Annotated lengths are rounded to seconds, and cutters end at a key picture near by.
 TOLERANCE_SECONDS, TOLERANCE_SHARE = 1.0, 0.1
-ROUNDING = (
-    3  # grey levels by which any pixel may differ: on trusted files the two decoders give the same bytes
-)
 STORE_SIZE = 224
 Found = dict[str, list[tuple[Record, Path]]]
 
 
-# Where decord is trusted with an ordinary file; in others (LSMDC's and MSVD's .avi) a doubt is not the file's fault.
-ORDINARY = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
-
-
 @dataclass(frozen=True)
 class Decoding:
-    """Measured on ``clips`` clips of the sample (``by_pyav`` of them were not left to decord): seconds per clip (12
-    frames and the middle one) on one core; what that makes of all clips, in core hours; and the bytes of their frame
-    store at 224 x 224, if it was told how many frames of a clip that keeps.
+    """Measured on ``clips`` clips of the sample: seconds per clip (12 frames and the middle one) on one core; what that
+    makes of all clips, in core hours; and the bytes of their frame store at 224 x 224, if it was told how many frames
+    of a clip that keeps.
     """
 
     clips: int
-    by_pyav: int
     seconds_a_clip: float
     core_hours: float
     store_bytes: int | None
@@ -88,7 +80,7 @@ def check(
 ) -> tuple[int, int, Decoding | None]:
     """(bytes of all videos, number of files opened, what decoding costs); faults go to ``tell``.
 
-    ``sample``: how many are decoded twice, 0 for all; then the clock does not matter. ``until``: a time.monotonic() at
+    ``sample``: how many are decoded, 0 for all; then the clock does not matter. ``until``: a time.monotonic() at
     which to stop opening files; decoding takes at most half of what is left till then, and at least one file.
     ``kept_frames``: of a clip in a frame store, without its middle one.
     """
@@ -103,16 +95,16 @@ def check(
     _check_doubles(found, sizes, tell)
     order = sorted(readable, key=lambda path: hashlib.sha256(path.name.encode()).digest())
     deep = order if sample == 0 else order[:sample]
-    spent: list[tuple[float, bool]] = []
+    spent: list[float] = []
     half = (time.monotonic() + until) / 2  # a few of ActivityNet's long videos may fill it
     opened = 0
     for path in deep:
         if opened and sample and time.monotonic() > half:
             break
         if _opens(pairs[path], path, tell):
-            spent += _decode_twice(path, tell)
+            spent += _decode(path, tell)
         opened += 1
-        progress(opened, len(deep), "decoded twice")
+        progress(opened, len(deep), "decoded")
     for path in order[opened:]:
         if time.monotonic() > until:
             break
@@ -120,13 +112,6 @@ def check(
         opened += 1
         progress(opened, len(order), "opened")
     return sum(sizes.values()), opened, _decoding(spent, len(pairs), kept_frames)
-
-
-def agree(frames: np.ndarray, reference: np.ndarray) -> bool:
-    """Whether two decoders' frames [N, H, W, 3] are the same pictures, up to rounding."""
-    if frames.shape != reference.shape:
-        return False
-    return int(np.abs(frames.astype(np.int16) - reference).max()) <= ROUNDING
 
 
 def _size(path: Path) -> int:
@@ -180,7 +165,7 @@ def _opens(record: Record, path: Path, tell: Tell) -> bool:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
-            end, _ = announced_end_and_turns(file, size)
+            end = announced_end(file, size)
     except OSError as error:
         tell("unreadable-video", f"cannot read {path}: expected a video file, got {error.strerror}")
         return False
@@ -225,36 +210,20 @@ def _wanted(total: int) -> list[int]:
     return [*video.uniform_indices(total, FRAMES), video.middle_index(total)]
 
 
-def _decode_twice(path: Path, tell: Tell) -> list[tuple[float, bool]]:
-    """[(seconds of decoding as training does it, whether PyAV did it)], none if it failed; the frames that decord
-    returns are compared with those of a second decoder."""
+def _decode(path: Path, tell: Tell) -> list[float]:
+    """[seconds of decoding as training does it], none if it failed."""
     try:
         started = time.perf_counter()
-        frames = frame_folders.read_frames(path, _wanted)
-        seconds = time.perf_counter() - started
-        if path.is_dir():
-            return [(seconds, False)]
-        seen = look(path)
-        if seen.doubt:
-            if path.suffix.lower() in ORDINARY:
-                tell("doubtful-video", f"{path}: {seen.doubt}")
-            video.check_video(path)
-            return [(seconds, True)]
-        # From the first frame to the last, which also finds damage that nobody asked for.
-        shown, total = video._decode(path, seen, _wanted(seen.frames), str(path))
+        frame_folders.read_frames(path, _wanted)
+        return [time.perf_counter() - started]
     except VideoError as error:
         tell("unreadable-video", str(error))
         return []
-    if total != seen.frames or not agree(frames, np.stack([shown[i] for i in _wanted(seen.frames)])):
-        tell(
-            "wrong-frames", f"{path}: decord returns other frames than PyAV; write the file again with ffmpeg"
-        )
-    return [(seconds, False)]
 
 
-def _decoding(spent: Sequence[tuple[float, bool]], clips: int, kept_frames: int | None) -> Decoding | None:
+def _decoding(spent: Sequence[float], clips: int, kept_frames: int | None) -> Decoding | None:
     if not spent:
         return None
-    mean = float(np.mean([seconds for seconds, _ in spent]))
+    mean = float(np.mean(spent))
     store = None if kept_frames is None else clips * (kept_frames + 1) * STORE_SIZE * STORE_SIZE * 3
-    return Decoding(len(spent), sum(pyav for _, pyav in spent), mean, mean * clips / 3600, store)
+    return Decoding(len(spent), mean, mean * clips / 3600, store)

@@ -1,8 +1,8 @@
 """Which videos some files, folders and shards hold, and their frames, decoded before they are needed.
 
 A clip is a video file, a folder of numbered pictures, or a member of a tar shard (found by its offset, so that a
-shard's samples are decoded side by side). Decoding runs in threads: decord and FFmpeg leave Python's lock while they
-work, and a thread needs neither a second import of torch nor a guarded main module, as a spawned process does.
+shard's samples are decoded side by side). Decoding runs in threads: FFmpeg leaves Python's lock while it
+works, and a thread needs neither a second import of torch nor a guarded main module, as a spawned process does.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clipvip_lib.data.frame_folders import PICTURES, is_picture, read_frames
+from clipvip_lib.data.frame_folders import PICTURES, is_picture, read
 from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, expand, read_media, scan_members
-from clipvip_lib.data.video import uniform_indices
+from clipvip_lib.data.video import Reading, uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import kind_of, named
@@ -59,12 +59,16 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The frames of a clip, uint8 [N, size, size, 3], and how many the video shows; or why it cannot be read."""
+    """The frames of a clip, uint8 [N, size, size, 3], and how many the video shows; or why it cannot be read.
+
+    damage: what the decoder said of damage, if the clip was accepted in spite of it.
+    """
 
     clip: Clip
     frames: np.ndarray | None = None
     total: int = 0
     error: ClipVipError | None = None
+    damage: str = ""
 
 
 # ------------------------------------------------------------------------------------------------------- listing
@@ -271,28 +275,25 @@ def _stamp(path: Path) -> str:
 # ------------------------------------------------------------------------------------------------------ decoding
 
 
-def read_clip(clip: Clip, frames: int, size: int, antialias: bool = False) -> tuple[np.ndarray, int]:
+def read_clip(
+    clip: Clip, frames: int, size: int, antialias: bool = False, damaged: str = "refuse"
+) -> Reading:
     """N uniform frames of a clip, uint8 [N, size, size, 3], and the number of frames that it shows.
 
-    A still image of a shard is a video of one frame. Raises ClipVipError naming a clip that cannot be read rightly.
+    A still image of a shard is a video of one frame. ``damaged``: "refuse" or "accept", as in ``video.read_frames``.
+
+    Raises ClipVipError naming a clip that cannot be read rightly.
     """
     # Here and not above: they bring torch, and listing clips should not wait for it.
     from clipvip_lib.data.frames import still
     from clipvip_lib.data.transform import resize
 
-    total = 0
-
-    def wanted(shown: int) -> np.ndarray:
-        nonlocal total
-        total = shown
-        return uniform_indices(shown, frames)
-
     source = Path(clip.path) if clip.entry is None else read_media(clip.path, clip.entry)
     if isinstance(source, bytes) and is_picture(source):
-        pictures, total = still(source, clip.name)[None].repeat(frames, 0), 1
+        found = Reading(still(source, clip.name)[None].repeat(frames, 0), 1, "")
     else:
-        pictures = read_frames(source, wanted, name=clip.name)
-    return resize(pictures, size, antialias), total
+        found = read(source, lambda total: uniform_indices(total, frames), clip.name, damaged)
+    return replace(found, frames=resize(found.frames, size, antialias))
 
 
 def decode_ahead(
@@ -302,11 +303,13 @@ def decode_ahead(
     antialias: bool = False,
     workers: int | None = None,
     ahead: int = 8,
+    damaged: str = "refuse",
 ) -> Iterator[Decoded]:
     """The frames of clips, in their order, decoded in threads while the caller computes.
 
     A clip that cannot be read comes with its error, and the caller decides. At most ``ahead`` clips (or two per
-    worker) wait in memory. ``workers``: threads, by default one per core; 0 decodes when asked.
+    worker) wait in memory. ``workers``: threads, by default one per core; 0 decodes when asked. ``damaged``: as for
+    `read_clip`.
 
     Raises ClipVipError for fewer workers than 0.
     """
@@ -316,7 +319,8 @@ def decode_ahead(
 
     def decode(clip: Clip) -> Decoded:
         try:
-            return Decoded(clip, *read_clip(clip, frames, size, antialias))
+            found = read_clip(clip, frames, size, antialias, damaged)
+            return Decoded(clip, found.frames, found.total, damage=found.damage)
         except ClipVipError as error:
             return Decoded(clip, error=error)
 

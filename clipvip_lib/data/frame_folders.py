@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from clipvip_lib.data import video
-from clipvip_lib.data.video import VideoError
+from clipvip_lib.data.video import Reading, VideoError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _STARTS = (b"\xff\xd8", b"\x89PNG\r\n")
@@ -83,8 +83,10 @@ def read_folder(folder: str | Path, indices: Indices, name: str | None = None) -
     Raises VideoError, naming the folder: as ``frame_files`` does; an index is not in it; a picture is damaged, or
     of another size than the first one read.
     """
-    label = str(folder) if name is None else name
-    files = frame_files(folder, name)
+    return _read_pictures(frame_files(folder, name), indices, str(folder) if name is None else name)
+
+
+def _read_pictures(files: Sequence[Path], indices: Indices, label: str) -> np.ndarray:
     wanted = np.asarray(indices(len(files)) if callable(indices) else indices)
     if wanted.ndim != 1 or wanted.size < 1 or not np.issubdtype(wanted.dtype, np.integer):
         raise VideoError(f"expected a list of at least one frame index for {label}, got {wanted.tolist()}")
@@ -111,9 +113,18 @@ def read_frames(source: str | Path | bytes, indices: Indices, name: str | None =
 
     Raises VideoError as these do.
     """
-    if not isinstance(source, bytes) and Path(source).is_dir():
-        return read_folder(source, indices, name)
-    return video.read_frames(source, indices, name=name)
+    return read(source, indices, name).frames
+
+
+def read(
+    source: str | Path | bytes, indices: Indices, name: str | None = None, damaged: str = "refuse"
+) -> Reading:
+    """`read_frames`, with what else is known of the video. ``damaged`` is for videos, as in ``video.read_frames``; a
+    damaged picture of a folder is always refused."""
+    if isinstance(source, bytes) or not Path(source).is_dir():
+        return video.read(source, indices, name, damaged)
+    files = frame_files(source, name)
+    return Reading(_read_pictures(files, indices, str(source) if name is None else name), len(files), "")
 
 
 def _open(file: Path, label: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clipvip_lib.data.container import VideoError, open_container
+from clipvip_lib.data.container import VideoError, main_stream, open_container
 from clipvip_lib.data.frame_folders import NUMBER, PICTURES
 
 # What the decoder reads, and so what is listed (clips.py, shards.py) and found here. Not .264 and .265: names of clips
@@ -58,12 +58,7 @@ def clip_seconds(path: str | Path) -> float:
     Raises VideoError if it cannot be opened, has no picture, or tells no length.
     """
     with open_container(path, str(path)) as container:
-        streams = [stream for stream in container.streams.video if stream.codec_context]
-        if not streams:
-            raise VideoError(
-                f"{path} has no video stream with a known codec: expected pictures; check the download"
-            )
-        stream = max(streams, key=lambda s: s.width * s.height)
+        stream = main_stream(container, str(path))
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
         if container.duration:

@@ -134,12 +134,13 @@ def embed_videos(
     workers: int | None = None,
     part: int = PART,
     skip_bad: int = 0,
+    damaged: str = "refuse",
     progress: ProgressCallback = lambda done, total, note: None,
 ) -> dict:
     """Write the features of clips (data/clips.py) to the folder ``out`` (features/folder.py); returns its meta.json.
 
     What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, and "key"
-    in a shard; frames: how many the video shows.
+    in a shard; frames: how many the video shows; "damage" where a damaged video was accepted.
 
     Args:
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
@@ -148,6 +149,7 @@ def embed_videos(
         stored: type of the features on disk, "float32" or "float16".
         part: videos in a part, the most that a kill can cost.
         skip_bad: how many videos may be unreadable; they are listed in skipped.jsonl and have no row.
+        damaged: "refuse" (then such a video is unreadable), or "accept" what a decoder makes up for damaged pictures.
 
     Raises VideoError naming the first unreadable video too many; ClipVipError if ``out`` was made with other weights or
     settings, or nothing is left to write.
@@ -179,11 +181,12 @@ def embed_videos(
                 f"{skip_bad}; fix them, or allow them with --skip-bad {skipped}"
             )
         progress(done, len(clips), "embedded before" if not todo else "")
-        options = {"precision": precision, "batch": batch, "workers": workers}
+        options = {"precision": precision, "batch": batch, "workers": workers, "damaged": damaged}
         for clip, feature in encode_clips(encoder.model, todo, frames=frames, antialias=antialias, **options):
             row = _row(clip.clip)
             if clip.error is None:
-                writer.add({**row, "frames": clip.total}, clip.clip.stamp, feature)
+                damage = {"damage": clip.damage} if clip.damage else {}
+                writer.add({**row, "frames": clip.total, **damage}, clip.clip.stamp, feature)
             else:
                 skipped += 1
                 if skipped > skip_bad:
@@ -263,7 +266,7 @@ def _settings(encoder: Embedder, kind: str, precision: str, stored: str) -> dict
 
 
 def _versions() -> dict:
-    libraries = {name: version(name) for name in ("torch", "transformers", "decord", "av")}
+    libraries = {name: version(name) for name in ("torch", "transformers", "av")}
     return {"made_by": {"clipvip_lib": __version__} | libraries}
 
 

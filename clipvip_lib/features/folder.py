@@ -28,7 +28,7 @@ from clipvip_lib.streams.parquet import need_pyarrow
 
 #: The columns of ids.jsonl by what the rows are, as Parquet's types.
 COLUMNS = {
-    "videos": {"id": "string", "path": "string", "key": "string", "frames": "int64"},
+    "videos": {"id": "string", "path": "string", "key": "string", "frames": "int64", "damage": "string"},
     "texts": {"id": "string", "text": "string"},
 }
 

@@ -201,6 +201,7 @@ class FeatureWriter:
             "rows": len(place),
             "width": found.widths.pop(),
             "skipped": len(found.skipped),
+            **({"damaged": damaged} if (damaged := sum("damage" in row for row in found.rows)) else {}),
             "ids_sha256": hashlib.sha256(content).hexdigest(),
             "stamps_sha256": self._stamps(place),
             "settings": self.settings,

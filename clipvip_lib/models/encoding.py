@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ def encode_videos(
     precision: str = "float32",
     batch: int | None = None,
     workers: int | None = None,
+    damaged: str = "refuse",
 ) -> np.ndarray:
     """Videos to features, float32 [n, E], L2-normalised, in the order of ``paths``; repeats are allowed.
 
@@ -44,15 +46,15 @@ def encode_videos(
         precision: float32, bfloat16 (autocast) or "auto", the faster one on the model's device.
         batch: videos that are encoded together; by default 2 on a CPU (a larger one falls out of its caches), else 32.
         workers: threads that decode; by default one per core.
+        damaged: "refuse", or "accept" what a decoder makes up for damaged pictures.
 
     Raises VideoError naming a video that cannot be read; ClipVipError for no path, or numbers below 1.
     """
     if isinstance(paths, str | Path) or not len(paths):
         raise ClipVipError(f"encode_videos expected a list of one or more paths, got {paths!r:.80}")
     clips = [Clip(str(path), str(path)) for path in paths]
-    found = encode_clips(
-        model, clips, frames=frames, antialias=antialias, precision=precision, batch=batch, workers=workers
-    )
+    options = {"precision": precision, "batch": batch, "workers": workers, "damaged": damaged}
+    found = encode_clips(model, clips, frames=frames, antialias=antialias, **options)
     rows = []
     for clip, feature in found:
         if clip.error is not None:
@@ -81,6 +83,7 @@ def encode_clips(
     precision: str = "float32",
     batch: int | None = None,
     workers: int | None = None,
+    damaged: str = "refuse",
 ) -> Iterator[tuple[Decoded, np.ndarray | None]]:
     """(clip without its frames, feature float32 [E]) of each clip, in order; None where the clip has an error."""
     frames = model.config.temporal_size if frames is None else frames
@@ -92,10 +95,9 @@ def encode_clips(
         readable = [clip.frames for clip in waiting if clip.error is None]
         rows = iter(_encode(model, np.stack(readable), precision) if readable else ())
         for clip in waiting:
-            done = Decoded(clip.clip, None, clip.total, clip.error)
-            yield done, None if clip.error is not None else next(rows)
+            yield replace(clip, frames=None), None if clip.error is not None else next(rows)
 
-    for clip in decode_ahead(clips, frames, size, antialias, workers, ahead=2 * batch):
+    for clip in decode_ahead(clips, frames, size, antialias, workers, 2 * batch, damaged):
         waiting.append(clip)
         if len(waiting) == batch:
             yield from encoded()

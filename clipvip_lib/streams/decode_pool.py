@@ -1,6 +1,6 @@
 """Samples of shards decoded, here or side by side in worker processes.
 
-A worker is a fresh interpreter, not a fork (decord and torch do not survive one), with one thread. It gets the
+A worker is a fresh interpreter, not a fork (torch does not survive one), with one thread. It gets the
 address of a sample, reads and decodes it, and leaves its frames in a slot of memory that it shares with its
 parent; only words go through the pipe. Which worker decodes what has no influence on the order or on any pixel.
 
@@ -26,10 +26,10 @@ import numpy as np
 from clipvip_lib.children import Child
 from clipvip_lib.data.frame_folders import is_picture
 from clipvip_lib.data.shards import Entry, NeverFetched, read_sample
-from clipvip_lib.data.video import middle_index, read_frames, uniform_indices
+from clipvip_lib.data.video import middle_index, read, uniform_indices
 from clipvip_lib.errors import ClipVipError
 
-STUCK_SECONDS = 300.0  # a decoder that takes longer for one clip hangs (dmlc/decord issues 194, 269)
+STUCK_SECONDS = 300.0  # a decoder that takes longer for one clip hangs
 # Not -m: what the worker sends would be of classes of __main__, which its parent does not know.
 MAIN = "from clipvip_lib.streams.decode_pool import work; work()"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -37,13 +37,14 @@ THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB
 
 @dataclass(frozen=True)
 class View:
-    """How samples are to be seen: frames of a clip, their side in pixels, resized with or without antialiasing, and
-    whether the ends of the clip are jittered."""
+    """How samples are to be seen: frames of a clip, their side in pixels, resized with or without antialiasing,
+    whether the ends of the clip are jittered, and whether damaged videos are accepted (``video.DAMAGED``)."""
 
     frames: int
     size: int
     antialias: bool
     jitter: bool
+    damaged: str = "refuse"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -68,7 +69,7 @@ class Task:
 @dataclass(frozen=True)
 class Result:
     """What came of a task. status: "clip" (text and frames are there), "absent" (video2dataset says that it could not
-    fetch the clip) or "bad"; reason: of the last two."""
+    fetch the clip) or "bad"; reason: of the last two, or the damage of a clip that was accepted."""
 
     status: str
     text: str = ""
@@ -79,28 +80,30 @@ def decode(task: Task, view: View, out: np.ndarray) -> Result:
     """Read one sample and put its frames into ``out``: uint8 [frames + 1, size, size, 3], the middle one last."""
     try:
         sample = read_sample(task.shard, task.entry, task.text)
-        out[:] = _frames(sample.media, task, view)
+        out[:], damage = _frames(sample.media, task, view)
     except NeverFetched as error:
         return Result("absent", reason=str(error))
     except (ClipVipError, OSError) as error:
         return Result("bad", reason=" ".join(str(error).split()))
-    return Result("clip", sample.text)
+    return Result("clip", sample.text, damage)
 
 
-def _frames(media: bytes, task: Task, view: View) -> np.ndarray:
+def _frames(media: bytes, task: Task, view: View) -> tuple[np.ndarray, str]:
+    """(frames, what the decoder said of damage)."""
     # Here: torch takes seconds to import, which the parent of workers need not wait for.
     from clipvip_lib.data import transform
     from clipvip_lib.data.frames import still
 
     if is_picture(media):
-        return transform.resize(still(media, task.name).copy(), view.size, view.antialias)[None]
+        return transform.resize(still(media, task.name).copy(), view.size, view.antialias)[None], ""
 
     def wanted(total: int) -> list[int]:
         # Its own generator each time, because a doubtful file is asked twice.
         jitter = np.random.default_rng(task.seed) if view.jitter else None
         return [*uniform_indices(total, view.frames, jitter), middle_index(total)]
 
-    return transform.resize(read_frames(media, wanted, task.name), view.size, view.antialias)
+    found = read(media, wanted, task.name, view.damaged)
+    return transform.resize(found.frames, view.size, view.antialias), found.damage
 
 
 # ---------------------------------------------------------------------------------------- the parent's side

@@ -1,6 +1,6 @@
 """The middle frame of every clip of a shard (index total // 2), read and decoded ahead in threads: what is captioned.
 
-Threads are enough: decord and PyAV decode, and PIL resizes, without Python's lock. A sample that cannot be
+Threads are enough: PyAV decodes, and PIL resizes, without Python's lock. A sample that cannot be
 read does not end the shard: it comes back as the reason, for its reader to judge.
 """
 

@@ -11,7 +11,7 @@ from clipvip_lib.files import make_folder
 from clipvip_lib.say import shown
 
 FIRST_CHECK = 100  # samples of an epoch after which the share that was skipped is judged
-COUNTED = ("samples", "skipped", "absent")
+COUNTED = ("samples", "skipped", "absent", "damaged")
 
 
 class Books:
@@ -36,7 +36,7 @@ class Books:
         self.round = 0  # clips of this round through the rank's share
 
     def count(self, what: str) -> None:
-        """One more of "samples", "skipped" or "absent"."""
+        """One more of ``COUNTED``."""
         self.total[what] += 1
         self.epoch[what] += 1
         self.round += what == "samples"
@@ -46,17 +46,26 @@ class Books:
         if not self.share:
             raise ClipVipError(reason)
         self.count("skipped")
-        if self.log is not None:
-            line = {"shard": str(shard), "key": key, "reason": reason, "rank": self.rank}
-            try:
-                with self.log.open("ab", buffering=0) as file:  # one write per line: ranks may share the file
-                    file.write((shown(json.dumps(line, ensure_ascii=False)) + "\n").encode())
-            except OSError as error:
-                raise ClipVipError(
-                    f"cannot write the log of skipped samples {self.log}: {error.strerror}; choose another file"
-                ) from error
+        self._write(shard, key, "reason", reason)
         if self.epoch["samples"] + self.epoch["skipped"] >= FIRST_CHECK:
             self._judge(epoch, f"the last was {key} of {shard}: {reason}")
+
+    def accept(self, shard: Path, key: str, damage: str) -> None:
+        """Count and log a damaged sample that was delivered."""
+        self.count("damaged")
+        self._write(shard, key, "damage", damage)
+
+    def _write(self, shard: Path, key: str, what: str, why: str) -> None:
+        if self.log is None:
+            return
+        line = {"shard": str(shard), "key": key, what: why, "rank": self.rank}
+        try:
+            with self.log.open("ab", buffering=0) as file:  # one write per line: ranks may share the file
+                file.write((shown(json.dumps(line, ensure_ascii=False)) + "\n").encode())
+        except OSError as error:
+            raise ClipVipError(
+                f"cannot write the log of skipped samples {self.log}: {error.strerror}; choose another file"
+            ) from error
 
     def end_round(self, epoch: int) -> None:
         """Raises ClipVipError if a whole round gave no clip: there will never be one."""
@@ -87,14 +96,17 @@ class Books:
         return {"total": dict(self.total), "epoch": dict(self.epoch), "round": self.round}
 
     def load(self, state: dict) -> None:
-        self.total, self.epoch, self.round = dict(state["total"]), dict(state["epoch"]), state["round"]
+        # Positions from before there was "damaged" lack it.
+        self.total, self.epoch = {"damaged": 0, **state["total"]}, {"damaged": 0, **state["epoch"]}
+        self.round = state["round"]
 
     def carry(self, states: Sequence[dict], ranks: int) -> None:
         """Continue from the books of another number of ranks: rank 0 keeps the totals, so that sums over ranks stay
         right; the epoch's counts are shared out."""
         self.total = {
-            name: sum(state["total"][name] for state in states) if self.rank == 0 else 0 for name in COUNTED
+            name: sum(state["total"].get(name, 0) for state in states) if self.rank == 0 else 0
+            for name in COUNTED
         }
         self.total["epochs"] = min(state["total"]["epochs"] for state in states)
-        self.epoch = {name: sum(state["epoch"][name] for state in states) // ranks for name in COUNTED}
+        self.epoch = {name: sum(state["epoch"].get(name, 0) for state in states) // ranks for name in COUNTED}
         self.round = 1  # the rest of an epoch may be empty, or bad, for a rank

@@ -21,7 +21,8 @@ import numpy as np
 
 from clipvip_lib.data.clips import MOST_ASKED
 from clipvip_lib.data.shards import expand
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.data.video import DAMAGED
+from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.streams.decode_pool import DecodePool, Result, Task, View
 from clipvip_lib.streams.shard_order import Drawn, Order
 from clipvip_lib.streams.shard_set import ShardSet
@@ -60,6 +61,8 @@ class ClipStream:
         skip_share: share of an epoch's samples, on this rank, that may be skipped because they cannot be read;
             judged from the 100th sample on and at the epoch's end. 0: the first one stops the run.
         skip_log: file that gets a JSON line {"shard", "key", "reason", "rank"} for each; ranks may share it.
+        damaged: "refuse" damaged videos (then they are skipped, as far as that is allowed), or "accept" what their
+            decoder makes up; those are counted and get a line {"shard", "key", "damage", "rank"} in the log.
         captions, texts: take captions, or texts instead of key.txt, from the sidecars beside the shards or in
             ``captions_dir``, ``texts_dir`` (sidecars.py).
         epoch_samples: clips that each rank gets in an epoch. None: its share of the corpus, exactly once; shares
@@ -87,6 +90,7 @@ class ClipStream:
         shuffle: int = 1000,
         skip_share: float = 0.0,
         skip_log: str | Path | None = None,
+        damaged: str = "refuse",
         captions: bool = False,
         jitter: bool = True,
         captions_dir: str | Path | None = None,
@@ -109,7 +113,9 @@ class ClipStream:
         self.shards = ShardSet(shards, sidecars)
         self.rank, self.ranks, self.seed, self.epoch_samples = rank, ranks, seed, epoch_samples
         self._books = Books(rank, skip_share, skip_log)
-        self._view = View(frames, size, antialias, jitter)
+        if damaged not in DAMAGED:
+            raise unknown("way with damaged videos", damaged, DAMAGED)
+        self._view = View(frames, size, antialias, jitter, damaged)
         self._workers, self._window = workers, (prefetch or PREFETCH * workers) if workers else 1
         rounds = epoch_samples is not None
         self._order = Order(len(self.shards), self.shards.open, seed, rank, ranks, shuffle, rounds)
@@ -154,6 +160,8 @@ class ClipStream:
             books.count("absent")
         else:
             books.count("samples")
+            if result.reason:
+                books.accept(self.shards.paths[drawn.shard], entry.key, result.reason)
             clip = StreamedClip(entry.key, frames[:-1], frames[-1:], result.text, caption)
         if drawn.last:
             books.end_round(drawn.epoch)
@@ -177,7 +185,8 @@ class ClipStream:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Of this rank since the beginning: "samples" delivered, "skipped", "absent", whole "epochs"."""
+        """Of this rank since the beginning: "samples" delivered, "damaged" ones of them, "skipped", "absent", whole
+        "epochs"."""
         return dict(self._books.total)
 
     def state_dict(self) -> dict:

@@ -53,6 +53,7 @@ class Options:
     allow_missing: int = 0
     workers: int = 0
     skip_share: float = 0.0
+    damaged: str = "refuse"
     set: Sequence[tuple[str, object]] = ()
     tag: str | None = None
     attention: str | None = None
@@ -192,6 +193,7 @@ def _about(options: Options, recipe: TrainRecipe) -> dict:
     # Only where it is given: runs from before this option are the same runs without it.
     if not recipe.flat:
         about.pop("recipe.flat")
+    about |= {"damaged": options.damaged} if options.damaged != "refuse" else {}
     return about | ({"texts": options.texts} if options.texts else {})
 
 
@@ -244,6 +246,7 @@ def _postpretraining(
         ranks=ranks.size,
         workers=options.workers,
         skip_share=options.skip_share,
+        damaged=options.damaged,
         skip_log=Path(options.out) / f"skipped-{ranks.rank:05d}.jsonl",
         captions="C" in needs(options.loss),
         texts=bool(options.texts),
