@@ -97,7 +97,13 @@ def test_the_evidence_of_a_folder_is_judged(tmp_path):
     assert (
         found == reference.read(tmp_path) and found["metric"] == R1 and found["runs"] == [{"commit": "abc"}]
     )
-    assert found["statements"] == json.loads(json.dumps([v.row() for v in verdicts(kept.found(), (0, 1, 2))]))
+    again = [v.row() for v in verdicts(kept.found(), (0, 1, 2))]
+    assert {row["metric"] for row in found["statements"]} == {
+        R1,
+        NMI,
+    }  # not what they would be judged in at best
+    for row, other in zip(found["statements"], json.loads(json.dumps(again)), strict=True):
+        assert row == other | {"metric": row["metric"]}
     assert list(found["conditions"]) == ["on gpu"] and found["conditions"]["on gpu"] == found["statements"]
     assert not reference.REGISTRATION.is_file() and found["registered"] is False
 

@@ -11,7 +11,7 @@ from page_tables import require_same_numbers
 
 from clipvip_lib.files import CHECKOUT
 from clipvip_lib.statistics.claims import STATEMENTS
-from clipvip_lib.statistics.verdicts import VERDICTS, verdicts
+from clipvip_lib.statistics.verdicts import VERDICTS
 from clipvip_lib.study import answer, evidence_file, reference
 from clipvip_lib.study.experiments import NOTEBOOKS
 from clipvip_lib.study.figures import figure_svg
@@ -42,7 +42,7 @@ def test_the_verdicts_follow_from_the_evidence():
         FOUND["seeds"] == list(stored.seeds) == list(range(len(stored.seeds)))
     )  # consecutive: none is left out
     assert (FOUND["metric"], FOUND["profile"]) == (stored.metric, stored.profile)
-    require_same_rows(FOUND["statements"], [v.row() for v in verdicts(stored.found(), stored.seeds)])
+    require_same_rows(FOUND["statements"], reference.judged(stored, stored.metric))
 
 
 def test_every_statement_has_a_verdict_and_its_numbers():

@@ -24,6 +24,8 @@ from clipvip_lib.statistics import verdicts as rule
 if TYPE_CHECKING:
     import pandas as pd
 
+    from clipvip_lib.study.evidence_file import Stored
+
 FOLDER = files.CHECKOUT / "reports" / "reference"
 EVIDENCE, VERDICTS = "evidence.npz", "verdicts.json"
 REGISTRATION = files.CHECKOUT / "reports" / "registration.json"
@@ -37,21 +39,26 @@ def judge(folder: Path = FOLDER) -> dict:
     stored = evidence_file.read(folder / EVIDENCE)
     conditions = {}
     for path in sorted(folder.glob("evidence-*.npz")):
-        other = evidence_file.read(path)
-        judged = rule.verdicts(other.found(stored.metric), other.seeds)
+        rows = judged(evidence_file.read(path), stored.metric)
         title = path.stem.removeprefix("evidence-").replace("-", " ")
-        conditions[title] = [v.row() for v in judged if v.verdict != rule.NOT_RUN]
+        conditions[title] = [row for row in rows if row["verdict"] != rule.NOT_RUN]
     found = {
         "registered": REGISTRATION.is_file(),
         "metric": stored.metric,
         "profile": stored.profile,
         "seeds": list(stored.seeds),
         "runs": list(stored.runs),
-        "statements": [v.row() for v in rule.verdicts(stored.found(), stored.seeds)],
+        "statements": judged(stored, stored.metric),
         "conditions": conditions,
     }
     files.write_json(folder / VERDICTS, found)
     return found
+
+
+def judged(stored: Stored, metric: str) -> list[dict]:
+    """All statements judged on a file's evidence, as rows of claims.json; those on retrieval in this metric."""
+    rows = [v.row() for v in rule.verdicts(stored.found(metric), stored.seeds)]
+    return [row | {"metric": metric if row["metric"] == claims.RECALL else row["metric"]} for row in rows]
 
 
 def read(folder: Path = FOLDER) -> dict | None:
