@@ -224,6 +224,13 @@ def test_the_contrast_that_needs_most_seeds_comes_first():
     ]
 
 
+def test_one_seed_judges_no_contrast_either():
+    six = statement("6")
+    for seeds, word in ((1, rule.NOT_JUDGED), (3, rule.REPRODUCED)):
+        judged = rule.verdict(six, dict.fromkeys(six.contrasts, table(9.0, seeds)))
+        assert list(evidence.contrast_frame([judged])["alone"]) == [word] * 2
+
+
 def test_one_seed_does_not_tell_how_many_are_needed():
     one = statement("1a")
     [row] = evidence.to_decide(one, {one.contrasts[0]: paired_difference(table(2.0, 1))})

@@ -103,9 +103,21 @@ def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, capsys):
         jobs.add_evidence("smoke", "1", folder=tmp_path)
     with pytest.raises(ClipVipError, match="separate them by commas"):
         jobs.add_evidence("smoke", "one", folder=tmp_path)
+    with pytest.raises(ClipVipError, match="distinct"):
+        jobs.add_evidence("smoke", "3,3", folder=tmp_path)
+    stored = read(tmp_path / "evidence.npz")
+    write(dataclasses.replace(stored, hits={1: stored.hits[1]}), tmp_path / "evidence-on-gpu.npz")
+    with pytest.raises(ClipVipError, match=r"no R@5, R@10: expected the hits behind 'average recall'"):
+        jobs.tell_answer(tmp_path)  # a condition of R@1 alone
     assert (
         files.CHECKOUT / "README.md"
     ).read_bytes() == readme  # the project's own is told of its own reference only
+
+
+def test_no_job_or_another_is_a_sentence():
+    for given in ([], ["train"]):
+        with pytest.raises(ClipVipError, match="job"):
+            jobs.main(*given)
 
 
 def test_what_the_pages_readme_says_can_be_run(capsys):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import small_study
 
+from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_json
 from clipvip_lib.profiles import PROFILES, get_profile
 from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, metric_of, statement
@@ -58,6 +59,26 @@ def test_a_seed_that_both_have_gives_the_same_numbers_or_not():
     other = reference.checked(rows("6", 5.1, 1), there, range(5))
     assert [row["same"] for row in other] == [False, False]
     assert "the same numbers in 0 of 2 effects" in reference.checks_in_words(other, [0])
+
+
+def test_a_seed_does_not_foretell_itself():
+    """Seed 0 is far from the others: it counts as outside of them, although the reference holds it too."""
+    there = rows("6", 5.0, 8)
+    for contrast in there[0]["contrasts"]:
+        contrast["by_seed"] = (90.0, *contrast["by_seed"][1:])
+    here = rows("6", 5.0, 1)
+    for contrast in here[0]["contrasts"]:
+        contrast["effect"], contrast["by_seed"] = 90.0, (90.0,)
+    found = reference.checked(here, there, range(8))
+    assert [(row["inside"], row["same"]) for row in found] == [(False, True)] * 2
+    assert reference.checked(here, rows("6", 5.0, 2), range(2)) == []  # one other seed expects nothing
+
+
+@pytest.mark.parametrize("text", ("", "{", "[]", '{"statements": []}'))
+def test_damaged_verdicts_are_a_sentence(tmp_path, text):
+    (tmp_path / "verdicts.json").write_text(text)
+    with pytest.raises(ClipVipError, match=r"verdicts\.json.*write"):
+        reference.read(tmp_path)
 
 
 def test_other_metrics_and_claims_are_not_compared():

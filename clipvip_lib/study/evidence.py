@@ -423,7 +423,8 @@ def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
             "low": c.low,
             "high": c.high,
             "level": f"{100 * rule.confidence(v.statement):.3g} %",
-            "alone": c.verdict,
+            # one seed judges no contrast either
+            "alone": c.verdict if v.verdict != rule.NOT_JUDGED else rule.NOT_JUDGED,
         }
         for v in found
         for c in v.contrasts

@@ -48,8 +48,15 @@ class Stored:
         return RECALL if all(self.hits.get(k) for k in KEPT) else R1
 
     def found(self, metric: str | None = None) -> dict[Contrast, object]:
-        """Evidence by contrast, as ``verdicts.verdict`` takes it; retrieval in this metric (default: its own)."""
+        """Evidence by contrast, as ``verdicts.verdict`` takes it; retrieval in this metric (default: its own).
+
+        Raises ClipVipError if the file lacks hits of that metric."""
         places = PLACES[metric or self.metric]
+        if absent := [f"R@{k}" for k in places if not self.hits.get(k)]:
+            raise ClipVipError(
+                f"evidence of seeds {list(self.seeds)} holds no {', '.join(absent)}: expected the hits behind "
+                f"{metric or self.metric!r}; write it again from a run of today, or take the file away"
+            )
         tables = {m: np.mean([self.hits[k][m] for k in places], axis=0) for m in self.hits[places[0]]}
         return rule.evidence_from_hits(tables) | {c: evidence.pooled(rows) for c, rows in self.gaps.items()}
 

@@ -69,13 +69,14 @@ JOBS = {"rates": choose_rates, "evidence": add_evidence, "answer": tell_answer}
 
 
 def listed(text: str) -> list[int]:
-    """``5,6,7`` as numbers. Raises ClipVipError for anything else."""
+    """``5,6,7`` as distinct numbers. Raises ClipVipError for anything else."""
     try:
-        return [int(part) for part in text.split(",")]
+        seeds = [int(part) for part in text.split(",")]
     except ValueError:
         raise ClipVipError(
             f"expected whole numbers like 5,6,7, got {text!r}; separate them by commas"
         ) from None
+    return plan.check_seeds(seeds)
 
 
 def _run(stages: Iterable[Stage]) -> None:
@@ -85,8 +86,8 @@ def _run(stages: Iterable[Stage]) -> None:
         raise_failures(run_stages(list(stages), home, board=lambda total, count: Board(total, count)))
 
 
-def main(job: str, *given: str) -> None:
-    """Run a job by its name. Raises ClipVipError for an unknown one."""
+def main(job: str = "", *given: str) -> None:
+    """Run a job by its name. Raises ClipVipError for an unknown one, or none."""
     if job not in JOBS:
         raise unknown("job", job, JOBS)
     JOBS[job](*given)
@@ -96,4 +97,4 @@ if __name__ == "__main__":
     try:
         main(*sys.argv[1:])
     except ClipVipError as error:
-        sys.exit(f"{sys.argv[1]}: {error}")
+        sys.exit(f"{' '.join(sys.argv[1:2]) or 'jobs'}: {error}")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipvip_lib import files
+from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import PROFILES
 from clipvip_lib.statistics import claims, intervals
 from clipvip_lib.statistics import verdicts as rule
@@ -29,6 +30,14 @@ if TYPE_CHECKING:
 FOLDER = files.CHECKOUT / "reports" / "reference"
 EVIDENCE, VERDICTS = "evidence.npz", "verdicts.json"
 REGISTRATION = files.CHECKOUT / "reports" / "registration.json"
+KEYS = {
+    "registered",
+    "metric",
+    "profile",
+    "seeds",
+    "statements",
+    "conditions",
+}  # without these nothing can be said
 SAME = 2e-3  # points; hits are kept in half precision, and a third of a hit is off by 1e-4
 
 
@@ -62,9 +71,16 @@ def judged(stored: Stored, metric: str) -> list[dict]:
 
 
 def read(folder: Path = FOLDER) -> dict | None:
-    """What ``judge`` wrote; None if there is no reference."""
+    """What ``judge`` wrote; None if there is no reference. Raises ClipVipError if the file is damaged."""
     path = folder / VERDICTS
-    return files.read_json(path) if path.is_file() else None
+    if not path.is_file():
+        return None
+    found = files.read_json(path)
+    if not isinstance(found, dict) or not found.keys() >= KEYS:
+        raise ClipVipError(
+            f"{path}: expected {', '.join(sorted(KEYS))}, got something else; run `make answer`, which writes it again"
+        )
+    return found
 
 
 def of_the_same_study(reference: dict | None, profile: str) -> dict | None:
@@ -85,8 +101,8 @@ def beside(rows: Sequence[Mapping], reference: dict | None) -> dict:
 
 def checked(rows: Iterable[Mapping], reference: Iterable[Mapping], seeds: Sequence[int]) -> list[dict]:
     """A row for each contrast that a run and the reference have in the same metric: contrast, here (the mean over the
-    run's seeds), low and high (where the reference expects it), inside, and same (whether the seeds that both have
-    gave the same numbers; None if they share none).
+    run's seeds), low and high (where the reference's other seeds expect it: a seed cannot foretell itself), inside,
+    and same (whether the seeds that both have gave the same numbers; None if they share none).
 
     rows, reference: rows of claims.json. seeds: those of the reference.
     """
@@ -95,10 +111,11 @@ def checked(rows: Iterable[Mapping], reference: Iterable[Mapping], seeds: Sequen
     for row in rows:
         for contrast in row["contrasts"]:
             other = there.get((row["metric"], contrast["name"]))
-            if not other or len(other["by_seed"]) < 2 or not contrast["by_seed"]:
+            known = dict(zip(seeds, other["by_seed"], strict=True)) if other else {}
+            others = [value for seed, value in known.items() if seed not in row["seeds"]]
+            if len(others) < 2 or not contrast["by_seed"]:
                 continue
-            low, high = intervals.prediction_interval(other["by_seed"], len(contrast["by_seed"]))
-            known = dict(zip(seeds, other["by_seed"], strict=True))
+            low, high = intervals.prediction_interval(others, len(contrast["by_seed"]))
             both = [
                 abs(value - known[seed]) <= SAME
                 for seed, value in zip(row["seeds"], contrast["by_seed"], strict=True)
@@ -123,7 +140,8 @@ def basis(reference: Mapping) -> str:
         if reference["registered"]
         else "exploratory: nothing was registered before"
     )
-    return f"{len(reference['seeds'])} seeds, {metric}; {kind}."
+    count = len(reference["seeds"])
+    return f"{count} seed{'s' if count > 1 else ''}, {metric}; {kind}."
 
 
 def checks_in_words(checks: Sequence[Mapping], seeds: Sequence[int]) -> str:
