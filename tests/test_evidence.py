@@ -159,11 +159,16 @@ def judged(name: str, *intervals: tuple[float, float, float], seeds: int = 3) ->
 def test_headlines_tell_verdicts_with_units_and_nothing_of_one_seed():
     six, none = judged("6", (4.0, 2.0, 6.0), (5.0, 3.0, 7.0)), rule.blank(statement("7a"), "nothing ran")
     line = evidence.in_a_line([six, none])
-    assert line == "Claim 6 holds: 6 reproduced (+4.0 points, +2.0 to +6.0). Claim 7 not run: 7a not run"
+    assert (
+        line
+        == "Claim 6 holds: 6 reproduced (+4.0 points of average recall, +2.0 to +6.0). Claim 7 not run: 7a not run"
+    )
     five = judged("5", (-0.25, -0.3, -0.2), (-0.35, -0.4, -0.3))
     assert evidence.in_a_line([five]).startswith("Claim 5 does not hold: 5 contradicted (−0.350 NMI, −0.4")
     alone = judged("6", (4.0, 2.0, 6.0), (5.0, 3.0, 7.0), seeds=1)
-    assert evidence.in_a_line([alone]) == "Claim 6 not judged: 6 (+4.0 points, +2.0 to +6.0)"
+    assert (
+        evidence.in_a_line([alone]) == "Claim 6 not judged: 6 (+4.0 points of average recall, +2.0 to +6.0)"
+    )
     frame = evidence.verdict_frame([six, none])
     assert list(frame["verdict"]) == ["reproduced", "not run"] and list(frame["effect"]) == ["+4.0 pt", "–"]
     assert list(frame["seeds"]) == [3, 0] and list(frame["level"]) == ["95 %", "95 %"]

@@ -13,7 +13,7 @@ from clipvip_lib.statistics import claims
 from clipvip_lib.statistics.claims import NMI, R1, RECALL, statement
 from clipvip_lib.statistics.verdicts import NOT_RUN, verdicts
 from clipvip_lib.study import evidence, jobs
-from clipvip_lib.study.evidence_file import KEPT, joined, of_run, read, write
+from clipvip_lib.study.evidence_file import KEPT, joined, of_run, read, registration, write
 
 SMOKE, SEEDS = get_profile("smoke"), (3, 4)
 
@@ -71,17 +71,29 @@ def test_it_can_be_judged_in_r1_too(stages_have_run):
 
 
 def test_further_seeds_are_joined_but_never_twice_or_of_another_study(stages_have_run, tmp_path):
-    few, more = of_run(SMOKE, SEEDS), of_run(SMOKE, [9])
+    few, more = of_run(SMOKE, SEEDS), of_run(SMOKE, [5])
     both = joined(few, more)
-    whole = of_run(SMOKE, [*SEEDS, 9])
-    assert both.seeds == (3, 4, 9) and len(both.runs) == 2
+    whole = of_run(SMOKE, [*SEEDS, 5])
+    assert both.seeds == (3, 4, 5) and len(both.runs) == 2
     assert [v.row() for v in verdicts(both.found(), both.seeds)] == [
         v.row() for v in verdicts(whole.found(), whole.seeds)
     ]
     with pytest.raises(ClipVipError, match=r"seeds \[4\] are in the evidence already.*choose other seeds"):
         joined(few, of_run(SMOKE, [4, 5]))
     with pytest.raises(ClipVipError, match="another profile"):
-        joined(few, of_run(get_profile("mini"), [9]))
+        joined(few, of_run(get_profile("mini"), [5]))
+
+
+def test_evidence_of_other_versions_arms_or_places_is_not_joined_and_no_seed_is_left_out(stages_have_run):
+    few, more = of_run(SMOKE, SEEDS), of_run(SMOKE, [5])
+    assert more.runs[0]["stages"]["finetune"] >= 1 and more.runs[0]["registration"] == registration()
+    other = dataclasses.replace(more, runs=(more.runs[0] | {"stages": {"finetune": 99}},))
+    with pytest.raises(ClipVipError, match="other versions of the stages"):
+        joined(few, other)
+    with pytest.raises(ClipVipError, match="lacks R@10 of .* the same arms in both"):
+        joined(dataclasses.replace(few, hits={1: few.hits[1]}), more)
+    with pytest.raises(ClipVipError, match=r"seeds \[3, 4, 6\] leave some out"):
+        joined(few, of_run(SMOKE, [6]))
 
 
 def test_half_a_run_is_refused(stages_have_run):

@@ -81,6 +81,38 @@ def test_damaged_verdicts_are_a_sentence(tmp_path, text):
         reference.read(tmp_path)
 
 
+def test_an_exploratory_reference_in_r1_is_compared_with_the_runs_r1():
+    made = statement("6")
+    recall, r1 = ({c: tables(effect, 1) for c in made.contrasts} for effect in (9.0, 5.0))
+    own = [verdict(made, recall, [7], r1).row()]
+    there = [row | {"metric": R1} for row in rows("6", 5.0, 5)]
+    check = reference.beside(own, of(there))["checks"][0]
+    assert check["here"] == pytest.approx(r1[made.contrasts[0]].mean()) and check["inside"]
+
+
+def test_registered_is_what_was_written_under_the_registration_in_force(tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence_file, "REGISTRATION", tmp_path / "registration.json")
+    six = statement("6").contrasts[0]
+    hits = {1: {m: np.eye(3) for m in (six.more, six.less)}}
+
+    def registered(**run) -> bool:
+        evidence_file.write(
+            evidence_file.Stored((0, 1, 2), "sizes", (run,), hits, {}), tmp_path / "evidence.npz"
+        )
+        return reference.judge(tmp_path)["registered"]
+
+    assert not registered() and not registered(registration="")
+    (tmp_path / "registration.json").write_text("{}")
+    assert not registered() and not registered(registration="of another file")
+    assert registered(registration=evidence_file.registration())
+
+
+def test_a_card_says_what_the_reference_says():
+    found = reference.beside(rows("6", 5.0, 1), of(rows("6", 5.0, 5) + rows("7a", 5.0, 5)))
+    assert reference.in_short(found) == "Reference: claim 6 holds."
+    assert reference.in_short({}) == ""
+
+
 def test_other_metrics_and_claims_are_not_compared():
     there = rows("6", 5.0, 5) + rows("7a", 5.0, 5)
     found = reference.beside(rows("6", 5.0, 1), of(there))
@@ -126,7 +158,7 @@ def test_the_evidence_of_a_folder_is_judged(tmp_path):
     for row, other in zip(found["statements"], json.loads(json.dumps(again)), strict=True):
         assert row == other | {"metric": row["metric"]}
     assert list(found["conditions"]) == ["on gpu"] and found["conditions"]["on gpu"] == found["statements"]
-    assert not reference.REGISTRATION.is_file() and found["registered"] is False
+    assert found["registered"] is False  # the run names no registration
 
 
 def test_the_answer_counts_claims_and_tells_what_holds():
@@ -145,11 +177,11 @@ def test_the_answer_counts_claims_and_tells_what_holds():
         "4 of their 23 statements are decided (5 seeds, in the average of R@1, R@5 and R@10; explora" in first
     )
     assert holds == (
-        "What holds: OFA captions are nearer to people's captions than subtitles are (claim 5: +0.310 NMI); "
-        "Video proxies beat full attention (claim 6: +3.0 pt)."
+        "What holds: OFA captions are nearer to people's captions than subtitles are (5 +0.310 NMI); "
+        "Video proxies beat full attention (6 +3.0 pt)."
     )
     assert (
-        "What does not: Video proxies beat mean pooling, and several beat one (claim 7: +0.1 pt, −2.0 pt)."
+        "What does not hold: Video proxies beat mean pooling, and several beat one (7a +0.1, 7b −2.0 pt)."
         in rest
     )
     readme = answer.readme("# Title\n<!--answer-->old<!--/answer-->\nend\n", made)
@@ -194,7 +226,7 @@ def test_a_page_leads_with_the_reference_and_the_index_opens_with_the_answer(tmp
     before, section, after = re.split(r"<!--/?reference-->", page)
     assert "What the reference run found" in section and "Claim 6 holds." in section
     assert "<h1" in before and "judged" in after  # between the title and everything else
-    assert "Video proxies beat full attention (claim 6" in index
+    assert "Video proxies beat full attention (6 " in index
     monkeypatch.delitem(PROFILES, "quick")
     page, results, _ = run(tmp_path, tmp_path / "out", monkeypatch)  # another study: nothing to compare
     assert results["beside"] == {} and "What the reference run found" not in page

@@ -73,19 +73,22 @@ def test_a_contrasts_word_is_where_its_interval_lies(low, high, word, level_word
 
 
 @pytest.mark.parametrize(
-    ("words", "together"),
+    ("words", "within", "together"),
     [
-        ([REPRODUCED, REPRODUCED], REPRODUCED),
-        ([REPRODUCED, CONTRADICTED], CONTRADICTED),
-        ([OPEN, CONTRADICTED], CONTRADICTED),
-        ([REPRODUCED, NO_DIFFERENCE], NO_DIFFERENCE),
-        ([NO_DIFFERENCE, NO_DIFFERENCE], NO_DIFFERENCE),
-        ([NO_DIFFERENCE, OPEN], OPEN),
-        ([REPRODUCED, OPEN], OPEN),
+        ([REPRODUCED, REPRODUCED], False, REPRODUCED),
+        ([REPRODUCED, REPRODUCED], True, REPRODUCED),
+        ([REPRODUCED, CONTRADICTED], False, CONTRADICTED),
+        ([OPEN, CONTRADICTED], False, CONTRADICTED),
+        ([NO_DIFFERENCE, CONTRADICTED], True, CONTRADICTED),
+        ([REPRODUCED, NO_DIFFERENCE], False, OPEN),  # a large effect on one benchmark, none on the other
+        ([REPRODUCED, NO_DIFFERENCE], True, NO_DIFFERENCE),
+        ([NO_DIFFERENCE, NO_DIFFERENCE], True, NO_DIFFERENCE),
+        ([NO_DIFFERENCE, OPEN], False, OPEN),
+        ([REPRODUCED, OPEN], False, OPEN),
     ],
 )
-def test_one_word_of_several(words, together):
-    assert combined(words) == together
+def test_one_word_of_several(words, within, together):
+    assert combined(words, within) == together
 
 
 def test_the_effect_shown_is_that_on_which_the_verdict_hangs():
@@ -94,9 +97,11 @@ def test_the_effect_shown_is_that_on_which_the_verdict_hangs():
     assert found.note == "reproduced in 2 of 2; hangs on proxy-4 over full, didemo"
     mixed = judged("6", (3.0, 2.0, 4.0), (-1.5, -2.5, -0.5))
     assert (mixed.verdict, mixed.effect) == (CONTRADICTED, -1.5)
-    level = judged("6", (3.0, 2.0, 4.0), (0.1, -0.5, 0.7))
+    level = judged("6", (0.6, 0.3, 0.9), (0.1, -0.5, 0.7))
     assert (level.verdict, level.effect) == (NO_DIFFERENCE, 0.1)
     assert level.note.startswith("reproduced in 1 of 2; no difference in 1 of 2")
+    apart = judged("6", (3.0, 2.0, 4.0), (0.1, -0.5, 0.7))
+    assert (apart.verdict, apart.effect) == (OPEN, 0.1) and apart.note == level.note
     near = judged("9b", *[(0.0, -0.5, 0.5)] * 5, (0.4, -0.1, 0.9))
     assert (near.verdict, near.effect) == (REPRODUCED, 0.4)  # the one nearest to the margin
 
@@ -240,7 +245,7 @@ def rates(monkeypatch):
     ("name", "truth", "wrong"),
     [
         ("6", [0.0, 0.0], (REPRODUCED, CONTRADICTED)),  # nothing there
-        ("6", [0.0, 2.0], (REPRODUCED, CONTRADICTED)),  # on one benchmark only
+        ("6", [0.0, 2.0], (REPRODUCED, CONTRADICTED, NO_DIFFERENCE)),  # on one benchmark only
         ("6", [1.0, 1.0], (CONTRADICTED, NO_DIFFERENCE)),  # just as large as matters
         ("6", [-1.0, 1.0], (REPRODUCED, NO_DIFFERENCE)),
         ("1a", [0.0], (REPRODUCED, CONTRADICTED)),

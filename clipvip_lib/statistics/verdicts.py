@@ -2,7 +2,7 @@
 
     contradicted   one interval lies wholly below zero
     reproduced     every interval lies above zero
-    no difference  each interval lies above zero or within the margin of it, and at least one does the latter
+    no difference  every interval lies within the margin of zero
     open           none of these
     not judged     fewer than three seeds: the spread between seeds is not known
     not run        evidence is missing
@@ -42,6 +42,7 @@ VERDICTS = (REPRODUCED, CONTRADICTED, NO_DIFFERENCE, OPEN, NOT_JUDGED, NOT_RUN)
 DECIDED = (REPRODUCED, CONTRADICTED, NO_DIFFERENCE)
 MIN_SEEDS = 3
 
+PairedValues = Mapping[Contrast, np.ndarray]  # [seeds, queries], in points
 Evidence = Mapping[Contrast, "np.ndarray | Difference | tuple[float, float, float]"]
 
 
@@ -84,7 +85,7 @@ def confidence(statement: Statement) -> float:
 @dataclass(frozen=True)
 class ContrastResult:
     """One contrast judged: effect and interval at the statement's level, in points or NMI; by_seed: each seed's own
-    effect."""
+    effect, and r1_by_seed the same in R@1, where it is known."""
 
     name: str
     verdict: str
@@ -94,6 +95,7 @@ class ContrastResult:
     seeds: int
     queries: int
     by_seed: tuple[float, ...] = ()
+    r1_by_seed: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -135,16 +137,22 @@ class Verdict:
             "metric": self.statement.metric,
             "note": self.note,
             "contrasts": [
-                dataclasses.asdict(contrast) | {"by_seed": [*contrast.by_seed]} for contrast in self.contrasts
+                dataclasses.asdict(c) | {"by_seed": [*c.by_seed], "r1_by_seed": [*c.r1_by_seed]}
+                for c in self.contrasts
             ],
         }
 
 
-def verdict(statement: Statement, evidence: Evidence, seeds: Sequence[int] | None = None) -> Verdict:
+def verdict(
+    statement: Statement,
+    evidence: Evidence,
+    seeds: Sequence[int] | None = None,
+    r1: PairedValues | None = None,
+) -> Verdict:
     """Judge a statement by the rule in this module's docstring.
 
     evidence: by contrast, paired values [seeds, queries] in points, an (effect, low, high), or a Difference. seeds:
-    the seeds' numbers for the report (default 0, 1, ...).
+    the seeds' numbers for the report (default 0, 1, ...). r1: the same evidence in R@1, to be told beside.
     """
     missing = [contrast.name for contrast in statement.contrasts if contrast not in evidence]
     if missing:
@@ -157,11 +165,20 @@ def verdict(statement: Statement, evidence: Evidence, seeds: Sequence[int] | Non
         word = word_of(low, high, statement.margin, statement.level)
         results.append(
             ContrastResult(
-                contrast.name, word, found.effect, low, high, found.seeds, found.queries, found.by_seed
+                contrast.name,
+                word,
+                found.effect,
+                low,
+                high,
+                found.seeds,
+                found.queries,
+                found.by_seed,
+                _by_seed(r1, contrast),
             )
         )
     count = min(result.seeds for result in results)
-    together = combined([result.verdict for result in results])
+    within = all(-statement.margin < result.low and result.high < statement.margin for result in results)
+    together = combined([result.verdict for result in results], within)
     shown = _decider(statement, results, together)
     return Verdict(
         statement,
@@ -176,6 +193,10 @@ def verdict(statement: Statement, evidence: Evidence, seeds: Sequence[int] | Non
     )
 
 
+def _by_seed(r1: PairedValues | None, contrast: Contrast) -> tuple[float, ...]:
+    return tuple(r1[contrast].mean(axis=1).tolist()) if r1 and contrast in r1 else ()
+
+
 def word_of(low: float, high: float, margin: float, level: bool = False) -> str:
     """The verdict on one contrast by its interval; level: that it lies within the margin is what is claimed."""
     within = -margin < low and high < margin
@@ -187,10 +208,13 @@ def word_of(low: float, high: float, margin: float, level: bool = False) -> str:
     return NO_DIFFERENCE if within else OPEN
 
 
-def combined(words: Iterable[str]) -> str:
-    """One verdict of the verdicts on all contrasts of a statement."""
+def combined(words: Iterable[str], within: bool = False) -> str:
+    """One verdict of the verdicts on all contrasts of a statement. within: whether all intervals lie within the
+    margin. Reproduced on one benchmark and no difference on the other is open: neither word is true of both."""
     words = set(words)
-    return next((word for word in (CONTRADICTED, OPEN, NO_DIFFERENCE) if word in words), REPRODUCED)
+    if CONTRADICTED in words or words == {REPRODUCED}:
+        return CONTRADICTED if CONTRADICTED in words else REPRODUCED
+    return NO_DIFFERENCE if within else OPEN
 
 
 def _decider(statement: Statement, results: Sequence[ContrastResult], together: str) -> ContrastResult:
@@ -199,7 +223,8 @@ def _decider(statement: Statement, results: Sequence[ContrastResult], together: 
     def favour(result: ContrastResult) -> float:
         return -max(abs(result.low), abs(result.high)) if statement.level else result.low
 
-    return min((result for result in results if result.verdict == together), key=favour)
+    own = [result for result in results if result.verdict == together]
+    return min(own or [result for result in results if result.verdict != REPRODUCED], key=favour)
 
 
 def _note(results: Sequence[ContrastResult], shown: ContrastResult, count: int) -> str:
@@ -222,10 +247,13 @@ def blank(statement: Statement, note: str, word: str = NOT_RUN) -> Verdict:
 
 
 def verdicts(
-    evidence: Evidence, seeds: Sequence[int] | None = None, statements: Sequence[Statement] = STATEMENTS
+    evidence: Evidence,
+    seeds: Sequence[int] | None = None,
+    statements: Sequence[Statement] = STATEMENTS,
+    r1: PairedValues | None = None,
 ) -> list[Verdict]:
     """All statements judged on one body of evidence."""
-    return [verdict(each, evidence, seeds) for each in statements]
+    return [verdict(each, evidence, seeds, r1) for each in statements]
 
 
 def sum_up(claim: Claim, found: Iterable[Verdict | Mapping[str, object]]) -> str:

@@ -27,7 +27,7 @@ BLOCK = re.compile(r"<!--answer-->.*?<!--/answer-->", re.DOTALL)
 SUMS = {  # what a claim comes to: how that is said of one, of several, and before a list of them
     "holds": ("holds", "hold", "What holds"),
     "holds in part": ("holds in part", "hold in part", "In part"),
-    "does not hold": ("does not hold", "do not hold", "What does not"),
+    "does not hold": ("does not hold", "do not hold", "What does not hold"),
     rule.OPEN: ("is open", "are open", "Open"),
     rule.NOT_JUDGED: ("is not judged", "are not judged", "Not judged"),
     rule.NOT_RUN: ("is not run in full", "are not run in full", "Not run in full"),
@@ -58,17 +58,23 @@ def sentences(found: Mapping) -> list[str]:
     }
     return [
         f"In the reference run, of the paper's {len(sums)} claims {_listed(counts)}; {decided} of their {len(rows)} "
-        f"statements are decided ({reference.basis(found).rstrip('.')}).",
+        f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is that of "
+        "the contrast, often the benchmark, that is least favourable to its statement.",
         groups.pop("holds", "No claim holds."),
         " ".join(groups.values()),
     ]
 
 
 def _said(claim: claims.Claim, rows: Sequence[Mapping]) -> str:
-    """A claim with the effects of its statements: "Video proxies beat full attention (claim 6: +1.1 pt)"."""
-    effects = [effect_text(row)[0] for row in rows if row["claim"] == claim.id and row["effect"] is not None]
-    unit = " NMI" if claim.statements[0].metric == claims.NMI else ""
-    return f"{claim.sentence.rstrip('.')} (claim {claim.id}: {', '.join(effects) or 'no evidence'}{unit})"
+    """A claim with the effects of its statements: "Video proxies beat full attention (6 +1.1 pt)"."""
+    known = [row for row in rows if row["claim"] == claim.id and row["effect"] is not None]
+    effects = [f"{row['id']} {effect_text(row)[0].removesuffix(' pt')}" for row in known]
+    unit = "NMI" if claim.statements[0].metric == claims.NMI else "pt"
+    return (
+        f"{claim.sentence.rstrip('.')} ({', '.join(effects)} {unit})"
+        if effects
+        else claim.sentence.rstrip(".")
+    )
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -153,17 +159,24 @@ def _write(axis: Axes, x: float, place: float, text: str) -> None:
 
 def alt(rows: Sequence[Mapping]) -> str:
     """The figure in words."""
-    return "; ".join(f"{row['id']} {row['verdict']}, {' from '.join(effect_text(row))}" for row in rows)
+    return "; ".join(
+        f"{row['id']} {row['verdict']}"
+        + (f", {' from '.join(effect_text(row))}" if row["effect"] is not None else "")
+        for row in rows
+    )
 
 
 def caption(found: Mapping) -> str:
     """What the figure shows, under it."""
-    conditions = f" Also judged: {', '.join(found['conditions'])}." if found["conditions"] else ""
+    counts = {title: max(len(row["seeds"]) for row in rows) for title, rows in found["conditions"].items()}
+    basis = reference.basis(found)
+    conditions = "".join(f" {title}: the same, {count} seeds." for title, count in counts.items())
     return (
         "For each statement the contrast on which its verdict hangs, with its interval; ticks are all its contrasts. "
         "The band is the margin within which a difference does not matter. Filled circle: reproduced; cross: "
         "contradicted; hollow square: no difference; "
-        f"hollow diamond: open. {reference.basis(found)[0].upper()}{reference.basis(found)[1:]}{conditions}"
+        "hollow diamond: open. Paper: its own number, – where it is not verified. V video, S subtitle, F middle frame, "
+        f"C caption; DSL: dual softmax. {basis[0].upper()}{basis[1:]}{conditions}"
     )
 
 

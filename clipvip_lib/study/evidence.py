@@ -152,7 +152,8 @@ def verdicts(
 ) -> list[Verdict]:
     """The verdicts on the statements of one notebook, or on all. Smoke judges nothing."""
     chosen = [s for s in claims.STATEMENTS if notebook in (None, claims.claim(s.claim).notebook)]
-    found = rule.verdicts(evidence(profile, seeds, home), seeds, chosen)
+    r1 = rule.evidence_from_hits(hit_tables(profile, seeds, home, R1))
+    found = rule.verdicts(evidence(profile, seeds, home), seeds, chosen, r1)
     if profile.name != "smoke":
         return found
     note = "the smoke profile only tests the machinery"
@@ -423,6 +424,7 @@ def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
             "low": c.low,
             "high": c.high,
             "level": f"{100 * rule.confidence(v.statement):.3g} %",
+            **({"in R@1": float(np.mean(c.r1_by_seed))} if c.r1_by_seed else {}),
             # one seed judges no contrast either
             "alone": c.verdict if v.verdict != rule.NOT_JUDGED else rule.NOT_JUDGED,
         }
@@ -433,17 +435,22 @@ def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
 
 
 def in_a_line(found: Sequence[Verdict]) -> str:
-    """Verdicts as a headline: "Claim 6 holds: 6 reproduced (+1.2 points, +0.4 to +2.8). Claim 7 ..."."""
+    """Verdicts as a headline: "Claim 6 holds: 6 reproduced (+1.2 points, +0.4 to +2.8). Claim 7 ...". Points are those
+    of the average recall."""
     parts = []
     for claim in rule.claims_of(found):
-        own = [_in_short(v) for v in found if v.statement.claim == claim.id]
+        own = [_in_short(v, v is found[0]) for v in found if v.statement.claim == claim.id]
         parts.append(f"Claim {claim.id} {rule.sum_up(claim, found)}: {'; '.join(own)}")
     return ". ".join(parts)
 
 
-def _in_short(v: Verdict) -> str:
+def _in_short(v: Verdict, first: bool) -> str:
     effect, interval = effect_text(v)
-    effect = f"{effect} NMI" if v.statement.metric == NMI else effect.replace("pt", "points")
+    effect = (
+        f"{effect} NMI"
+        if v.statement.metric == NMI
+        else effect.replace("pt", "points of average recall" if first else "points")
+    )
     word = "" if v.verdict == rule.NOT_JUDGED else f" {v.verdict}"
     return f"{v.id}{word}" + ("" if v.effect is None else f" ({effect}, {interval})")
 

@@ -12,6 +12,7 @@ and for each contrast in NMI ``nmi/NAME/values`` [S], ``nmi/NAME/draws`` [S, R] 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,11 +25,13 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
 from clipvip_lib.statistics import verdicts as rule
 from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, RECALL, Contrast, Measure, metric_of
-from clipvip_lib.study import evidence
+from clipvip_lib.study import evidence, experiments
 from clipvip_lib.study.evidence import PLACES
 from clipvip_lib.workshop.provenance import provenance
+from clipvip_lib.workshop.stages import closure
 
 KEPT = PLACES[RECALL]
+REGISTRATION = files.CHECKOUT / "reports" / "registration.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ class Stored:
     runs: tuple[dict, ...]
     hits: dict[int, dict[Measure, np.ndarray]]
     gaps: dict[Contrast, list[dict]]
+
+    @property
+    def columns(self) -> set[str]:
+        """Names of all that it holds for every seed."""
+        hits = {f"R@{k} of {measure}" for k, tables in self.hits.items() for measure in tables}
+        return hits | {contrast.name for contrast in self.gaps}
 
     @property
     def metric(self) -> str:
@@ -68,7 +77,14 @@ def of_run(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> 
     stored = Stored(
         tuple(seeds),
         repr(profile),
-        (facts | {"precision": profile.precision},),
+        (
+            facts
+            | {
+                "precision": profile.precision,
+                "stages": _versions(profile, seeds),
+                "registration": registration(),
+            },
+        ),
         hits,
         evidence.gap_rows(profile, seeds, home),
     )
@@ -80,11 +96,23 @@ def of_run(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> 
     return stored
 
 
-def joined(first: Stored, second: Stored) -> Stored:
-    """Two files as one, for the arms that both have.
+def registration() -> str:
+    """A checksum of the registration in force, kept with evidence when it is written; empty if there is none."""
+    return hashlib.sha256(REGISTRATION.read_bytes()).hexdigest() if REGISTRATION.is_file() else ""
 
-    Raises ClipVipError for seeds that are in both, because they would count twice, and for another profile, because
-    other sizes are another study.
+
+def _versions(profile: Profile, seeds: Sequence[int]) -> dict[str, int]:
+    """Versions of the functions behind the evidence: results of another version are of another study."""
+    wanted = [s for name in experiments.NOTEBOOKS for s in experiments.stages_for(name, profile, seeds)]
+    return {stage.function.partition(":")[2]: stage.version for stage in closure(wanted)}
+
+
+def joined(first: Stored, second: Stored) -> Stored:
+    """Two files as one.
+
+    Raises ClipVipError for seeds that are in both, because they would count twice; for another profile or other
+    versions of stages, because that is another study; for arms or places that one of them lacks; and for seeds that
+    are not consecutive, because none may be left out.
     """
     if twice := sorted(set(first.seeds) & set(second.seeds)):
         raise ClipVipError(f"seeds {twice} are in the evidence already: expected others; choose other seeds")
@@ -93,16 +121,22 @@ def joined(first: Stored, second: Stored) -> Stored:
             f"evidence of another profile: expected {first.profile}, got {second.profile}; other sizes are another "
             "study, so keep it in a file of its own"
         )
+    if first.runs[-1].get("stages") != second.runs[-1].get("stages"):
+        raise ClipVipError(
+            "evidence of other versions of the stages (another commit): expected one study; begin a file of its own"
+        )
+    if lost := sorted(first.columns ^ second.columns):
+        raise ClipVipError(
+            f"one evidence lacks {lost[0]} and {len(lost) - 1} more: expected the same arms in both"
+        )
+    seeds = sorted(first.seeds + second.seeds)
+    if seeds != list(range(seeds[0], seeds[0] + len(seeds))):
+        raise ClipVipError(f"seeds {seeds} leave some out: expected consecutive ones; add those between")
     hits = {
-        k: {
-            m: np.concatenate([table, second.hits[k][m]])
-            for m, table in tables.items()
-            if m in second.hits[k]
-        }
+        k: {m: np.concatenate([table, second.hits[k][m]]) for m, table in tables.items()}
         for k, tables in first.hits.items()
-        if k in second.hits
     }
-    gaps = {c: [*rows, *second.gaps[c]] for c, rows in first.gaps.items() if c in second.gaps}
+    gaps = {c: [*rows, *second.gaps[c]] for c, rows in first.gaps.items()}
     return Stored(first.seeds + second.seeds, first.profile, first.runs + second.runs, hits, gaps)
 
 

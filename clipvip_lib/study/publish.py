@@ -111,8 +111,9 @@ def _card(
     if there:
         recorded = files.read_json(results)
         seeds = ", ".join(map(str, recorded["seeds"]))
+        led = reference_run.in_short(recorded.get("beside") or {})
         card |= {
-            "headline": recorded["headline"],
+            "headline": f"{led} This run: {recorded['headline']}" if led else recorded["headline"],
             "facts": f"profile {recorded['profile']}, seeds {seeds}, {recorded['run']['seconds']:.0f} s",
             "status": "done",
         }

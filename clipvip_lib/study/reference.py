@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 FOLDER = files.CHECKOUT / "reports" / "reference"
 EVIDENCE, VERDICTS = "evidence.npz", "verdicts.json"
-REGISTRATION = files.CHECKOUT / "reports" / "registration.json"
 KEYS = {
     "registered",
     "metric",
@@ -52,7 +51,9 @@ def judge(folder: Path = FOLDER) -> dict:
         title = path.stem.removeprefix("evidence-").replace("-", " ")
         conditions[title] = [row for row in rows if row["verdict"] != rule.NOT_RUN]
     found = {
-        "registered": REGISTRATION.is_file(),
+        "registered": all(
+            run.get("registration") == evidence_file.registration() != "" for run in stored.runs
+        ),
         "metric": stored.metric,
         "profile": stored.profile,
         "seeds": list(stored.seeds),
@@ -100,7 +101,7 @@ def beside(rows: Sequence[Mapping], reference: dict | None) -> dict:
 
 
 def checked(rows: Iterable[Mapping], reference: Iterable[Mapping], seeds: Sequence[int]) -> list[dict]:
-    """A row for each contrast that a run and the reference have in the same metric: contrast, here (the mean over the
+    """A row for each contrast that a run and the reference have in a metric: contrast, here (the mean over the
     run's seeds), low and high (where the reference's other seeds expect it: a seed cannot foretell itself), inside,
     and same (whether the seeds that both have gave the same numbers; None if they share none).
 
@@ -110,26 +111,40 @@ def checked(rows: Iterable[Mapping], reference: Iterable[Mapping], seeds: Sequen
     found = {}
     for row in rows:
         for contrast in row["contrasts"]:
-            other = there.get((row["metric"], contrast["name"]))
-            known = dict(zip(seeds, other["by_seed"], strict=True)) if other else {}
-            others = [value for seed, value in known.items() if seed not in row["seeds"]]
-            if len(others) < 2 or not contrast["by_seed"]:
+            own = {row["metric"]: contrast["by_seed"], claims.R1: contrast["r1_by_seed"]}
+            metric = next((m for m in own if own[m] and (m, contrast["name"]) in there), None)
+            if metric is None:
                 continue
-            low, high = intervals.prediction_interval(others, len(contrast["by_seed"]))
+            values, other = own[metric], there[metric, contrast["name"]]
+            known = dict(zip(seeds, other["by_seed"], strict=True))
+            others = [value for seed, value in known.items() if seed not in row["seeds"]]
+            if len(others) < 2:
+                continue
+            low, high = intervals.prediction_interval(others, len(values))
             both = [
                 abs(value - known[seed]) <= SAME
-                for seed, value in zip(row["seeds"], contrast["by_seed"], strict=True)
+                for seed, value in zip(row["seeds"], values, strict=True)
                 if seed in known
             ]
             found[contrast["name"]] = {
                 "contrast": contrast["name"],
-                "here": contrast["effect"],
+                "here": sum(values) / len(values),
                 "low": low,
                 "high": high,
-                "inside": low <= contrast["effect"] <= high,
+                "inside": low <= sum(values) / len(values) <= high,
                 "same": all(both) if both else None,
             }
     return list(found.values())
+
+
+def in_short(found: Mapping) -> str:
+    """What the reference says of a page's claims, for its card; "" if it says nothing."""
+    said = (
+        [f"claim {c.id} {rule.sum_up(c, found['statements'])}" for c in rule.claims_of(found["statements"])]
+        if found
+        else []
+    )
+    return f"Reference: {', '.join(said)}." if said else ""
 
 
 def basis(reference: Mapping) -> str:
