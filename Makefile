@@ -18,7 +18,7 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
   papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality smoke-results rates evidence answer lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality smoke-results rates evidence answer faults lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ evidence: setup ## add what every query gave in a run that is done (SEEDS=0,1,2)
 
 answer: setup ## judge that evidence again: verdicts, figure, and README's answer
 	@$(PY) -m clipvip_lib.study.jobs answer
+
+faults: setup ## write docs/faults.md from the marks of the tests
+	@$(PY) tests/faults.py
 
 lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)

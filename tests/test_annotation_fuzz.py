@@ -231,6 +231,10 @@ def test_the_sets_as_they_are_have_no_fault(name):
     assert try_set(name, FILES[name]) == "right"
 
 
+@pytest.mark.bad_input(
+    "benchmark: any set with values of wrong types, cut bytes or odd names",
+    says="right, or a sentence, never another error",
+)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(changed_sets())
 def test_a_changed_set_is_right_or_a_sentence(which):
@@ -343,12 +347,14 @@ def try_tar(content: bytes) -> str:
     return came
 
 
+@pytest.mark.bad_input("shard: random tars", says="samples or a sentence, never another error")
 @settings(max_examples=4 * EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tars())
 def test_any_tar_is_samples_or_a_sentence(content):
     try_tar(content)
 
 
+@pytest.mark.bad_input("shard: 5,000 headers that belong to the next", says="`is damaged`")
 def test_a_chain_of_headers_that_belong_to_the_next_is_a_sentence(tmp_path):
     """Each is read inside the reading of the one before it."""
     header = bytearray(tar_of([("000", ".mp4", tarfile.REGTYPE, b"")], tarfile.GNU_FORMAT)[:512])

@@ -221,6 +221,10 @@ class Evil:
         return os.system, ("touch evil",)
 
 
+@pytest.mark.bad_input(
+    "benchmark: a pickle that names a function, or is none",
+    says="`which could run code: expected plain containers`; it is not run",
+)
 def test_a_pickle_runs_nothing(write, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     root = write("msvd")
@@ -306,6 +310,9 @@ def test_a_line_separator_in_a_text_is_no_line_end(write):
     assert load_benchmark("jsonl", root, "val")[-1].texts == ("a ball\u2028falls\x85down",)
 
 
+@pytest.mark.bad_input(
+    "benchmark: a frame folder that lost a picture", says="`expected num_frame = 7 pictures in`"
+)
 def test_frame_folders_that_lost_pictures_are_refused(write):
     root = write("jsonl", "jpg")
     items = load_benchmark("jsonl", root, "test")
@@ -315,6 +322,7 @@ def test_frame_folders_that_lost_pictures_are_refused(write):
         load_benchmark("jsonl", root, "test")
 
 
+@pytest.mark.bad_input("benchmark: one id twice in a split", says="that it is there twice", cases=11)
 @pytest.mark.parametrize("name", sorted(SETS))
 def test_an_id_twice_in_a_split_is_refused(write, name):
     root = write(name)

@@ -47,6 +47,7 @@ def test_unknown_names_are_refused(root):
         load_benchmark("msrvtt", root / "msrvtt", "dev")
 
 
+@pytest.mark.bad_input("benchmark: missing videos", says="`2 of 8 videos`, with their names")
 def test_missing_clips_are_counted_named_and_refused(root):
     for number in (16, 17):
         (root / f"msrvtt/videos/video{number}.mp4").unlink()
@@ -72,6 +73,7 @@ def test_no_video_at_all_is_refused_whatever_is_allowed(root):
         load_benchmark("didemo", root / "didemo", "test", allow_missing=100)
 
 
+@pytest.mark.bad_input("benchmark: a damaged annotation file", says="the file and the line or entry")
 @pytest.mark.parametrize(
     ("path", "content", "message"),
     (
@@ -109,6 +111,9 @@ def test_a_damaged_annotation_is_named(root, path, content, message):
         load_benchmark(name, root / name, "test")
 
 
+@pytest.mark.bad_input(
+    "benchmark: an annotation file in Latin-1, or not there", says="`is not UTF-8`, `no annotation file`"
+)
 def test_annotations_must_be_there_and_utf8(root):
     (root / "msrvtt/MSRVTT_val.csv").write_bytes(
         "key,vid_key,video_id,sentence\nr,m,video0,caf\u00e9\n".encode("latin-1")
@@ -129,6 +134,7 @@ def test_a_training_video_without_sentences_is_named(root):
         load_benchmark("msrvtt", root / "msrvtt", "train")
 
 
+@pytest.mark.bad_input("benchmark: sentences that are no list", says="`expected a list of sentences`")
 @pytest.mark.parametrize("content", ('{"sentences": 5}', '{"sentences": null}'))
 def test_sentences_must_be_a_list(root, content):
     (root / "msrvtt/MSRVTT_data.json").write_text(content)
@@ -136,6 +142,7 @@ def test_sentences_must_be_a_list(root, content):
         load_benchmark("msrvtt", root / "msrvtt", "train")
 
 
+@pytest.mark.bad_input("benchmark: a caption that is null", says="`expected text in 'caption', got null`")
 def test_a_null_caption_is_no_caption(root):
     path = root / "msrvtt/MSRVTT_data.json"
     data = json.loads(path.read_text())

@@ -55,6 +55,10 @@ def test_names_are_those_of_braceexpand_and_are_counted(pattern):
     assert _sequence(pattern, 0, inside=False)[0] >= len(expected) or "{b..d}" in pattern
 
 
+@pytest.mark.bad_input(
+    "shard pattern: more than a million names, up to 5,000 digits",
+    says="`shards or more: expected at most 1,000,000`, within 5 seconds",
+)
 @pytest.mark.parametrize("pattern", ENDLESS)
 @pytest.mark.parametrize("ask", (expand, lambda pattern: list_clips([pattern])))
 def test_a_pattern_without_end_is_refused_at_once(pattern, ask):
@@ -69,6 +73,7 @@ def test_two_corpora_in_one_pattern_are_a_sum_and_not_a_product():
     assert len(names_of(f"{{1..{MOST_NAMES}}}")) == MOST_NAMES
 
 
+@pytest.mark.bad_input("shard pattern: 100,000 open braces", says="`closing brace`")
 def test_braces_in_braces_without_end_are_a_sentence():
     with pytest.raises(ClipVipError, match="closing brace"):
         names_of("{" * 100_000)

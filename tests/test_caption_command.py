@@ -126,6 +126,11 @@ def test_torchruns_ranks_share_the_work(place, line, tmp_path, main, capsys):
     assert "images/s" in said.err
 
 
+@pytest.mark.fault(
+    "caption: SIGKILL in the middle of a shard",
+    sees="how many shards `shards were captioned before`, and which one is taken up",
+    keeps="the captions of whole shards; the end is whole, each sample once",
+)
 @pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on_where_it_was(place, line, tmp_path):
     out = tmp_path / "out"
@@ -149,6 +154,11 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(place, line, tmp_path):
     assert_whole(out)
 
 
+@pytest.mark.fault(
+    "caption: one of two ranks is killed (SIGKILL)",
+    sees="`waiting for`, then `taking up`",
+    keeps="all: the living rank captions the shard, each sample once",
+)
 @pytest.mark.slow
 def test_a_living_rank_takes_up_what_a_killed_one_held(place, line, tmp_path):
     out = tmp_path / "out"
@@ -246,6 +256,7 @@ def test_bad_samples_and_the_share_that_may_be_skipped(line, tmp_path, main, cap
     assert "skipped 1 of 5 samples of bad.tar, see bad.skipped.jsonl" in said.err
 
 
+@pytest.mark.bad_input("caption: options that make no sense", says="one sentence, exit code 2")
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -250,6 +250,10 @@ def test_parquet_of_an_unknown_maker_is_refused_and_kept(captioner, written, tmp
 # ------------------------------------------------------------------------------------------------ bad samples
 
 
+@pytest.mark.bad_input(
+    "caption: a sample that is no video",
+    says="the sample, and how many may be skipped; no captions of that shard are written",
+)
 def test_a_bad_sample_stops_by_its_name_and_keeps_what_is_done(captioner, shards, tmp_path):
     corpus.change(shards[1], "000010004.mp4", b"no video at all")
     with pytest.raises(ClipVipError, match=r"1 of 10 samples .*00001\.tar .* 0 may be skipped.*000010004 of"):
@@ -260,6 +264,10 @@ def test_a_bad_sample_stops_by_its_name_and_keeps_what_is_done(captioner, shards
     assert corpus.texts(tmp_path / "out" / "00001.captions.jsonl") == corpus.expected(1, CLIPS)
 
 
+@pytest.mark.bad_input(
+    "caption: a cut video and a cut picture, with a share that may be skipped",
+    says="`skipped 2 of 10 samples of 00001.tar, see 00001.skipped.jsonl`",
+)
 def test_bad_samples_are_skipped_and_named_up_to_a_share(captioner, shards, tmp_path):
     cut = corpus.video([(9, 9, 9)] * 30)
     corpus.change(shards[1], "000010004.mp4", cut[: len(cut) // 2])
@@ -306,6 +314,7 @@ def test_a_json_that_is_too_deep_says_nothing_of_a_sample(captioner, shards, tmp
         caption_shards(shards[:1], tmp_path / "out", captioner)
 
 
+@pytest.mark.bad_input("caption: a key that is not UTF-8", says="`expected UTF-8, got other bytes`")
 def test_a_key_that_is_not_utf8_is_one_bad_sample(captioner, shards, tmp_path):
     files = {"good.jpg": corpus.still((9, 9, 9)), "caf\udce9.jpg": corpus.still((9, 9, 9))}
     corpus.write_tar(shards[0], files)
@@ -317,6 +326,7 @@ def test_a_key_that_is_not_utf8_is_one_bad_sample(captioner, shards, tmp_path):
     assert row["key"] == r"caf\udce9"
 
 
+@pytest.mark.bad_input("caption: a cut shard, or a sample that is there twice", says="`is damaged`, `twice`")
 def test_damaged_and_doubled_shards_are_named(captioner, shards, tmp_path):
     whole = shards[1].read_bytes()
     shards[1].write_bytes(whole[: len(whole) // 2])
@@ -413,6 +423,11 @@ signal.pause()
 """
 
 
+@pytest.mark.fault(
+    "caption: a rank is stopped, then killed (SIGKILL)",
+    sees="`taking up 00001.tar`",
+    keeps="while it lives, its shard is its own; then the other rank captions it",
+)
 def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
     captioner, written, tmp_path, monkeypatch
 ):
@@ -492,6 +507,11 @@ def killed(code: str, captioner, shards, folder: Path) -> tuple[Path, list[str]]
     return out, names(out)
 
 
+@pytest.mark.fault(
+    "caption: killed while captions are written",
+    sees="`taking up 00001.tar`",
+    keeps="whole captions; the half file is gone after the next start",
+)
 def test_a_kill_while_writing_leaves_no_half_file(captioner, shards, tmp_path):
     out, left = killed(DIE_WRITING, captioner, shards, tmp_path)
     half = [name for name in left if name.endswith(".partial")]
@@ -524,6 +544,11 @@ caption_shards(shards, sys.argv[2], Captioner.load(sys.argv[3]), parquet=True)
 """
 
 
+@pytest.mark.fault(
+    "caption: killed between captions and Parquet",
+    sees="nothing",
+    keeps="the captions: the next start writes the Parquet and captions no shard twice",
+)
 def test_a_kill_between_captions_and_parquet_costs_no_captions(captioner, shards, tmp_path):
     out, left = killed(DIE_AS_PARQUET, captioner, shards, tmp_path)
     assert "00001.captions.jsonl" in left and "00001.captions.parquet" not in left
@@ -533,6 +558,11 @@ def test_a_kill_between_captions_and_parquet_costs_no_captions(captioner, shards
     assert same_as_parquet(out)  # nor is the half file left
 
 
+@pytest.mark.fault(
+    "caption: a rank is killed (SIGKILL) that holds a shard's Parquet",
+    sees="`waiting for 1 shard held by others, first 00001.tar`",
+    keeps="all: the living rank writes the Parquet",
+)
 def test_a_living_rank_writes_the_parquet_that_a_dead_one_left(captioner, written, tmp_path):
     """Rank 1 dies between the two while rank 0 lives on: rank 0 waits for it and then has its Parquet to write."""
     caption_shards(written, tmp_path, captioner)
@@ -556,6 +586,11 @@ def test_a_living_rank_writes_the_parquet_that_a_dead_one_left(captioner, writte
     assert same_as_parquet(tmp_path)
 
 
+@pytest.mark.fault(
+    "caption: the model fails",
+    sees="the model's error, `the device fell off`",
+    keeps="no half file, no thread; the next call captions all",
+)
 def test_a_failing_captioner_ends_the_reading_too(captioner, written, tmp_path):
     def fail(frames):
         raise RuntimeError("the device fell off")

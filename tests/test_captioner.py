@@ -48,6 +48,10 @@ def test_a_saved_captioner_says_the_same(tiny, tmp_path):
     assert tiny.caption([]) == []
 
 
+@pytest.mark.bad_input(
+    "captioner: cut weights, another shape, or half a configuration",
+    says="`damaged or cut short`, `of another shape` or `not a whole captioner`",
+)
 def test_a_folder_that_is_no_captioner_is_refused(tiny, tmp_path):
     with pytest.raises(ClipVipError, match="no file"):
         Captioner.load(tmp_path)
@@ -158,6 +162,7 @@ def test_other_bad_shards_are_named(tiny, tmp_path):
     assert not captions_path(bad).exists()
 
 
+@pytest.mark.bad_input("captions: a line that is none", says="`line 2 of`")
 def test_a_bad_caption_line_is_named(tmp_path):
     path = tmp_path / "00000.captions.jsonl"
     for line in ("{", '{"key": "a"}', "[1]"):

@@ -240,6 +240,7 @@ def test_blip_captions_too(tmp_path):
     assert all(len(text.split()) <= 16 for text in found)
 
 
+@pytest.mark.bad_input("captioner: a name or a model that is none", says="`cannot load the captioner`")
 def test_what_is_no_captioner_is_refused_before_a_corpus(tmp_path, vit_gpt2):
     with pytest.raises(ClipVipError, match="cannot load the captioner .*none .*check the name"):
         HuggingFaceCaptioner(tmp_path / "none")
@@ -252,3 +253,20 @@ def test_what_is_no_captioner_is_refused_before_a_corpus(tmp_path, vit_gpt2):
         HuggingFaceCaptioner(tmp_path / "clip")
     with pytest.raises(ClipVipError, match="a beam and a length of at least 1, got 0 and 16"):
         HuggingFaceCaptioner(vit_gpt2, beam=0)
+
+
+@pytest.mark.bad_input(
+    "captioner: a model that brings code", says="`cannot load the captioner`; it is not run"
+)
+def test_code_that_comes_with_a_model_is_not_run_even_if_somebody_would_say_yes(tmp_path, monkeypatch):
+    ran, folder = tmp_path / "ran", tmp_path / "model"
+    folder.mkdir()
+    (folder / "code.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Its:\n    pass\n")
+    about = {"model_type": "its", "image_processor_type": "Its"}
+    about["auto_map"] = {"AutoConfig": "code.Its", "AutoImageProcessor": "code.Its"}
+    for name in ("config.json", "preprocessor_config.json"):
+        (folder / name).write_text(json.dumps(about))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ClipVipError, match="cannot load the captioner"):
+        HuggingFaceCaptioner(folder)
+    assert not ran.exists()

@@ -59,6 +59,9 @@ def test_whole_frame_folders_have_no_fault(written):
     assert report.decoding.clips == sum(CLIPS.values())
 
 
+@pytest.mark.bad_input(
+    "benchmark: a set with one fault, in check-data", says="the fault's code, as error or warning"
+)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_damaged_set_is_named(written, tmp_path, variant):
     name, damage, expected = VARIANTS[variant]
@@ -80,6 +83,11 @@ def test_every_code_has_a_variant():
     assert len(VARIANTS) >= 50
 
 
+@pytest.mark.fault(
+    "check-data: the disk fails under a video (simulated)",
+    sees="`expected a video file, got Input/output error`",
+    keeps="the check of the other files",
+)
 def test_a_file_that_cannot_be_opened_is_named(written, tmp_path, monkeypatch):
     """Root may open every file, so the disk is at fault here. It has the size of another, with which it is compared."""
     shutil.copytree(written / "msrvtt", tmp_path / "set")

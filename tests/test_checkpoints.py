@@ -243,6 +243,9 @@ PARTS = [
 ]
 
 
+@pytest.mark.bad_input(
+    "weights: names missing, left over, of another shape, or not finite", says="which ones; nothing is loaded"
+)
 @pytest.mark.parametrize(("edit", "message"), PARTS, ids=[m for _, m in PARTS])
 def test_strict_and_nothing_half_loaded(edit, message):
     model = make()
@@ -307,6 +310,9 @@ class Bomb:
         return pathlib.Path.touch, (self.path,)
 
 
+@pytest.mark.bad_input(
+    "weights: a pickle that would run code", says="`would run code, and were not run`; it is not run"
+)
 def test_a_pickle_that_would_run_code_does_not(tmp_path):
     for name, save in (
         ("zip.pt", torch.save),
@@ -332,6 +338,10 @@ FILES = {
 }
 
 
+@pytest.mark.bad_input(
+    "weights: empty, a git-LFS pointer, a web page, noise, text, or no weights",
+    says="what it is, such as `git-LFS pointer`",
+)
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_something_else_is_named(name, tmp_path):
     content, message = FILES[name]
@@ -343,6 +353,7 @@ def test_a_file_that_is_something_else_is_named(name, tmp_path):
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
+@pytest.mark.bad_input("weights: cut", says="`damaged`")
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 @pytest.mark.parametrize("keep", [0.02, 0.5, 0.99])
 def test_a_file_cut_short_is_named(suffix, keep, tmp_path):
@@ -459,6 +470,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.bad_input("weights: a folder with one fault, on two ways of loading", says="one sentence")
 @pytest.mark.parametrize("fault", BROKEN)
 @pytest.mark.parametrize("load", [ClipViP.from_pretrained, load_clip_vip], ids=["transformers", "ours"])
 def test_a_broken_folder_is_one_sentence(load, fault, tmp_path, caplog):
@@ -486,6 +498,9 @@ def test_another_image_size_by_interpolation(tmp_path):
         load_clip_vip(tmp_path, image_size=16)
 
 
+@pytest.mark.bad_input(
+    "weights: a TorchScript program", says="`TorchScript program, as OpenAI released CLIP`"
+)
 def test_torchscript_is_named(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that TorchScript is deprecated
@@ -552,6 +567,10 @@ SILENT = {
 }  # fmt: skip
 
 
+@pytest.mark.bad_input(
+    "weights: doubled names, other types, empty strangers, other prefixes",
+    says="which ones; nothing is loaded",
+)
 @pytest.mark.parametrize("fault", SILENT)
 def test_nothing_is_taken_silently(fault):
     edit, message = SILENT[fault]
@@ -621,6 +640,7 @@ MALFORMED = {
 }
 
 
+@pytest.mark.bad_input("weights: of a malformed shape or name", says="one sentence")
 @pytest.mark.parametrize("what", MALFORMED)
 def test_malformed_weights_are_one_sentence(what, tmp_path):
     torch.save(make().state_dict() | MALFORMED[what], tmp_path / "bad.pt")
@@ -629,6 +649,10 @@ def test_malformed_weights_are_one_sentence(what, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.bad_input(
+    "weights: an index that is none, or leads out of the folder",
+    says="`expected a weight_map from names to files of this folder`",
+)
 @pytest.mark.parametrize(
     "content", ["{}", "[]", '{"weight_map": []}', '{"weight_map": {"logit_scale": "../x.bin"}}']
 )
@@ -639,6 +663,9 @@ def test_an_index_that_is_none(content, tmp_path):
         load_clip_vip(tmp_path)
 
 
+@pytest.mark.bad_input(
+    "weights: a web page, a gzip archive or a GGUF file", says="`web page`, `a gzip archive` or `a GGUF file`"
+)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -655,6 +682,7 @@ def test_more_files_that_are_something_else(content, message, tmp_path):
         load_clip_vip(tmp_path / "weights.pt")
 
 
+@pytest.mark.bad_input("weights: two models in one file", says="`more than one place (state_dict, model)`")
 def test_two_state_dicts_in_one_file_are_not_chosen_from(tmp_path):
     state = make().state_dict()
     torch.save({"model": state, "state_dict": state}, tmp_path / "two.pt")
@@ -671,6 +699,10 @@ def test_half_precision_reports_in_one_line():
 # ---- configurations that nothing could build ----
 
 
+@pytest.mark.bad_input(
+    "weights: a configuration of a million layers, or of enormous widths",
+    says="`layers: expected at most 1000` or `expected about as many`, within 20 seconds",
+)
 @pytest.mark.parametrize(
     ("part", "field", "number", "words"),
     [
@@ -702,6 +734,10 @@ def test_a_configuration_without_bounds_is_refused_at_once(tmp_path, part, field
     assert time.monotonic() - start < 20
 
 
+@pytest.mark.bad_input(
+    "weights: a name of layer 999,999,999",
+    says="`a configuration of 1000000000 layers: expected at most 1000`",
+)
 def test_a_files_name_of_a_layer_does_not_set_the_depth_without_bounds(tmp_path):
     state = released(make(hidden_act="quick_gelu"))
     state["clipmodel.vision_model.encoder.layers.999999999.mlp.fc1.bias"] = torch.zeros(1)
@@ -732,6 +768,9 @@ def test_an_open_clip_file_may_be_wrapped_and_its_activation_is_assumed(plain, t
     )
 
 
+@pytest.mark.bad_input(
+    "weights: names with a wrapper's prefix", says="`names that start with`, and how to save them without it"
+)
 @pytest.mark.parametrize(
     ("prefix", "advice"),
     [

@@ -7,6 +7,7 @@ import time
 
 import patience
 import psutil
+import pytest
 
 RANK = """
 import os, time
@@ -39,6 +40,11 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
+@pytest.mark.fault(
+    "any ranks: torchrun is killed (SIGKILL) while they are busy",
+    sees="the ranks end within 10 seconds",
+    keeps="not looked at by the test",
+)
 def test_ranks_end_soon_after_a_torchrun_that_was_killed(tmp_path):
     process, ranks = started(tmp_path / "said", TORCHELASTIC_RUN_ID="none")
     try:

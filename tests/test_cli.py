@@ -48,6 +48,9 @@ def test_arguments_reach_the_pipeline(called):
     assert options["set"] == {"data_root": "/data", "n": 3, "names": [1, 2]}
 
 
+@pytest.mark.bad_input(
+    "reproduce: options that make no sense", says="one sentence, exit code 2; nothing runs"
+)
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -77,6 +80,11 @@ def test_without_a_command_the_help_is_shown(capsys):
     assert said.out == "" and said.err == cli.parser().format_help() and "reproduce" in said.err
 
 
+@pytest.mark.fault(
+    "any command: Ctrl-C (the command is simulated)",
+    sees="`run the same command to continue`, exit code 130",
+    keeps="see each command",
+)
 def test_errors_and_interruptions_of_a_command(monkeypatch, capsys):
     import clipvip_lib.study.pipeline as pipeline
 
@@ -99,6 +107,11 @@ def test_errors_and_interruptions_of_a_command(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("clipvip: stopped by SIGTERM; what was done is kept")
 
 
+@pytest.mark.fault(
+    "any command: SIGTERM (the command is simulated)",
+    sees="`clipvip: stopped by SIGTERM; what was done is kept`, exit code 143",
+    keeps="see each command",
+)
 def test_sigterm_in_the_middle_of_any_command_is_a_sentence(monkeypatch, capsys):
     import clipvip_lib.study.pipeline as pipeline
 
@@ -111,6 +124,9 @@ def test_sigterm_in_the_middle_of_any_command_is_a_sentence(monkeypatch, capsys)
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.fault(
+    "any command: a terminal that cannot show a sign", sees="`?0.3 points`", keeps="the run; exit code 0"
+)
 def test_a_terminal_of_another_encoding_stops_nothing():
     code = (
         "import sys; from clipvip_lib import cli; from clipvip_lib.study import pipeline;"

@@ -116,6 +116,9 @@ def test_texts_that_the_context_does_not_hold_are_counted():
     assert (tokenizer.seen, tokenizer.cut) == (4, 2)
 
 
+@pytest.mark.bad_input(
+    "tokenizer: a file of another shape", says="`expected a tokenizer saved by ClipTokenizer.save`"
+)
 @pytest.mark.parametrize(
     "shape",
     (

@@ -117,6 +117,10 @@ def test_every_kind_is_read_as_read_frames_reads_it(tmp_path):
         assert found.total == 1 and shown.shape == (N, SIZE, SIZE, 3) and (shown == shown[0]).all()
 
 
+@pytest.mark.bad_input(
+    "embed: names that are absent, empty, doubled, with a NUL or too long",
+    says="such as `no file or folder absent`",
+)
 @pytest.mark.parametrize(
     ("sources", "words"),
     [
@@ -216,6 +220,7 @@ def test_what_was_given_up_may_end_in_a_decoding_thread(tmp_path, monkeypatch):
     assert ended == [None]
 
 
+@pytest.mark.bad_input("embed: a shard that was cut after it was listed", says="`is cut: expected`")
 def test_a_member_beyond_a_cut_shard_is_a_bad_clip(tmp_path):
     path = write_shard(tmp_path / "s.tar", {"a": sample(4), "b": sample(30)})
     clips = list_clips([path])
@@ -224,6 +229,9 @@ def test_a_member_beyond_a_cut_shard_is_a_bad_clip(tmp_path):
     assert a.error is None and "b of" in str(b.error) and "is cut: expected" in str(b.error)
 
 
+@pytest.mark.bad_input(
+    "embed: a file name that is not UTF-8", says="`expected UTF-8, got other bytes; rename it`"
+)
 def test_names_that_are_not_utf8_are_refused(tmp_path):
     (path,) = write_videos(tmp_path / "videos", 1)
     try:
@@ -315,6 +323,10 @@ def test_a_key_may_have_dots_where_a_video_would_be_lost(tmp_path):
     )
 
 
+@pytest.mark.bad_input(
+    "embed: files that are no videos beside videos",
+    says="`left out beside 1 videos: 2 hidden`, with every reason",
+)
 def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
     failed = {"json": json.dumps({"status": "failed_to_download"}).encode()}
     sounds = {"flac": b"x", "txt": b"a song"}
@@ -348,6 +360,7 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
         list_clips([tmp_path / "s"])
 
 
+@pytest.mark.bad_input("embed: a link that leads in a circle", says="`leads back to`")
 def test_links_are_followed_and_circles_refused(tmp_path):
     write_videos(tmp_path / "elsewhere" / "deep", 1)
     write_videos(tmp_path / "in", 1)
@@ -361,6 +374,9 @@ def test_links_are_followed_and_circles_refused(tmp_path):
         list_clips([tmp_path / "in"])
 
 
+@pytest.mark.bad_input(
+    "embed: a pipe named like a video", says="`expected a file, got a pipe or a device; remove it`"
+)
 def test_a_pipe_is_refused_before_anybody_waits_for_it(tmp_path):
     os.mkfifo(tmp_path / "v.mp4")
     with pytest.raises(ClipVipError, match=r"v\.mp4: expected a file, got a pipe or a device; remove it"):

@@ -39,6 +39,11 @@ def test_the_largest_stream_is_shown():
     assert [look(videos.two_streams(sizes)).stream for sizes in ((32, 64), (64, 32))] == [1, 0]
 
 
+@pytest.mark.fault(
+    "video: the decoder raises IndexError, ValueError, OSError or MemoryError",
+    sees="`is damaged or cut: its reader ended with`",
+    keeps="the run, which may skip it: the error is a VideoError",
+)
 @pytest.mark.parametrize(
     "error", [IndexError("x"), ValueError("31 is no Type"), OSError(5, "x"), MemoryError()]
 )

@@ -219,6 +219,7 @@ def test_only_texts_of_the_shards_own_clips_are_counted(tmp_path, capsys):
     assert (counted["clips"], counted["texts"], counted["missing"]) == (2, 1, 1)
 
 
+@pytest.mark.bad_input("convert-texts: half a character", says="`holds half a`; no file is written")
 def test_a_text_that_is_half_a_character_is_one_sentence(tmp_path):
     write_shard(tmp_path / "00000.tar", [sample("k", json='{"clip_id": "c"}')])
     (tmp_path / "said.jsonl").write_text('{"clip_id": "c", "text": "half \\ud800"}\n')
@@ -227,6 +228,7 @@ def test_a_text_that_is_half_a_character_is_one_sentence(tmp_path):
     assert not (tmp_path / "00000.texts.jsonl").exists()
 
 
+@pytest.mark.bad_input("convert-texts: 100,000 brackets", says="`is not JSON`")
 def test_a_deep_json_is_one_sentence(tmp_path):
     write_shard(tmp_path / "00000.tar", [sample("k", json="[" * 100_000)])
     with pytest.raises(ClipVipError, match=r"k\.json of shard .* is not JSON"):
@@ -236,6 +238,7 @@ def test_a_deep_json_is_one_sentence(tmp_path):
         read_sidecar(tmp_path / "00000.texts.jsonl", "texts")
 
 
+@pytest.mark.bad_input("convert-texts: options that make no sense", says="one sentence")
 @pytest.mark.parametrize(
     ("line", "message"),
     (

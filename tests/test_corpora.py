@@ -129,6 +129,9 @@ def test_didemo_paragraphs_join_the_moments_in_order(folder):
     assert own[1].startswith("then ")
 
 
+@pytest.mark.fault(
+    "embedded world: Ctrl-C while a shard is written", sees="the interruption", keeps="no half shard"
+)
 def test_an_interrupted_shard_leaves_nothing(tmp_path):
     def stop(done, total, note=""):
         if done == 2:
@@ -139,6 +142,11 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "embedded world: Ctrl-C while a benchmark is written",
+    sees="the interruption",
+    keeps="the clips that were written: the next start leaves them as they are",
+)
 def test_an_interrupted_benchmark_goes_on(tmp_path, folder):
     def stop(done, total, note=""):
         if done == 10:

@@ -47,6 +47,10 @@ AFTER = {
 }
 
 
+@pytest.mark.bad_input(
+    "table: a quotation mark that is not closed",
+    says="`is not CSV from line 3 on`, `a quote may not be closed`",
+)
 @pytest.mark.parametrize("kind", HEADERS)
 @pytest.mark.parametrize("after", AFTER)
 def test_a_mark_that_is_not_closed_is_named_with_its_line(tmp_path, kind, after):
@@ -55,6 +59,9 @@ def test_a_mark_that_is_not_closed_is_named_with_its_line(tmp_path, kind, after)
         read(path, kind)
 
 
+@pytest.mark.bad_input(
+    "table of queries: a quotation mark that is not closed", says="`is not CSV from line 3 on`"
+)
 @pytest.mark.parametrize("after", AFTER)
 def test_queries_are_read_as_strictly(tmp_path, after):
     texts = ["first", OPEN, *AFTER[after]]
@@ -70,6 +77,7 @@ def test_marks_as_writers_of_csv_set_them_are_read(tmp_path, kind):
     assert found == ['a "b" c', 'a, "b" c', "it's", "over\ntwo lines", "one, two\nthree"]
 
 
+@pytest.mark.bad_input("table: a column that stands twice", says="`has the column 'text' twice`")
 def test_a_column_that_stands_twice_is_refused():
     with pytest.raises(ClipVipError, match="t.csv has the column 'text' twice"):
         rows("id,text,text\n1,a,b\n")
@@ -85,6 +93,7 @@ def test_what_the_writer_writes_is_read_back(table):
     assert [tuple(row.values()) for _, row in rows(file.getvalue())] == table
 
 
+@pytest.mark.bad_input("table: random text", says="rows, or a sentence with the line")
 @given(st.text(st.sampled_from('ab,"\n\r\0é'), max_size=40))
 def test_any_text_is_rows_or_a_sentence(text):
     """And no row that is read holds another one."""

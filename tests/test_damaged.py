@@ -94,6 +94,9 @@ ROUTES = {
 }
 
 
+@pytest.mark.bad_input(
+    "video: bytes turned inside, on each of seven ways of reading", says="each way refuses the same files"
+)
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_reader_says_the_same(route, folder, verdicts):
     found = {key: not refused(ROUTES[route], folder / f"{key}.mp4") for key in verdicts}
@@ -102,6 +105,7 @@ def test_every_reader_says_the_same(route, folder, verdicts):
     assert refusals > 0.7 * len(found)  # the rest is damage that makes valid pictures: no decoder can tell
 
 
+@pytest.mark.bad_input("video: bytes turned inside, in embed", says="the same files are left out")
 def test_embedding_says_the_same(folder, verdicts, weights, tmp_path):
     clips = list_clips([folder])
     embed_videos(load_encoder(weights), clips, tmp_path / "out", skip_bad=len(clips))
@@ -109,6 +113,10 @@ def test_embedding_says_the_same(folder, verdicts, weights, tmp_path):
     assert {found.row(i)["id"] for i in range(len(found))} == {key for key, fine in verdicts.items() if fine}
 
 
+@pytest.mark.bad_input(
+    "video: bytes turned inside, in a stream with and without workers",
+    says="the same files are left out, and named in the log",
+)
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_stream_says_the_same(workers, files, verdicts, tmp_path):
     samples = [{"__key__": key, "mp4": video, "txt": "a dog"} for key, video in files.items()]
@@ -157,6 +165,9 @@ def test_accepting_takes_every_file_that_the_decoder_makes_pictures_of(files, ve
     }
 
 
+@pytest.mark.bad_input(
+    "video: HEVC whose decoder leaves pictures out", says="`pictures cannot be decoded; fetch it again`"
+)
 def test_pictures_that_a_decoder_leaves_out_without_a_word_are_missed(whole):
     """HEVC: the container tells how many there are."""
     said = set()
@@ -168,6 +179,7 @@ def test_pictures_that_a_decoder_leaves_out_without_a_word_are_missed(whole):
     assert any("N of N pictures cannot be decoded; fetch it again" in text for text in said)
 
 
+@pytest.mark.bad_input("video: cut or no video, with --damaged accept", says="it is refused all the same")
 def test_what_is_cut_or_no_video_is_not_accepted(whole):
     for content in (b"", b"text" * 100, whole["H.264"][:-500], whole["H.264, AVI"][:-500]):
         with pytest.raises(VideoError):
@@ -176,6 +188,7 @@ def test_what_is_cut_or_no_video_is_not_accepted(whole):
         read_frames(whole["H.264"], [0], damaged="repair")
 
 
+@pytest.mark.bad_input("video: damaged, with --damaged accept", says="`2 of them damaged (ids.jsonl) in`")
 def test_embed_names_what_it_accepted(folder, verdicts, weights, tmp_path, capsys):
     bad = [key for key, fine in verdicts.items() if not fine][:2]
     good = [key for key, fine in verdicts.items() if fine][:1]

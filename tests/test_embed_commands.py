@@ -119,6 +119,7 @@ def test_untrained_weights_are_said(weights, tmp_path, capsys):
     assert "2 weights are not in" in capsys.readouterr().err
 
 
+@pytest.mark.bad_input("embed, search: options that make no sense", says="one sentence")
 @pytest.mark.parametrize(
     ("line", "words"),
     [
@@ -190,6 +191,11 @@ def test_a_score_that_is_no_number_is_no_json(tmp_path, monkeypatch):
         run("search", "dog", "--in", tmp_path, "--json")
 
 
+@pytest.mark.fault(
+    "embed: SIGKILL",
+    sees="of the folder, `not finished; run the same`",
+    keeps="every whole part, byte for byte; nothing is done twice",
+)
 @pytest.mark.slow
 def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
     """SIGKILL in the middle: no half file, no result that looks whole; the next start resumes from the parts."""
@@ -220,6 +226,10 @@ def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
     assert np.abs(found.array - np.tile(expected, (40, 1))).max() < 1e-6
 
 
+@pytest.mark.bad_input(
+    "embed, search: a file name with a newline and an escape sequence",
+    says="the name on one line, without the escape sequence",
+)
 def test_a_newline_in_a_name_forges_no_line_of_results(weights, tmp_path, capsys):
     (path,) = write_videos(tmp_path / "videos", 1)
     path.rename(path.with_name("v\n    1  +1.0000  forged  x\x1b[31m.mp4"))

@@ -225,6 +225,11 @@ def test_a_folder_of_videos(weights, clips, tmp_path):
     assert np.load(tmp_path / "half" / "features.npy").dtype == np.float16
 
 
+@pytest.mark.fault(
+    "embed: Ctrl-C",
+    sees="of the folder, `not finished; run the same`",
+    keeps="what was computed, in whole parts; nothing is done twice",
+)
 def test_an_interrupted_run_goes_on(weights, clips, tmp_path):
     encoder, listed = load_encoder(weights), list_clips(clips)
 
@@ -263,6 +268,11 @@ def test_new_replaced_and_removed_videos(weights, tmp_path):
     assert (new[2:] == old[2:]).all() and not near(new[1], old[1], 1e-3)
 
 
+@pytest.mark.fault(
+    "embed: a bad video stops it after a replaced one was embedded",
+    sees="the bad video's name",
+    keeps="the new row; the next run leaves no old one",
+)
 def test_a_stop_after_a_replaced_video_leaves_no_stale_row(weights, tmp_path):
     """The new row went into a part before the stop; then all was embedded before, and the old row must go."""
     encoder, source, out = load_encoder(weights), tmp_path / "videos", tmp_path / "out"
@@ -315,6 +325,7 @@ def test_a_number_that_makes_no_sense_does_not_begin_the_folder(weights, clips, 
     assert embed_videos(encoder, listed, tmp_path / "out")["rows"] == 1
 
 
+@pytest.mark.bad_input("embed: a cut video", says="its name, and `--skip-bad 1 would leave it out`")
 def test_a_bad_video_stops_by_name_or_is_left_out(weights, tmp_path):
     encoder, source, out = load_encoder(weights), tmp_path / "videos", tmp_path / "out"
     paths = write_videos(source, 6)

@@ -156,6 +156,7 @@ JUNK = {
 }
 
 
+@pytest.mark.bad_input("evidence: junk, empty, cut, pickled objects or wrong arrays", says="`write it again`")
 @pytest.mark.parametrize("name", JUNK)
 def test_evidence_of_junk_is_a_sentence(tmp_path, name):
     path = tmp_path / "e.npz"

@@ -76,6 +76,9 @@ def test_rows_and_ids_are_never_mixed(tmp_path_factory, steps):
             pass
 
 
+@pytest.mark.fault(
+    "features: the program fails between rows", sees="the error", keeps="the rows that were added"
+)
 def test_a_part_is_kept_when_something_fails(tmp_path):
     with pytest.raises(KeyError), FeatureWriter(tmp_path, HOW) as writer:
         writer.add({"id": "a"}, "1", feature("a", "1"))
@@ -86,12 +89,20 @@ def test_a_part_is_kept_when_something_fails(tmp_path):
             writer.join(["a", "b"])
 
 
+@pytest.mark.bad_input(
+    "features: a row that is no unit vector, when written", says="`feature of a has length`"
+)
 @pytest.mark.parametrize("row", [np.full(8, np.nan), np.zeros(8), np.full(8, 2.0)])
 def test_what_is_no_unit_vector_is_refused(tmp_path, row):
     with FeatureWriter(tmp_path, HOW) as writer, pytest.raises(ClipVipError, match="feature of a has length"):
         writer.add({"id": "a"}, "1", row.astype(np.float32))
 
 
+@pytest.mark.fault(
+    "features: two processes write one folder",
+    sees="`another process is writing features`",
+    keeps="the first one's features; then others may write",
+)
 def test_one_writer_at_a_time(tmp_path):
     write(tmp_path, {"a": "1"})
     with (
@@ -120,6 +131,11 @@ def damage(path, how):
     )
 
 
+@pytest.mark.fault(
+    "features: a part is cut, emptied or changed",
+    sees="`is damaged`, `remove it and embed again`",
+    keeps="the other parts; the lost one is embedded again",
+)
 @pytest.mark.parametrize("how", ["cut", "empty", "turned"])
 def test_a_damaged_part_is_named(tmp_path, how):
     write(tmp_path, {f"v{i}": "1" for i in range(8)})
@@ -173,6 +189,11 @@ with FeatureWriter(sys.argv[1], how, 3) as writer:
 """
 
 
+@pytest.mark.fault(
+    "features: SIGKILL while parts are written",
+    sees="nothing: the dead process's lock is gone",
+    keeps="whole parts, their rows in order",
+)
 def test_a_kill_leaves_whole_parts(tmp_path):
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -214,6 +235,9 @@ def test_settings_are_readable(tmp_path):
     assert (meta["rows"], meta["width"], meta["skipped"], meta["settings"]) == (1, 8, 0, HOW)
 
 
+@pytest.mark.fault(
+    "features: the program fails after it replaced a row", sees="the error", keeps="the new row"
+)
 def test_a_run_that_broke_off_leaves_no_stale_row(tmp_path):
     """It replaced a row and never joined; the next run finds all done, and the whole must show it."""
     write(tmp_path, {"a": "1", "b": "1"})
@@ -224,6 +248,11 @@ def test_a_run_that_broke_off_leaves_no_stale_row(tmp_path):
     assert (Features(tmp_path).array == np.stack([feature("a", "2"), feature("b", "1")])).all()
 
 
+@pytest.mark.fault(
+    "features: ids.jsonl, features.npy or meta.json was emptied or changed",
+    sees="nothing: the next run joins them from the parts",
+    keeps="every row",
+)
 def test_what_changed_on_the_disk_is_joined_anew(tmp_path):
     items = {"a": "1", "b": "1"}
     first = write(tmp_path, items)
@@ -260,6 +289,9 @@ def test_a_row_that_cannot_be_written_does_not_cost_its_part(tmp_path):
         assert writer.has("a", "1") and writer.skipped(["c"]) == 1
 
 
+@pytest.mark.bad_input(
+    "features: features.npy of another writing, small or large", says="`changed after it was written`"
+)
 @pytest.mark.parametrize("large", [False, True])
 def test_features_of_another_writing_are_refused(tmp_path, monkeypatch, large):
     """A large file is read for its checksum only if its time is another: copied is well, changed is not."""
@@ -278,6 +310,9 @@ def test_features_of_another_writing_are_refused(tmp_path, monkeypatch, large):
         Features(tmp_path)
 
 
+@pytest.mark.bad_input(
+    "features: a meta.json that says other things", says="what differs, such as `rows and ids may be mixed`"
+)
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -298,6 +333,7 @@ def test_a_meta_json_that_says_other_things_is_refused(tmp_path, changes, words)
         Features(tmp_path)
 
 
+@pytest.mark.bad_input("features: numbers of another type", says="`expected float32 as meta.json says, got`")
 @pytest.mark.parametrize("kind", ["float64", "int32"])
 def test_numbers_of_another_type_are_refused(tmp_path, kind):
     write(tmp_path, {"a": "1"})

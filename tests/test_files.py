@@ -17,6 +17,9 @@ def test_home_is_the_variable_or_the_checkout(monkeypatch, tmp_path):
     assert files.home() == files.CHECKOUT / ".clipvip"
 
 
+@pytest.mark.fault(
+    "any file: the program fails while it writes", sees="the error", keeps="the old file; no half file"
+)
 def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     path = files.write_bytes(tmp_path / "a" / "x.txt", b"old")
     with pytest.raises(RuntimeError), files.atomic_path(path) as partial:
@@ -26,6 +29,11 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.fault(
+    "any file: the disk is full (simulated)",
+    sees="`No space left on device; free some space`",
+    keeps="the old file; no half file",
+)
 def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
     path = files.write_bytes(tmp_path / "x.txt", b"old")
     with (
@@ -37,12 +45,16 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.bad_input("output: a file where a folder is to be", says="`expected a writable folder`")
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ClipVipError, match="cannot write to .*file.*expected a writable folder"):
         files.make_folder(tmp_path / "file" / "below")
 
 
+@pytest.mark.bad_input(
+    "JSON: cut, 100,000 brackets, 5,000 digits, or not there", says="`is not JSON`, `no file`"
+)
 def test_json_is_read_back_and_refuses_nan(tmp_path):
     path = files.write_json(tmp_path / "x.json", {"é": [1, 2.5]})
     assert files.read_json(path) == {"é": [1, 2.5]}
@@ -77,6 +89,11 @@ def test_an_input_that_cannot_be_read_is_not_blamed_on_the_output(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "any file: a library finds the disk full and says so in its own words (simulated)",
+    sees="`No space left on device`",
+    keeps="not looked at by the test",
+)
 def test_a_library_that_finds_the_disk_full_in_its_own_words_is_understood(tmp_path, monkeypatch):
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
     full = pytest.raises(ClipVipError, match="cannot write .*x: No space left on device")

@@ -72,6 +72,10 @@ def rename(folder, old, new):
     (folder / f"a_{old:03d}.png").rename(folder / new)
 
 
+@pytest.mark.bad_input(
+    "frame folder: a frame missing, doubled, damaged, of another name or size, or none at all",
+    says="the folder and what is wrong, such as `frame 1 is there twice`",
+)
 @pytest.mark.parametrize(
     ("damage", "message"),
     (

@@ -66,6 +66,10 @@ def test_a_still_image_is_a_video_of_one_frame(tmp_path):
     assert abs(taken[0, 0].astype(int) - transform.resize(image[None], 32, True)[0]).mean() < 3
 
 
+@pytest.mark.bad_input(
+    "frame store: fewer or more videos than announced",
+    says="that another number was expected; no file is left",
+)
 @pytest.mark.parametrize("count", (7, 9))
 def test_a_wrong_count_is_refused_and_leaves_no_file(tmp_path, count):
     with pytest.raises(ClipVipError, match=f"expected {count} videos"):
@@ -73,6 +77,7 @@ def test_a_wrong_count_is_refused_and_leaves_no_file(tmp_path, count):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.bad_input("frame store: a cut video", says="its name; no file is left")
 def test_a_bad_video_is_named_never_replaced(tmp_path):
     with pytest.raises(VideoError, match="clip-1"):
         store(tmp_path / "a.npy", [CLIPS[0], CLIPS[1][: len(CLIPS[1]) // 2], CLIPS[2]])
@@ -112,6 +117,10 @@ DAMAGES = {
 }
 
 
+@pytest.mark.bad_input(
+    "frame store: gone, empty, cut, junk, pickled objects, of another shape or a folder",
+    says="`cannot read the frame store`, `remove it`",
+)
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_store_that_is_not_one_is_named(tmp_path, name):
     damage, why = DAMAGES[name]
@@ -124,6 +133,7 @@ def test_a_store_that_is_not_one_is_named(tmp_path, name):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.bad_input("picture: cut, or none", says="`is damaged or cut: expected a whole JPEG`")
 @pytest.mark.parametrize("content", (b"\xff\xd8 no picture", None))
 def test_a_damaged_still_is_named_for_what_it_is(tmp_path, content):
     if content is None:
@@ -134,6 +144,11 @@ def test_a_damaged_still_is_named_for_what_it_is(tmp_path, content):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.fault(
+    "frame store: the disk is full (simulated)",
+    sees="`No space left on device; free some space`",
+    keeps="the process, which a memory map would end; no half file",
+)
 @pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="the system cannot reserve a file's room")
 def test_a_full_disk_is_a_sentence_and_not_the_end_of_the_process(tmp_path, monkeypatch):
     def full(handle, offset, length):

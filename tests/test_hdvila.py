@@ -57,6 +57,7 @@ def test_times(time, value):
     assert seconds(time) == value
 
 
+@pytest.mark.bad_input("HD-VILA: what is no time", says="`expected a time as HH:MM:SS`")
 @pytest.mark.parametrize(
     "time",
     (
@@ -77,6 +78,7 @@ def test_what_is_no_time_is_refused(time):
         seconds(time)
 
 
+@pytest.mark.bad_input("HD-VILA: a bad line of the metadata", says="`line 2`, and what was expected")
 @pytest.mark.parametrize(
     ("line", "message"),
     (
@@ -181,6 +183,9 @@ def test_texts_of_an_lmdb(tmp_path, subdir):
     texts.close()
 
 
+@pytest.mark.bad_input(
+    "HD-VILA: an LMDB that is none, or holds wrong values", says="`is not an LMDB that can be read`"
+)
 def test_a_bad_lmdb_is_named(tmp_path):
     with pytest.raises(ClipVipError, match="no LMDB .*absent"):
         LmdbTexts(tmp_path / "absent")
@@ -227,6 +232,7 @@ def test_the_authors_other_forms(tmp_path):
         read_texts_jsonl(lines)
 
 
+@pytest.mark.bad_input("texts: one id with two texts", says="`c has a second, other text`")
 def test_an_id_with_two_texts_is_refused(tmp_path):
     """As webvid.read_texts does: the last one would win, and nobody would know. The same text again is fine."""
     lines, path = tmp_path / "texts.jsonl", tmp_path / "captions.json"

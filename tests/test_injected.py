@@ -33,6 +33,9 @@ def test_declared_parameters_of_their_kind_pass(given):
     )  # the last one counts
 
 
+@pytest.mark.bad_input(
+    "notebook: parameters that are unknown or of another kind", says="such as `did you mean 'profile'`"
+)
 @pytest.mark.parametrize(
     ("given", "words"),
     (
@@ -65,6 +68,10 @@ def test_without_a_cell_of_parameters_none_is_known():
         check_injected(["# Parameters\nseeds = [0]"])
 
 
+@pytest.mark.bad_input(
+    "papermill: an unknown parameter, or a wrong value",
+    says="`unknown notebook parameter 'batch_size'`; no stage runs",
+)
 @pytest.mark.parametrize(
     ("parameter", "words"),
     (

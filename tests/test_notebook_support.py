@@ -48,6 +48,9 @@ def test_start_shows_where_numbers_come_from_and_seeds(study, shown):
     assert (random.random(), np.random.rand()) == first
 
 
+@pytest.mark.bad_input(
+    "notebook: profile or seeds that make no sense", says="such as `unknown profile 'quik'`"
+)
 @pytest.mark.parametrize(
     ("name", "profile", "seeds", "words"),
     [
@@ -107,6 +110,11 @@ def test_results_run_what_is_missing_and_come_in_order(study, capsys):
         study.results("arms/*")
 
 
+@pytest.mark.fault(
+    "notebook: a stage fails",
+    sees="`stage odd failed: RuntimeError: the count went wrong`",
+    keeps="the stages that do not rest on it",
+)
 def test_a_stage_that_fails_is_named(tmp_path, shown, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(Path(small_study.__file__).parent))
     study = notebook.start("02_third", profile="broken", seeds=[0], plan=small_study.PLAN, home=tmp_path)

@@ -75,6 +75,9 @@ def test_image_codes_follow_the_words_and_swallow_spaces(tokenizer):
     assert with_codes.decode(with_codes.encode(" a <bin_0>x")) == " a <bin_0> x"
 
 
+@pytest.mark.bad_input(
+    "OFA's tokenizer: files that do not fit or are not there", says="`do not fit`, `no file`"
+)
 def test_bad_files_are_one_sentence(tokenizer, tmp_path):
     with pytest.raises(ClipVipError, match="at least 260"):
         OFATokenizer.train(TEXTS, 100)

@@ -184,6 +184,9 @@ FAULTS = {
 }  # fmt: skip
 
 
+@pytest.mark.bad_input(
+    "OFA's weights: missing, left over, doubled, of another shape or not finite", says="which ones"
+)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_does_not_fit_is_one_sentence(fault, tmp_path):
     edit, message = FAULTS[fault]
@@ -218,6 +221,9 @@ class Bomb:
         return pathlib.Path.touch, (self.path,)
 
 
+@pytest.mark.bad_input(
+    "OFA's weights: a pickle that would run code", says="`would run code, and were not run`; it is not run"
+)
 def test_plain_data_is_read_and_code_is_not(tmp_path):
     """The classes that fairseq's files need are let in by name; everything else stays out."""
     content = {"cfg": argparse.Namespace(model=Bomb(tmp_path / "exploded")), "model": fairseq(small())}
@@ -227,6 +233,7 @@ def test_plain_data_is_read_and_code_is_not(tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
+@pytest.mark.bad_input("OFA's configuration: sizes that nothing could build", says="`must be at most`")
 @pytest.mark.parametrize(
     "field", ("encoder_layers", "decoder_layers", "image_bucket_size", "vocab_size", "d_model")
 )

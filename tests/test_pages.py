@@ -107,6 +107,9 @@ def test_the_page_nests_and_fetches_nothing(page):
 CAPTION = "</td></p><script>alert(1)</script><img src=x onerror=alert(2)> $a_{ & \x1b[31m\u202e ![p](http://e.x/p.png)"
 
 
+@pytest.mark.bad_input(
+    "pages: captions with tags and scripts, wherever a page shows texts", says="the tags as text"
+)
 def test_captions_with_tags_are_shown_and_never_obeyed():
     """Texts from data in every place where a page may show them."""
     from matplotlib import pyplot as plt

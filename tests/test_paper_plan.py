@@ -277,6 +277,9 @@ def test_a_data_root_that_is_no_folder_is_said(tmp_path, capsys):
     assert re.search(r"^didemo .* no folder +-$", said, re.MULTILINE)
 
 
+@pytest.mark.bad_input(
+    "reproduce --plan: settings that make no sense", says="such as `expected a number above 0, got 'cheap'`"
+)
 @pytest.mark.parametrize(
     ("given", "words"),
     [

@@ -60,6 +60,10 @@ def test_a_folders_name_gives_no_column(tmp_path):
     assert read_sidecar(path, "captions") == CAPTIONS
 
 
+@pytest.mark.bad_input(
+    "captions as Parquet: other columns or types, or a key twice",
+    says="the file, the row and what was expected",
+)
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
@@ -78,6 +82,7 @@ def test_what_is_no_captions_is_one_sentence(path, columns, words):
     assert str(path) in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.bad_input("captions as Parquet: cut", says="`expected Parquet with`")
 @pytest.mark.parametrize("keep", [0, 4, 60, -1])
 def test_a_cut_file_is_one_sentence(path, keep):
     path.write_bytes(write_captions(path, CAPTIONS).read_bytes()[:keep])
@@ -87,6 +92,10 @@ def test_a_cut_file_is_one_sentence(path, keep):
         read_sidecar(path, "captions")
 
 
+@pytest.mark.bad_input(
+    "captions as Parquet: every byte turned, one at a time",
+    says="a sentence or captions, never another error",
+)
 def test_damage_is_a_sentence_or_captions_but_no_other_error(path):
     whole = write_captions(path, CAPTIONS).read_bytes()
     refused = 0

@@ -132,6 +132,16 @@ def test_force_discards_a_stage_and_what_rests_on_it(house, first, monkeypatch):
         pipeline.forget([page], ["arn/seed0"], house.home, lambda _: None)
 
 
+@pytest.mark.fault(
+    "cache: a result's payload is changed without a change of size, then `reproduce --verify`",
+    sees="`count.json has another checksum`; without --verify, nothing",
+    keeps="the damaged entry, moved aside; the payload is made again, byte for byte",
+)
+@pytest.mark.fault(
+    "reproduce: result.json of a stage is emptied",
+    sees="`the entry of stage base is damaged`, and that it ran again",
+    keeps="the other stages, found done; the damaged entry, moved aside",
+)
 def test_damage_is_moved_aside_and_made_again_by_size_and_by_checksum(house, first):
     home, options = house.home, {"set": {"note": "from outside"}}
     base = next((home / "stages").glob("base-*"))
@@ -180,6 +190,7 @@ def test_executed_pages_pass_nbval_and_a_changed_number_fails(house, first, tmp_
     assert re.search(r"1 failed, \d+ passed", done.stdout), done.stdout[-2000:]
 
 
+@pytest.mark.bad_input("reproduce: values that make no sense", says="one sentence; the cache is untouched")
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -204,6 +215,11 @@ def test_bad_input_is_refused_before_anything_runs(house, options, words):
     assert sorted((house.home / "stages").rglob("*")) == before
 
 
+@pytest.mark.fault(
+    "reproduce: no room in the output folder (simulated)",
+    sees="`expected a folder with room, got No space left on device`",
+    keeps="all: no file is left in the folder",
+)
 def test_a_folder_without_room_is_refused_before_anything_runs(house, tmp_path, monkeypatch):
     def full(path, content):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -214,6 +230,11 @@ def test_a_folder_without_room_is_refused_before_anything_runs(house, tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault(
+    "reproduce: the disk is full when the cache's lock is written (simulated)",
+    sees="nothing; a second run is still refused, with its holder `(unknown)`",
+    keeps="the lock",
+)
 def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -228,6 +249,10 @@ def test_an_unknown_stage_is_told_in_a_short_sentence():
     assert "a beginning such as finetune, clip" in str(error) and len(str(error)) < 200
 
 
+@pytest.mark.bad_input(
+    "reproduce: notebooks that are damaged, or lack parameters",
+    says="such as `has no cell tagged 'parameters'`",
+)
 def test_notebooks_that_papermill_would_run_wrongly_are_refused(tmp_path, house):
     folder = small_study.write_notebooks(tmp_path)
     small_study.write_notebook(folder, "01_second", [small_study.SHORT], tagged=False)
@@ -251,6 +276,11 @@ def test_notebooks_that_papermill_would_run_wrongly_are_refused(tmp_path, house)
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault(
+    "reproduce: two runs on one cache",
+    sees="`is working`, with the number of the process that has the cache",
+    keeps="the cache: the second run is refused",
+)
 def test_a_second_run_on_the_same_cache_is_told_who_has_it(house):
     with (
         only_run(house.home),
@@ -259,6 +289,21 @@ def test_a_second_run_on_the_same_cache_is_told_who_has_it(house):
         house.run()
 
 
+@pytest.mark.fault(
+    "pages: a cell raises",
+    sees="`page/00_first failed: cell 4 of the notebook: ZeroDivisionError: division by zero`, exit code 1",
+    keeps="the other notebooks, which run; the failed one is kept with its error",
+)
+@pytest.mark.fault(
+    "pages: the kernel dies (SIGKILL)",
+    sees="`page/01_second failed: the notebook's kernel died`, exit code 1",
+    keeps="the other notebooks, which run; the index says `the page is of an earlier run`",
+)
+@pytest.mark.fault(
+    "pages: a notebook ends without recording its results",
+    sees="`page/02_third failed: 02_third recorded results 0 times`, exit code 1",
+    keeps="the other notebooks, which run; the index says `the page is of an earlier run`",
+)
 def test_failing_notebooks_stop_no_other_and_are_kept(house, first, tmp_path):
     small_study.write_notebook(tmp_path / "nb", "00_first", ["1 / 0"])
     small_study.write_notebook(tmp_path / "nb", "01_second", ["import os, signal", "os.kill(os.getpid(), 9)"])
@@ -299,6 +344,16 @@ def processes_of(home: Path) -> list[int]:
     return found
 
 
+@pytest.mark.fault(
+    "reproduce: SIGKILL, once in the middle of a stage and once while a kernel runs a notebook",
+    sees="the next start resumes: `resumed from its partial folder`",
+    keeps="what was done; no stage that was finished runs again, no half file stays",
+)
+@pytest.mark.fault(
+    "pages: SIGKILL while a kernel runs a notebook",
+    sees="no page; workers and kernels end too",
+    keeps="the stages; the next start writes the page",
+)
 @pytest.mark.slow
 def test_killed_twice_and_started_again_it_ends_the_same_and_does_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS))

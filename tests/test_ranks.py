@@ -135,6 +135,11 @@ def test_an_incomplete_environment_is_one_sentence(no_torchrun, monkeypatch, val
         distributed.start()
 
 
+@pytest.mark.fault(
+    "train: a rank never comes",
+    sees="`ClipVipError: rank 0 expected 2 ranks at 127.0.0.1`, `within 3 s`",
+    keeps="not looked at by the test",
+)
 def test_ranks_that_do_not_come_are_missed_within_the_time_limit():
     code = "from clipvip_lib.training.ranks import start; start(3)"
     given = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}

@@ -103,6 +103,9 @@ def test_other_data_of_the_same_names_are_another_stage(data, tmp_path):
     assert real_stages.benchmark(RealProfile.of(settings), "msrvtt").key != before
 
 
+@pytest.mark.bad_input(
+    "reproduce on real data: settings that make no sense", says="such as `expected data and weights`"
+)
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

@@ -94,6 +94,7 @@ def test_interlaced_video(tmp_path):
     expect_the_programs_bytes(tmp_path / "video.mkv")
 
 
+@pytest.mark.bad_input("video: colours that cannot be converted", says="`stores colours`")
 @pytest.mark.parametrize("matrix", [8, 10, 14])
 @pytest.mark.parametrize("pixels", ["yuv420p", "yuv420p10le"])
 def test_colours_that_cannot_be_converted_are_refused(matrix, pixels):

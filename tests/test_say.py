@@ -20,6 +20,7 @@ ODD = "a\n    1  +1.0000  forged\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028\u202e\x7f
 TEXT = st.text(st.characters() | st.sampled_from(ODD))
 
 
+@pytest.mark.bad_input("any text: control characters and marks of direction", says="one line, without them")
 @given(TEXT)
 def test_what_is_shown_is_one_line_that_nothing_obeys(text):
     found = shown(text)
@@ -73,6 +74,11 @@ def clipvip(line: str, out: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.fault(
+    "any command: the disk under standard output is full (/dev/full)",
+    sees="`clipvip: cannot write to standard output: No space left on device; free some`, exit code 2",
+    keeps="not looked at by the test",
+)
 @pytest.mark.parametrize("line", ("--version", "reproduce --profile smoke --plan", "train --help"))
 def test_standard_output_without_room_is_a_sentence(line):
     done = clipvip(line, "> /dev/full")
@@ -83,17 +89,26 @@ def test_standard_output_without_room_is_a_sentence(line):
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.fault(
+    "any command: the disk under standard error is full (/dev/full)", sees="nothing", keeps="the exit code"
+)
 @pytest.mark.parametrize("line", ("reproduce --nonsense", "reproduce --profile nothing --plan"))
 def test_standard_error_without_room_keeps_the_exit_code(line):
     done = clipvip(line, "2> /dev/full")
     assert (done.returncode, done.stdout) == (2, "")
 
 
+@pytest.mark.fault(
+    "any command: the reader of its output leaves (a pipe to head)",
+    sees="the lines that were asked for, and no error",
+    keeps="not looked at by the test",
+)
 def test_a_reader_that_had_enough_is_no_error():
     done = clipvip("reproduce --profile smoke --plan", "| head -n 1")
     assert done.stdout.count("\n") == 1 and done.stderr == ""
 
 
+@pytest.mark.fault("progress: standard error has no room (/dev/full)", sees="nothing", keeps="the work")
 def test_progress_without_room_stops_nothing():
     with open("/dev/full", "w") as full:  # noqa: PTH123
         line = InPlaceLine(full, mode="terminal")

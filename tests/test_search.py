@@ -103,6 +103,7 @@ def test_rows_that_only_float64_tells_apart(tmp_path):
     assert (found == by_hand(features, queries, 3)[0]).all()
 
 
+@pytest.mark.bad_input("search: a row that is no unit vector", says="`expected length 1`, `embed again`")
 @pytest.mark.parametrize("value", [np.nan, 0.0, np.inf, 3.0])
 def test_rows_that_are_no_unit_vectors_are_refused(tmp_path, value):
     """Even if meta.json agrees with them."""
@@ -215,6 +216,7 @@ def test_queries_are_encoded_by_the_same_weights_or_not_at_all(embedded, tmp_pat
         answer(Features(home / "out"), videos=["absent.mp4"])
 
 
+@pytest.mark.bad_input("search: features whose settings lack something", says="`embed them again`")
 @pytest.mark.parametrize("name", ["weights", "checksum", "attention", "precision", "frames", "antialias"])
 def test_settings_that_do_not_say_how_to_encode_are_refused(embedded, name):
     features = Features(embedded[0] / "out")
@@ -228,6 +230,10 @@ def test_settings_that_do_not_say_how_to_encode_are_refused(embedded, name):
         answer(features, ["a dog"])
 
 
+@pytest.mark.bad_input(
+    "search: an empty query, or one that is not Unicode",
+    says="`expected a text or a video to look for, got ' ?'` or `expected Unicode to look for`",
+)
 def test_empty_and_odd_queries_are_refused(embedded):
     features = Features(embedded[0] / "out")
     for options in ({"texts": ["a dog", ""]}, {"texts": [" "]}, {"videos": [""]}):

@@ -129,6 +129,14 @@ case "$*" in *"uv venv"*|"venv "*) mkdir -p .venv/bin; cp "$(command -v python3)
 """
 
 
+@pytest.mark.fault(
+    "make setup: the installer fails",
+    sees="`setup: failed; correct what it says`",
+    keeps="nothing that looks set up",
+)
+@pytest.mark.fault(
+    "make setup: SIGKILL", sees="the next start says `starting afresh`", keeps="nothing half installed"
+)
 def test_set_up_is_skipped_when_nothing_changed_and_survives_failure_and_kill(tmp_path):
     import shutil
 

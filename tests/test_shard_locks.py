@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pytest
+
 from clipvip_lib.captions.shard_locks import ShardTask, deal, hold
 
 
@@ -57,6 +59,11 @@ def test_a_rank_waits_for_what_another_holds_and_takes_it_up_when_that_dies(tmp_
     assert looks == [1, 1, 1] and told == [[others]]
 
 
+@pytest.mark.fault(
+    "ranks: a process dies with its task done and its lock held (simulated)",
+    sees="nothing",
+    keeps="the task; no lock is left",
+)
 def test_a_process_that_dies_between_its_task_and_its_lock_leaves_nothing(tmp_path):
     mine, others = tasks(tmp_path, 2)
     hold(others)  # never released

@@ -36,6 +36,7 @@ def test_a_path_with_a_colon_is_a_path(tmp_path):
     assert len(list(read_shard(write(tmp_path / "a:b.tar")))) == 4
 
 
+@pytest.mark.bad_input("shard: cut", says="`is damaged`, `fetch or write it again`")
 @pytest.mark.parametrize("keep", (0.05, 0.3, 0.6, 0.95, 0.999))
 def test_a_tar_cut_in_the_middle_is_named(tmp_path, keep):
     path = write(tmp_path / "cut.tar")
@@ -45,6 +46,10 @@ def test_a_tar_cut_in_the_middle_is_named(tmp_path, keep):
         list(read_shard(path))
 
 
+@pytest.mark.bad_input(
+    "shard: a sample without text or video, with JSON that is none, or text that is not UTF-8",
+    says="the sample, and `has no text`, `has no mp4`, `is not JSON` or `is not UTF-8`",
+)
 @pytest.mark.parametrize(
     ("changes", "message"),
     (
@@ -62,6 +67,7 @@ def test_a_bad_sample_is_named(tmp_path, changes, message):
         list(read_shard(write(tmp_path / "bad.tar", **changes)))
 
 
+@pytest.mark.bad_input("shard: not there, a web page, or empty", says="`no shard`, `is damaged`")
 def test_a_missing_or_foreign_file_is_named(tmp_path):
     with pytest.raises(ClipVipError, match=r"no shard .*absent\.tar"):
         list(read_shard(tmp_path / "absent.tar"))
@@ -73,6 +79,7 @@ def test_a_missing_or_foreign_file_is_named(tmp_path):
         list(read_shard(tmp_path / "empty.tar"))
 
 
+@pytest.mark.bad_input("shard: without samples", says="`no sample`")
 def test_a_shard_without_samples_is_named(tmp_path):
     with tarfile.open(tmp_path / "none.tar", "w"):
         pass
@@ -80,6 +87,7 @@ def test_a_shard_without_samples_is_named(tmp_path):
         list(read_shard(tmp_path / "none.tar"))
 
 
+@pytest.mark.bad_input("shard: a header overwritten", says="`is damaged`, `after 2 samples`")
 def test_a_header_damaged_inside_is_named(tmp_path):
     path = write(tmp_path / "torn.tar")
     with tarfile.open(path) as tar:
@@ -91,6 +99,7 @@ def test_a_header_damaged_inside_is_named(tmp_path):
         list(read_shard(path))
 
 
+@pytest.mark.bad_input("shard: empty, or text", says="`is damaged`, `fetch or write it again`")
 @pytest.mark.parametrize("content", (b"", b"no tar at all\n" * 99))
 def test_what_is_no_tar_is_said_in_one_line(tmp_path, content):
     (tmp_path / "x.tar").write_bytes(content)
@@ -104,6 +113,7 @@ def test_json_that_is_no_text_is_named(tmp_path):
         list(read_shard(write(tmp_path / "a.tar", json=b'{"n": "\xff"}')))
 
 
+@pytest.mark.bad_input("shard: a member that is there twice", says="`is there twice in shard`")
 def test_a_file_that_is_there_twice_is_named(tmp_path):
     with tarfile.open(tmp_path / "twice.tar", "w") as tar:
         for name in ("a.mp4", "a.txt", "a.txt"):
@@ -123,6 +133,7 @@ def test_samples_below_folders_have_them_in_their_keys(tmp_path):
     assert [entry.key for entry in index_shard(path)] == ["./part.1/a", "./part.1/b"]
 
 
+@pytest.mark.bad_input("shard: a member of negative or enormous size", says="`is damaged`")
 @pytest.mark.parametrize("size", (-512, -1, 2**62, 2**80))
 def test_a_size_that_no_file_has_is_named(tmp_path, size):
     """-512 takes a reader back to where it was, forever."""
@@ -133,6 +144,7 @@ def test_a_size_that_no_file_has_is_named(tmp_path, size):
         index_shard(tmp_path / "odd.tar")
 
 
+@pytest.mark.bad_input("shard: one key in two places", says="`stands in two places of shard`")
 def test_a_key_that_stands_in_two_places_is_named(tmp_path):
     path = tmp_path / "apart.tar"
     write_shard(path, [{"__key__": key, "mp4": MP4, "txt": "text"} for key in ("a", "b", "a")])
@@ -141,11 +153,15 @@ def test_a_key_that_stands_in_two_places_is_named(tmp_path):
         list(read_shard(path))
 
 
+@pytest.mark.bad_input("shard: JSON that is no object", says="`expected an object, got list`")
 def test_json_that_is_not_an_object_is_named(tmp_path):
     with pytest.raises(ClipVipError, match=r"clip-2\.json .*expected an object, got list"):
         list(read_shard(write(tmp_path / "a.tar", json="[1]")))
 
 
+@pytest.mark.bad_input(
+    "shard: a sample that was never fetched", says="`was never fetched (failed_to_download: gone)`"
+)
 @pytest.mark.parametrize("media", (None, b""))
 def test_what_was_never_fetched_says_why(tmp_path, media):
     about = json.dumps({"status": "failed_to_download", "error_message": "gone"})
@@ -160,6 +176,10 @@ def _member(name, kind=tarfile.REGTYPE, link="", content=b""):
     return member, io.BytesIO(content)
 
 
+@pytest.mark.bad_input(
+    "shard: a link, device or pipe in a video's place",
+    says="`is a link or a device: expected a file`; it is never followed",
+)
 @pytest.mark.parametrize("kind", (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE))
 def test_a_link_or_device_in_a_videos_place_is_named_and_never_followed(tmp_path, kind):
     path, secret = tmp_path / "links.tar", tmp_path / "secret.mp4"
@@ -174,6 +194,9 @@ def test_a_link_or_device_in_a_videos_place_is_named_and_never_followed(tmp_path
         read_media(path, bad)
 
 
+@pytest.mark.bad_input(
+    "shard: absolute names and names with ..", says="they are keys; no file outside is touched"
+)
 def test_absolute_and_climbing_names_are_keys_and_touch_no_file(tmp_path):
     path = tmp_path / "odd.tar"
     with tarfile.open(path, "w") as tar:

@@ -134,6 +134,11 @@ def test_bad_stages_are_named_in_a_sentence(bad, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.fault(
+    "a stage: its function raises",
+    sees="the error",
+    keeps="the partial folder; the next run resumes there and counts two attempts",
+)
 def test_a_failure_keeps_the_partial_folder_and_the_next_run_resumes_there(tmp_path, monkeypatch):
     failing = stage(n=5, mood="raise")
     with pytest.raises(RuntimeError):
@@ -147,6 +152,11 @@ def test_a_failure_keeps_the_partial_folder_and_the_next_run_resumes_there(tmp_p
     assert failing.facts(tmp_path)["attempts"] == 2
 
 
+@pytest.mark.fault(
+    "a stage: killed between its last file and the renaming of its folder",
+    sees="nothing",
+    keeps="the result; the stage does not run again",
+)
 def test_killed_between_the_last_file_and_the_rename_it_is_not_run_again(tmp_path):
     run_stage(stage(), tmp_path)
     stage().folder(tmp_path).rename(stage().partial_folder(tmp_path))
@@ -164,6 +174,11 @@ def in_process(home: Path, n: int, pause: float) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], env=dict(os.environ, PYTHONPATH=str(TESTS)))
 
 
+@pytest.mark.fault(
+    "a stage: SIGKILL in the middle",
+    sees="one partial folder and nothing else",
+    keeps="what was counted; the next run resumes there",
+)
 def test_sigkill_leaves_one_partial_folder_that_is_resumed(tmp_path):
     slow = stage(n=400, pause=0.02)
     process = in_process(tmp_path, 400, 0.02)
@@ -178,6 +193,9 @@ def test_sigkill_leaves_one_partial_folder_that_is_resumed(tmp_path):
     assert run_stage(slow, tmp_path)["resumed_at"] == 398 > done >= 5
 
 
+@pytest.mark.fault(
+    "a stage: two processes want it at once", sees="both end with exit code 0", keeps="the stage runs once"
+)
 def test_two_processes_never_run_the_same_stage(tmp_path):
     both = [in_process(tmp_path, 20, 0.05) for _ in range(2)]
     for process in both:
@@ -201,6 +219,11 @@ def test_results_are_json_whatever_numpy_is_in_them():
         plain({"x": [1.0, np.nan]}, "result")
 
 
+@pytest.mark.fault(
+    "a stage: a killed attempt left half files",
+    sees="nothing; the stage resumes",
+    keeps="whole files; half ones do not reach the result",
+)
 def test_half_written_files_of_a_killed_attempt_do_not_reach_the_result(tmp_path):
     partial = stage().partial_folder(tmp_path)
     (partial / "videos").mkdir(parents=True)
@@ -275,6 +298,11 @@ DAMAGES = {
 }
 
 
+@pytest.mark.fault(
+    "cache: an entry's record is emptied, cut, gone or of another stage, or its payload is emptied or gone",
+    sees="what is damaged, where it was moved, and `the stage runs again`",
+    keeps="the damaged entry, moved aside as it was; the result is made again and is equal",
+)
 @pytest.mark.parametrize("name", DAMAGES)
 def test_a_damaged_entry_is_moved_aside_said_and_made_again(tmp_path, capsys, name):
     file, damage, words = DAMAGES[name]
@@ -292,6 +320,11 @@ def test_a_damaged_entry_is_moved_aside_said_and_made_again(tmp_path, capsys, na
     assert run_stage(stage(), tmp_path) == first and len(list((tmp_path / "damaged").iterdir())) == 1
 
 
+@pytest.mark.fault(
+    "cache: a record or a payload is changed without a change of size, looked at in full",
+    sees="`count.json has another checksum than it was written with` or `result.json was changed`",
+    keeps="not looked at by the test",
+)
 @pytest.mark.parametrize("file", ("count.json", "result.json"))
 def test_what_has_its_size_is_found_by_its_checksum(tmp_path, file):
     run_stage(stage(), tmp_path)
@@ -316,6 +349,11 @@ def test_an_entry_from_before_there_were_checksums_is_whole(tmp_path):
     assert stage().done(tmp_path) and not stage().damage(tmp_path, full=True)
 
 
+@pytest.mark.fault(
+    "cache: a payload is empty and its folder not yet renamed, as a power cut may leave them",
+    sees="the stage runs again",
+    keeps="the damaged folder, moved aside; the result is made again and is equal",
+)
 def test_a_damaged_entry_that_was_never_renamed_is_made_again(tmp_path):
     """A power cut between the last file and the rename."""
     first = run_stage(stage(), tmp_path)
@@ -340,6 +378,7 @@ def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     assert record < at and done[at + 1 :] == [str(folder.parent)]
 
 
+@pytest.mark.fault("cache: the note of attempts is junk", sees="nothing", keeps="the stage's result")
 def test_a_note_of_attempts_that_is_junk_is_no_note(tmp_path):
     partial = stage().partial_folder(tmp_path)
     partial.mkdir(parents=True)

@@ -34,6 +34,11 @@ def test_who_is_not_patient_ends_at_the_second_one(request):
             send(signal.SIGINT)
 
 
+@pytest.mark.fault(
+    "any command: the terminal goes away (SIGHUP), under nohup",
+    sees="nothing",
+    keeps="the run: an ignored signal stays ignored",
+)
 def test_a_signal_becomes_an_exception_but_not_one_that_is_ignored(request):
     """nohup ignores SIGHUP, so that a run outlives its terminal."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -34,6 +34,10 @@ def bad(tmp_path_factory):
     return make_bad_shard(tmp_path_factory.mktemp("bad") / "00000.tar")
 
 
+@pytest.mark.bad_input(
+    "stream: bad samples, and a share may be skipped",
+    says="each one in the log, with its reason; none is replaced",
+)
 def test_bad_samples_are_counted_and_named_never_replaced(bad, tmp_path):
     log = tmp_path / "logs" / "skipped.jsonl"
     stream = ClipStream([bad], **SMALL, skip_share=0.6, skip_log=log, rank=0)
@@ -48,6 +52,9 @@ def test_bad_samples_are_counted_and_named_never_replaced(bad, tmp_path):
     assert stream.counts["absent"] >= 1 and stream.counts["skipped"] >= len(BAD)
 
 
+@pytest.mark.bad_input(
+    "stream: a bad sample of seven kinds, and none may be skipped", says="the sample and what is wrong"
+)
 @pytest.mark.parametrize("key", BAD)
 def test_without_a_share_the_first_bad_sample_stops_the_run(tmp_path, key):
     write_shard(tmp_path / "a.tar", [sample("good"), sample(key, **BAD[key][0])])
@@ -57,6 +64,7 @@ def test_without_a_share_the_first_bad_sample_stops_the_run(tmp_path, key):
         next(stream)
 
 
+@pytest.mark.bad_input("stream: more bad samples than may be skipped", says="`skipped 34 of 100 samples`")
 def test_too_many_bad_samples_stop_the_run_at_the_epochs_end_or_after_a_hundred(tmp_path):
     few = [sample(f"good-{i}") for i in range(6)] + [sample("worse", txt=None)]
     write_shard(tmp_path / "few.tar", few)
@@ -78,6 +86,9 @@ def test_too_many_bad_samples_stop_the_run_at_the_epochs_end_or_after_a_hundred(
     assert stream.counts["samples"] == 66
 
 
+@pytest.mark.bad_input(
+    "stream: a cut shard, with a share that may be skipped", says="`cut.tar is damaged`, in the log"
+)
 def test_a_damaged_shard_is_skipped_whole_and_named(shards, tmp_path):
     cut = tmp_path / "cut.tar"
     cut.write_bytes(shards[0].read_bytes()[:20_000])
@@ -91,6 +102,10 @@ def test_a_damaged_shard_is_skipped_whole_and_named(shards, tmp_path):
         keys(ClipStream([cut], **SMALL), 1)
 
 
+@pytest.mark.bad_input(
+    "stream: a compressed tar, a doubled member, a key that is not UTF-8, no sample",
+    says="`expected a whole, uncompressed tar`",
+)
 def test_odd_tars_are_named(tmp_path):
     with tarfile.open(tmp_path / "twice.tar", "w") as tar:
         for name in ("a.mp4", "a.txt", "a.txt"):
@@ -120,6 +135,9 @@ def test_a_rank_without_samples_is_told(tmp_path):
         next(ClipStream([tmp_path / "b.tar"], **SMALL, skip_share=1.0))
 
 
+@pytest.mark.bad_input(
+    "stream: arguments that make no sense", says="such as `expected a rank from 0 to 1, got 2`"
+)
 @pytest.mark.parametrize(
     ("options", "message"),
     (
@@ -175,6 +193,10 @@ def test_captions_are_those_that_captioning_writes(tmp_path):
     assert captioning.read_captions(path) == read_sidecar(path, "captions") == {"k": "a dog", "é": "ünï"}
 
 
+@pytest.mark.bad_input(
+    "stream: a caption missing, or a damaged file of captions",
+    says="`is not a JSON object with key and caption`",
+)
 def test_a_sample_without_a_caption_is_bad_and_a_damaged_sidecar_stops(bad, tmp_path):
     beside = sidecar_path(bad, "captions", tmp_path)
     write_sidecar(beside, "captions", [(f"good-{i}", "" if i == 3 else "c") for i in range(4)])

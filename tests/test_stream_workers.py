@@ -78,6 +78,11 @@ def test_bad_samples_are_skipped_with_workers_too(bad, tmp_path):
         assert stream.counts["skipped"] >= len(BAD)
 
 
+@pytest.mark.fault(
+    "train: the process behind the decoding workers is killed (SIGKILL)",
+    sees="the workers end",
+    keeps="not looked at by the test",
+)
 def test_workers_end_when_their_parent_is_killed():
     code = """
 import sys
@@ -108,6 +113,16 @@ def ended(pid: int) -> bool:
         return True
 
 
+@pytest.mark.fault(
+    "train: a decoding worker hangs (stopped, with a short limit)",
+    sees="the sample, and `the decoder hangs`",
+    keeps="not looked at by the test",
+)
+@pytest.mark.fault(
+    "train: a decoding worker is killed (SIGKILL)",
+    sees="the sample, and `most often for lack of memory: use fewer`, at once",
+    keeps="not looked at by the test",
+)
 def test_a_worker_that_hangs_or_is_killed_is_told_and_names_its_sample(pooled, monkeypatch):
     """The last test that takes ``pooled``."""
     next(pooled)

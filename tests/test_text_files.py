@@ -31,6 +31,9 @@ def test_texts_are_read(tmp_path, name):
     assert read_texts(tmp_path / name) == expected
 
 
+@pytest.mark.bad_input(
+    "texts: empty, not UTF-8, not JSON, not CSV, too deep or too long", says="the file and the line"
+)
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [

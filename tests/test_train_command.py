@@ -140,6 +140,11 @@ def test_what_saves_memory_changes_nothing(made, tmp_path, changes):
 # ------------------------------------------------------------------------------------------------------- resuming
 
 
+@pytest.mark.fault(
+    "train: SIGTERM",
+    sees="`stopped by SIGTERM: all ranks finished their step`, exit code 143",
+    keeps="the checkpoint; resumed, weights and log equal an undisturbed run's",
+)
 @pytest.mark.parametrize("store", (True, False), ids=("store", "stream"))
 def test_stopped_by_sigterm_and_resumed_is_the_same_bit_for_bit(made, tmp_path, monkeypatch, capsys, store):
     assert cli.main(options(made, tmp_path / "whole", store=store)) == 0
@@ -161,6 +166,11 @@ def test_stopped_by_sigterm_and_resumed_is_the_same_bit_for_bit(made, tmp_path, 
     assert rows(tmp_path / "a") == rows(tmp_path / "whole")
 
 
+@pytest.mark.fault(
+    "train: half of the checkpoint is left",
+    sees="`or half of it; remove it to start from scratch`, exit code 2",
+    keeps="the run: with the whole file back, it resumes",
+)
 def test_a_checkpoint_of_another_run_or_half_of_one_is_refused(made, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         interrupt_after(patch, 2)
@@ -211,6 +221,11 @@ def test_finetuning_chooses_on_validation_and_scores_test_once(made, tmp_path, c
     assert "expected the loss V-S" in capsys.readouterr().err
 
 
+@pytest.mark.fault(
+    "train: SIGTERM in fine-tuning, between evaluations",
+    sees="exit code 143",
+    keeps="the evaluations and the best step; resumed, the weights equal an undisturbed run's",
+)
 def test_a_finetuning_that_was_stopped_keeps_its_evaluations(made, tmp_path, monkeypatch):
     folder, _ = made
     corpora.write_benchmark(tmp_path / "set", "msrvtt", 0, {"train": 8, "val": 4, "test": 4}, lambda *_: None)
@@ -294,6 +309,7 @@ def test_shares_of_ranks_are_the_rows_of_the_whole_batch(made, tmp_path):
 # ------------------------------------------------------------------------------------------------------ what is wrong
 
 
+@pytest.mark.bad_input("train: options that make no sense", says="one sentence, exit code 2")
 @pytest.mark.parametrize(
     ("given", "sentence"),
     (
@@ -366,6 +382,9 @@ def test_wrong_options_are_one_sentence(tmp_path, capsys, given, sentence):
     assert error.count("\n") == 1
 
 
+@pytest.mark.bad_input(
+    "train: the captioner's weights for CLIP's", says="`expected a model of type clip or clip_vip`"
+)
 def test_the_captioners_weights_are_no_clip(made, tmp_path, capsys):
     line = options(made, tmp_path / "out")
     line[line.index("--weights") + 1] = str(caption_corpus.trained().save(tmp_path / "ofa"))
@@ -373,12 +392,20 @@ def test_the_captioners_weights_are_no_clip(made, tmp_path, capsys):
     assert "expected a model of type clip or clip_vip" in capsys.readouterr().err
 
 
+@pytest.mark.fault(
+    "train: the loss is not finite",
+    sees="`expected a finite number; lower the learning rate (1e+30)`, exit code 2",
+    keeps="not looked at by the test",
+)
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(made, tmp_path, capsys):
     assert cli.main(options(made, tmp_path, lr=1e30, lr_added=1e30)) == 2
     error = capsys.readouterr().err
     assert "expected a finite number; lower the learning rate (1e+30)" in error
 
 
+@pytest.mark.bad_input(
+    "train: a cut shard, no frame store, no shard", says="`is damaged`, `holds no frame store; add --shards`"
+)
 def test_data_that_are_not_there_or_damaged_are_named(made, tmp_path, capsys):
     folder, _ = made
     shard = tmp_path / "00000.tar"

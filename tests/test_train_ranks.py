@@ -119,6 +119,11 @@ def pid_of_rank(torchrun_pid: int, rank: int) -> int:
     raise AssertionError(f"no rank {rank} under {torchrun_pid}")
 
 
+@pytest.mark.fault(
+    "train: torchrun is killed (SIGKILL), its ranks are left",
+    sees="`clipvip: torchrun, which started this rank, is gone: the ranks end`, within 10 seconds",
+    keeps="nothing that looks finished: no result.json",
+)
 def test_ranks_notice_that_torchrun_was_killed_and_the_run_can_go_on(made):
     """33 seconds were seen, to the end of the run; they end within ten, and the next start resumes."""
     process = train(2, *made.options("orphaned", "--timeout", ANSWER, **LONG))
@@ -209,6 +214,11 @@ def test_finetuning_scores_a_test_split_that_is_not_divisible_as_one_rank_does(m
     assert both["evaluations"] == one["evaluations"]
 
 
+@pytest.mark.fault(
+    "train: one of two ranks fails on a damaged shard",
+    sees="`1.tar is damaged` on that rank; the other one ends too",
+    keeps="not looked at by the test",
+)
 def test_failures_of_all_or_one_rank_end_all_with_the_reason(two):
     assert [end["error"] for end in two["two-infinite"]] == ["ClipVipError"] * 2
     assert all(
@@ -221,6 +231,11 @@ def test_failures_of_all_or_one_rank_end_all_with_the_reason(two):
     assert other["error"] == "StoppedElsewhere"
 
 
+@pytest.mark.fault(
+    "train: SIGTERM to one of two ranks",
+    sees="`clipvip: stopped by SIGTERM: all ranks finished their step`",
+    keeps="the checkpoint and the log",
+)
 def test_sigterm_to_one_rank_stops_all_after_a_step_with_a_checkpoint(made, stopped, two):
     assert stopped.count("clipvip: stopped by SIGTERM: all ranks finished their step") == 1
     assert "exitcode  : 143" in stopped
@@ -228,6 +243,11 @@ def test_sigterm_to_one_rank_stops_all_after_a_step_with_a_checkpoint(made, stop
     assert left == ["checkpoint.pt", "metrics.jsonl"]
 
 
+@pytest.mark.fault(
+    "train: one of two ranks is killed (SIGKILL)",
+    sees="`one of them died or gave no answer within`; torchrun's report says `Signal 9 (SIGKILL) received`",
+    keeps="the checkpoint, which the message names",
+)
 def test_a_killed_rank_stops_the_others_with_one_clear_message(killed):
     lost = f"clipvip: expected 2 ranks, one of them died or gave no answer within {ANSWER} s"
     assert killed.count(lost) == 1
@@ -235,6 +255,11 @@ def test_a_killed_rank_stops_the_others_with_one_clear_message(killed):
     assert "Signal 9 (SIGKILL) received" in killed  # torchrun's report, which names the rank
 
 
+@pytest.mark.fault(
+    "train: a rank is killed (SIGKILL) before the first step",
+    sees="`; no checkpoint was written yet`",
+    keeps="nothing, and nothing else is promised",
+)
 def test_a_rank_that_is_killed_before_the_first_step_leaves_no_promise_of_a_checkpoint(made):
     """Whether a lost connection or torchrun's signal comes first, nothing is said to be kept."""
     process = train(2, *made.options("early", steps=100_000, save_minutes=1e6))
@@ -249,6 +274,11 @@ def test_a_rank_that_is_killed_before_the_first_step_leaves_no_promise_of_a_chec
     assert "torchrun's report" in err and "what was done is kept" not in err
 
 
+@pytest.mark.fault(
+    "train: the runs that SIGTERM and SIGKILL stopped are started again",
+    sees="no error",
+    keeps="the end: weights and losses equal an undisturbed run's bit for bit",
+)
 def test_resumed_runs_end_with_the_same_weights_bit_for_bit(made, two):
     assert two["two-long"] == [{"error": "", "message": ""}] * 2
     for name in ("stopped", "killed"):
@@ -268,6 +298,11 @@ def test_on_another_number_of_ranks_the_batches_are_the_same(made, two):
     assert len(one) == STEPS
 
 
+@pytest.mark.fault(
+    "train: one of four ranks is killed (SIGKILL), on uneven shards",
+    sees="`one of them died or gave no answer within`",
+    keeps="the steps before; resumed, each rank has seen the number of samples that it should",
+)
 def test_one_of_four_ranks_is_killed_on_uneven_shards_and_the_run_goes_on(made):
     """Two shards of 16 and 8 clips, shared sample by sample: 6 clips per rank and epoch."""
     err = interrupted(made, "four-killed", signal.SIGKILL, ranks=4, store=False)

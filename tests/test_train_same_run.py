@@ -66,6 +66,9 @@ def refused(capsys, line, sentence):
 # --------------------------------------------------------------------------------------------------- frame stores
 
 
+@pytest.mark.bad_input(
+    "train: a frame store of another corpus with the same names", says="`give each corpus its own`"
+)
 def test_a_store_serves_no_other_corpus_with_shards_of_the_same_names(made, tmp_path, capsys):
     kept = ("--frames-store", tmp_path / "store")
     assert cli.main(post(made, "a", tmp_path / "out-a", *kept)) == 0
@@ -85,6 +88,11 @@ def test_a_store_from_before_sizes_were_kept_is_told_by_its_keys(made, tmp_path,
     refused(capsys, post(made, "a", tmp_path / "b", *kept), "got those of another shard of that name")
 
 
+@pytest.mark.fault(
+    "train: a file of the frame store is gone",
+    sees="nothing; it is decoded again",
+    keeps="the same file, byte for byte",
+)
 def test_a_store_that_is_gone_is_decoded_again_and_a_cut_one_is_named(made, tmp_path, capsys):
     kept = ("--frames-store", tmp_path / "store")
     assert cli.main(post(made, "a", tmp_path / "out-a", *kept)) == 0
@@ -167,6 +175,11 @@ def test_other_captions_are_another_run_and_moved_ones_are_not(made, tmp_path, c
 # ---------------------------------------------------------------------------------------------- stops and results
 
 
+@pytest.mark.fault(
+    "train: SIGTERM before the first step",
+    sees="`checkpoint.pt of step 0 is kept; run the same`, exit code 143",
+    keeps="that checkpoint; resumed, the model equals an undisturbed run's",
+)
 def test_a_stop_before_the_first_step_leaves_the_checkpoint_that_it_names(
     made, tmp_path, monkeypatch, capsys
 ):
@@ -189,6 +202,11 @@ def test_a_stop_before_the_first_step_leaves_the_checkpoint_that_it_names(
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
+@pytest.mark.fault(
+    "train: SIGTERM while a frame store is decoded",
+    sees="`clipvip: stopped by SIGTERM; no checkpoint was written yet; run the same command`, exit code 143",
+    keeps="the run can be started again",
+)
 def test_a_stop_while_stores_are_decoded_is_told_without_a_checkpoint(made, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(stores, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -231,6 +249,11 @@ def test_what_a_stop_at_any_time_keeps_is_said(tmp_path, monkeypatch, capsys, er
     assert f"; {tmp_path}/checkpoint.pt is kept" in told()
 
 
+@pytest.mark.fault(
+    "train: a rank is lost, then torchrun sends SIGTERM (simulated)",
+    sees="`clipvip: expected 2 ranks; no checkpoint was written yet`, exit code 1",
+    keeps="not looked at by the test",
+)
 def test_a_signal_in_the_wake_of_a_lost_rank_does_not_take_its_sentence(tmp_path, monkeypatch, capsys):
     """torchrun ends the ranks that live on; its signal may come at any moment after the loss."""
 
@@ -276,6 +299,11 @@ def test_under_torchrun_a_rank_says_who_may_have_sent_the_signal(tmp_path, monke
     assert f"; {tmp_path}/checkpoint.pt is kept; " in capsys.readouterr().err
 
 
+@pytest.mark.fault(
+    "train: two runs in one folder",
+    sees="`another process is writing to`",
+    keeps="the folder; alone, the run can be started",
+)
 def test_two_runs_at_once_do_not_share_a_folder(made, tmp_path, capsys):
     with alone(tmp_path, Ranks()):
         refused(
@@ -306,6 +334,10 @@ def test_seconds_are_those_of_all_starts(made, tmp_path, monkeypatch):
     assert seconds == pytest.approx(1000 + last, abs=0.01)
 
 
+@pytest.mark.bad_input(
+    "train: a result.json that is none, or whose model is gone",
+    says="`expected the result of clipvip train, got other JSON; remove it`",
+)
 def test_a_result_that_is_none_or_lost_its_model_is_one_sentence(made, tmp_path, capsys):
     line, path = post(made, "a", tmp_path / "out"), tmp_path / "out/result.json"
     assert cli.main(line) == 0

@@ -186,6 +186,9 @@ def test_shards_without_texts_are_told_of_the_option(made, tmp_path, capsys, sto
     assert not (tmp_path / "store").exists()  # before anything was decoded
 
 
+@pytest.mark.bad_input(
+    "train: texts beside the shards that are not there", says="`1 of 2 texts are not there`"
+)
 @pytest.mark.parametrize("store", (False, True), ids=("stream", "store"))
 def test_a_missing_sidecar_is_named_at_once(made, tmp_path, capsys, store):
     shards = made.copy("bare", tmp_path / "shards")
@@ -209,6 +212,7 @@ def cut_sidecar(made, folder):
     return shards, json.loads(lines[-1])["key"]
 
 
+@pytest.mark.bad_input("train: a clip without a text beside the shard", says="`write the sidecar again`")
 def test_a_clip_that_the_sidecar_lacks_is_named_or_skipped_up_to_a_share(made, tmp_path, capsys):
     shards, key = cut_sidecar(made, tmp_path / "shards")
     sentence = rf"sample {key} of shard .*00001\.tar is not in .*00001\.texts\.jsonl; write the sidecar again"

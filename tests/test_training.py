@@ -151,6 +151,11 @@ def test_every_attention_trains_all_its_parameters(pairs, tmp_path, attention):
     assert not [name for name in still if "k_proj.bias" not in name], still
 
 
+@pytest.mark.fault(
+    "training loop: Ctrl-C in the fifth step",
+    sees="the next start resumes behind the checkpoint",
+    keeps="the checkpoint; the end equals an undisturbed run bit for bit",
+)
 @pytest.mark.parametrize("flat", (True, False))
 def test_killed_and_resumed_is_the_same_bit_for_bit(pairs, tmp_path, flat):
     recipe = dataclasses.replace(OFTEN, flat=flat)
@@ -208,6 +213,11 @@ def test_snapshots_are_kept_and_loaded_strictly(pairs, tmp_path):
         load_state(model("mean_pool"), tmp_path / "step-000006.pt")
 
 
+@pytest.mark.fault(
+    "training loop: the loss is NaN",
+    sees="`the loss became nan at step 1`, `lower the learning rate`",
+    keeps="not looked at by the test",
+)
 def test_a_loss_that_is_not_finite_stops_with_a_sentence(pairs, tmp_path):
     net = model()
     with torch.no_grad():
@@ -287,6 +297,9 @@ def test_features_of_a_set_equal_those_of_single_clips(pairs):
     np.testing.assert_allclose(texts[4], one[0], atol=1e-5)
 
 
+@pytest.mark.bad_input(
+    "training: a checkpoint that is empty, junk, a web page or a cut archive", says="`cannot resume from`"
+)
 @pytest.mark.parametrize("content", (b"", b"garbage of no kind", b"<html>not found</html>", b"PK\x03\x04cut"))
 def test_what_is_no_file_of_weights_is_one_sentence(pairs, tmp_path, content):
     (tmp_path / "checkpoint.pt").write_bytes(content)
@@ -316,6 +329,11 @@ class SpoilsGradient(torch.autograd.Function):
         return gradient * float("nan")
 
 
+@pytest.mark.fault(
+    "training loop: a gradient is NaN",
+    sees="`the gradient became nan at step 1`",
+    keeps="the weights, as they were before the step",
+)
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(pairs, tmp_path):
     net = model()
     net.visual_projection.register_forward_hook(lambda _, __, out: SpoilsGradient.apply(out))

@@ -109,6 +109,9 @@ def test_an_open_transport_stream_with_messages_is_upright():
     assert (read_frames(turned, INDICES) == anticlockwise(read_frames(plain, INDICES))).all()
 
 
+@pytest.mark.bad_input(
+    "video: turned on the way", says="`turns its pictures in different ways: expected one`"
+)
 @pytest.mark.parametrize("after", ["", "rotate=0", "rotate=180", "rotate=270"])
 def test_a_video_that_is_turned_on_the_way_is_refused(after, plain):
     first, second = (
@@ -121,6 +124,7 @@ def test_a_video_that_is_turned_on_the_way_is_refused(after, plain):
                 call(joined)
 
 
+@pytest.mark.bad_input("video: two turns that disagree", says="`in different ways`")
 def test_a_message_and_a_header_that_disagree_are_refused(plain):
     both = videos.with_matrix(told("rotate=180", plain), *QUARTER)
     with pytest.raises(VideoError, match="in different ways"):

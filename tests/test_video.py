@@ -163,6 +163,7 @@ def test_turned_and_mirrored_clips_come_out_upright(turn):
         assert differ(upright[:, to_y, to_x], flat[:, y, x]) == 0
 
 
+@pytest.mark.bad_input("video: shown slanted", says="`slant`")
 def test_a_slanted_clip_is_refused():
     video = bytearray(videos.with_matrix(videos.encode(3), 1, 0, 0, 1))
     at = video.index(b"tkhd") + 44
@@ -210,6 +211,9 @@ CUT = {
 WHOLE = {name: make() for name, make in CUT.items()}
 
 
+@pytest.mark.bad_input(
+    "video: cut short, in six containers", says="its name, and that it is cut, damaged or no video"
+)
 @pytest.mark.parametrize("name", CUT)
 @pytest.mark.parametrize("share", [0.002, 0.05, 0.4, 0.8, 0.999])
 def test_cut_files_raise(name, share):
@@ -219,6 +223,9 @@ def test_cut_files_raise(name, share):
             what(whole[: int(len(whole) * share)])
 
 
+@pytest.mark.bad_input(
+    "video: random bytes in the headers", says="an answer or a sentence, never another error"
+)
 @given(st.sampled_from(sorted(CUT)), st.integers(0, 2**32), st.integers(1, 40), st.integers(0, 300))
 @settings(max_examples=60, deadline=None)
 def test_garbled_headers_are_refused_or_looked_through(name, seed, changes, end):
@@ -231,6 +238,10 @@ def test_garbled_headers_are_refused_or_looked_through(name, seed, changes, end)
         assert look(bytes(video), "garbled").frames > 0
 
 
+@pytest.mark.bad_input(
+    "video: an MPEG-TS cut inside a packet; cut between two packets, at most one picture is wrong",
+    says="`is cut`",
+)
 def test_a_cut_transport_stream_is_refused_or_damaged_at_the_cut_only():
     """MPEG-TS announces no length: a cut between two of its packets may go unseen and spoil one picture."""
     video = videos.encode(container="mpegts")
@@ -249,6 +260,7 @@ def test_a_cut_transport_stream_is_refused_or_damaged_at_the_cut_only():
         read_frames(video[: 188 * 40 + 5], [0])
 
 
+@pytest.mark.bad_input("video: bytes overwritten inside packets", says="`damaged`")
 def test_damage_inside_a_packet_is_found_by_the_check():
     video = bytearray(videos.remux(videos.encode(), mux=INDEX_FIRST))
     for at in range(len(video) // 2, len(video) - 200, 400):
@@ -269,6 +281,10 @@ NO_VIDEO = {
 }
 
 
+@pytest.mark.bad_input(
+    "video: empty, text, a web page, a playlist, zeros, without frames, or sound alone",
+    says="`is empty`, `is not a readable video`, `no frame` or `no video stream`",
+)
 @pytest.mark.parametrize("name", NO_VIDEO)
 def test_what_is_no_video_is_refused_by_name(name, tmp_path):
     content, message = NO_VIDEO[name]
@@ -282,6 +298,7 @@ def test_what_is_no_video_is_refused_by_name(name, tmp_path):
             assert label in text and message in text and "\n" not in text
 
 
+@pytest.mark.bad_input("video: a frame that it does not have", says="`is not in`, `expected 0 to`")
 @pytest.mark.parametrize("name", ["B-frames", "edit list"])
 def test_wrong_indices_are_refused_by_name(files, name):
     path = files[name]
@@ -294,6 +311,9 @@ def test_wrong_indices_are_refused_by_name(files, name):
             read_frames(path, indices)
 
 
+@pytest.mark.bad_input(
+    "video: no such file, a folder, a number", says="`expected a video file, got No such file`"
+)
 def test_missing_files_folders_and_other_things(tmp_path):
     with pytest.raises(VideoError, match=r"none\.mp4: expected a video file, got No such file"):
         read_frames(tmp_path / "none.mp4", [0])

@@ -33,6 +33,7 @@ def write(native, tmp_path):
     return written
 
 
+@pytest.mark.bad_input("benchmark: two videos for one name", says="`expected one; remove the other`")
 def test_two_candidates_for_one_name_are_refused(write):
     root = write("msrvtt")
     path = load_benchmark("msrvtt", root, "test")[0].path

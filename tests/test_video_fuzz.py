@@ -83,6 +83,10 @@ def outcome(video: bytes, path) -> str:
     return found.pop()
 
 
+@pytest.mark.bad_input(
+    "video: bytes turned, lost, doubled or moved, 40 files of each of 14 kinds",
+    says="frames or a sentence, never another error",
+)
 @pytest.mark.parametrize("kind", KINDS)
 def test_mutated_files_are_read_or_refused(kind, tmp_path):
     whole = KINDS[kind]()
@@ -93,6 +97,10 @@ def test_mutated_files_are_read_or_refused(kind, tmp_path):
     assert set(outcomes) == {"read", "refused"}
 
 
+@pytest.mark.bad_input(
+    "video: damaged tables of an MPEG-TS",
+    says="`is damaged or cut: its reader ended with IndexError; fetch it again`",
+)
 def test_what_pyav_raises_by_itself_becomes_a_video_error():
     """Damaged tables of MPEG-TS name streams that come late, for which PyAV's demux raises IndexError."""
     whole = videos.encode(60, container="mpegts")

@@ -259,6 +259,11 @@ def live(connection: Connection) -> None:
         process.kill()
 
 
+@pytest.mark.fault(
+    "workers: one is killed (SIGKILL) that has started others",
+    sees="its exit status; what it started ends too",
+    keeps="the other workers",
+)
 def test_what_a_killed_copy_asked_for_is_killed_with_its_children(start):
     process = start()
     child, connection = call(process, "ask")
@@ -276,6 +281,11 @@ def test_what_a_killed_copy_asked_for_is_killed_with_its_children(start):
     patience.until(lambda: not any(map(runs, left)), "the end of the other and its child")
 
 
+@pytest.mark.fault(
+    "workers: SIGKILL to the process that started them",
+    sees="nothing of it runs on",
+    keeps="not looked at by the test",
+)
 def test_nothing_outlives_the_process_that_started_it(tmp_path):
     code = f"""
 import os, signal

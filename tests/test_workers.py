@@ -60,6 +60,11 @@ def test_a_graph_runs_in_order_with_single_threads_and_is_then_found_done(tmp_pa
     assert not list((tmp_path / "stages").rglob("*.partial"))
 
 
+@pytest.mark.fault(
+    "reproduce: a stage raises, another is killed with SIGKILL",
+    sees="`RuntimeError: the count went wrong`, `signal 9`, and of a stage that rests on them `it needs between`",
+    keeps="every stage that rests on neither",
+)
 def test_failures_stop_only_what_rests_on_them(tmp_path):
     base = stage("base")
     raises, dies = stage("raises", 1, [base], mood="raise"), stage("dies", 1, [base], mood="die")
@@ -139,6 +144,11 @@ def wait_until(condition, seconds=20):
         time.sleep(0.05)
 
 
+@pytest.mark.fault(
+    "stages: SIGKILL, SIGTERM or Ctrl-C to the process that runs them",
+    sees="it ends, after SIGTERM with exit code 143, and no worker outlives it",
+    keeps="the partial folders and nothing else",
+)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_its_parent_and_the_cache_is_consistent(tmp_path, number):
     process = parent(tmp_path)
@@ -152,6 +162,11 @@ def test_no_worker_outlives_its_parent_and_the_cache_is_consistent(tmp_path, num
     assert len(left) == 2 and all(name.endswith(".partial") for name in left)
 
 
+@pytest.mark.fault(
+    "stages: SIGKILL to the process behind all workers",
+    sees="`the process behind all workers was killed (signal 9)`",
+    keeps="the stages that were not running: they run on another",
+)
 def test_the_death_of_the_warm_process_fails_what_runs_and_the_rest_runs_on_another(tmp_path):
     slow = [stage("a", 600, pause=0.05), stage("b", 601, pause=0.05)]
     outcomes = {}
@@ -198,6 +213,11 @@ def test_errors_are_one_sentence():
         run_stages([], workers=0)
 
 
+@pytest.mark.fault(
+    "reproduce: a dead run left temporary files in the cache",
+    sees="nothing",
+    keeps="the cache; the files go with the next run",
+)
 def test_temporary_files_stay_in_the_cache_and_go_with_the_run(tmp_path):
     dead = tmp_path / "tmp" / "999999999"  # no process has this number
     dead.mkdir(parents=True)
@@ -209,6 +229,11 @@ def test_temporary_files_stay_in_the_cache_and_go_with_the_run(tmp_path):
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.fault(
+    "stages: SIGBUS in a worker, as a full disk under a memory map gives",
+    sees="`SIGBUS, most often for lack of room on the disk of`",
+    keeps="not looked at by the test",
+)
 def test_a_worker_ended_by_a_full_disk_says_so(tmp_path):
     outcomes = run([stage("full", 1, mood="bus")], tmp_path)
     assert "SIGBUS, most often for lack of room on the disk of" in outcomes["full"].error

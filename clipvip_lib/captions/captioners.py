@@ -153,10 +153,13 @@ class HuggingFaceCaptioner:
         if beam < 1 or max_tokens < 1:
             raise ClipVipError(f"expected a beam and a length of at least 1, got {beam} and {max_tokens}")
         self.beam, self.max_tokens, self.precision = beam, max_tokens, choose(precision, device)
+        plain = {
+            "trust_remote_code": False
+        }  # by default transformers asks at a terminal whether to run such code
         try:
-            self.processor = AutoImageProcessor.from_pretrained(model)
-            self.tokenizer = AutoTokenizer.from_pretrained(model)
-            self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+            self.processor = AutoImageProcessor.from_pretrained(model, **plain)
+            self.tokenizer = AutoTokenizer.from_pretrained(model, **plain)
+            self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32, **plain)
         except Exception as error:  # whatever the libraries make of a name, a connection, a file
             raise ClipVipError(
                 f"cannot load the captioner {model} ({_first(error)}): expected the name or folder of a Hugging Face "
