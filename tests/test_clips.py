@@ -287,10 +287,10 @@ def test_every_suffix_that_is_listed_is_read(tmp_path):
     listed = list_clips([tmp_path])
     assert {clip.id for clip in listed} == {f"v{suffix}" for suffix in made} and not listed.left_out
     for clip in listed:
-        assert read_clip(clip, 2, 16)[1] == 6, clip.path
+        assert read_clip(clip, 2, 16).total == 6, clip.path
     shard = write_shard(tmp_path / "a.tar", {f"k{s[1:]}": {s[1:]: content} for s, content in made.items()})
     for clip in list_clips([shard]):
-        assert read_clip(clip, 2, 16)[1] == 6, clip.key
+        assert read_clip(clip, 2, 16).total == 6, clip.key
 
 
 def test_pictures_of_every_kind_are_samples_of_a_shard(tmp_path):
@@ -303,8 +303,8 @@ def test_pictures_of_every_kind_are_samples_of_a_shard(tmp_path):
     shown = {
         clip.id: read_clip(clip, 2, 48) for clip in list_clips([write_shard(tmp_path / "a.tar", samples)])
     }
-    assert shown.keys() == samples.keys() and all(total == 1 for _, total in shown.values())
-    assert (shown["png"][0] == shown["webp"][0]).all() and shown["png"][0].any()
+    assert shown.keys() == samples.keys() and all(found.total == 1 for found in shown.values())
+    assert (shown["png"].frames == shown["webp"].frames).all() and shown["png"].frames.any()
 
 
 def test_a_key_may_have_dots_where_a_video_would_be_lost(tmp_path):
@@ -317,7 +317,7 @@ def test_a_key_may_have_dots_where_a_video_would_be_lost(tmp_path):
     clips = list_clips([shard])
     assert [clip.id for clip in clips] == ["000", *times, "Track 2.0"]
     assert all(set(clip.entry.files) == {"mp4", "txt"} for clip in clips)
-    assert [read_clip(clip, N, SIZE)[1] for clip in clips] == [4] * 4
+    assert [read_clip(clip, N, SIZE).total for clip in clips] == [4] * 4
     assert clips.note() == (
         "left out beside 4 videos: 1 further videos or pictures of a sample (first thumb.jpg of 000)"
     )

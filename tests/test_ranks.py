@@ -10,6 +10,7 @@ import small_runs
 import torch
 
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.losses import LOSSES
 from clipvip_lib.training import ranks as distributed
 from clipvip_lib.training.ranks import Ranks
 
@@ -42,7 +43,7 @@ def test_ranks_of_small_batches_have_the_gradient_of_one_with_the_whole(found):
             of = [
                 r for each in rows for r in each["gradients"] if r["dtype"] == dtype and r["chunk"] == chunk
             ]
-            assert len(of) == len(rows) * (6 if dtype == "torch.float64" else 1)
+            assert len(of) == len(rows) * (len(LOSSES) if dtype == "torch.float64" else 1)
             limit = limits.get((dtype, not chunk), 1e-12)
             for row in of:
                 assert row["gradient_difference"] < limit, row

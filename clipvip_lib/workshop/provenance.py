@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from clipvip_lib import __version__, files
 from clipvip_lib.workshop.machine import machine
 
-SHOWN = ("torch", "transformers", "numpy", "decord", "av", "matplotlib", "pandas")
+SHOWN = ("torch", "transformers", "numpy", "av", "matplotlib", "pandas")
 
 
 @functools.cache

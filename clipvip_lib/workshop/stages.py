@@ -53,7 +53,6 @@ LIBRARIES = (
     "scikit-learn",
     "pillow",
     "av",
-    "decord",
 )
 
 
