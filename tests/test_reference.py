@@ -58,7 +58,9 @@ def test_a_seed_that_both_have_gives_the_same_numbers_or_not():
     assert reference.checks_in_words(same, [0]).endswith("Seeds that both have gave the same numbers.")
     other = reference.checked(rows("6", 5.1, 1), there, range(5))
     assert [row["same"] for row in other] == [False, False]
-    assert "the same numbers in 0 of 2 effects" in reference.checks_in_words(other, [0])
+    assert "Seeds that both have gave other numbers: other processors" in reference.checks_in_words(
+        other, [0]
+    )
 
 
 def test_a_seed_does_not_foretell_itself():

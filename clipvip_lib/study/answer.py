@@ -41,7 +41,8 @@ LOOKS = {  # colour, marker, hollow
     rule.NOT_RUN: ("grey", "|", True),
 }
 
-COLUMNS = (1.04, 1.38, 1.58, 1.80)  # of the table at the figure's right, in widths of the plot
+# Of the table at the figure's right, in widths of the plot: verdict, the paper's number, then a mark per condition
+VERDICT_AT, PAPER_AT, CONDITIONS_AT, CONDITION_WIDTH = 1.04, 1.38, 1.58, 0.22
 
 
 def sentences(found: Mapping) -> list[str]:
@@ -129,18 +130,19 @@ def figure(rows: Sequence[Mapping], metric: str = claims.RECALL, conditions: Map
                 effects, [place] * len(effects), "|", color=figures.INK["muted"][0], markersize=6, zorder=1
             )
             _beside(axis, place, row, paper.effect(row["contrasts"], unit), conditions)
-    heads = ["verdict", "paper", *conditions]
-    for head, x in zip(heads, COLUMNS, strict=False):
+    heads = {"verdict": VERDICT_AT, "paper": PAPER_AT}
+    heads |= {title: CONDITIONS_AT + CONDITION_WIDTH * place for place, title in enumerate(conditions)}
+    for head, x in heads.items():
         _write(axes[0, 0], x, -1.1, head)
     return fig
 
 
 def _beside(axis: Axes, place: int, row: Mapping, published: float | None, conditions: Mapping) -> None:
     """What stands at the right of a row: its verdict, the paper's number, the marks under other conditions."""
-    verdict, number, *rest = COLUMNS
-    _write(axis, verdict, place, row["verdict"])
-    _write(axis, number, place, "–" if published is None else signed(published, 1))
-    for others, x in zip(conditions.values(), rest, strict=False):
+    _write(axis, VERDICT_AT, place, row["verdict"])
+    _write(axis, PAPER_AT, place, "–" if published is None else signed(published, 1))
+    for column, others in enumerate(conditions.values()):
+        x = CONDITIONS_AT + CONDITION_WIDTH * column
         for other in (other for other in others if other["id"] == row["id"]):
             colour, marker, hollow = LOOKS[other["verdict"]]
             light = figures.PALETTE[colour][0]

@@ -168,14 +168,18 @@ def checks_in_words(checks: Sequence[Mapping], seeds: Sequence[int]) -> str:
     count = f"{len(checks) - len(outside)} of {len(checks)}"
     one = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
     said = f"Of this run's effects {count} lie where the reference expects those of {one} (95 % prediction interval)"
-    said += f"; outside: {'; '.join(outside)}." if outside else "."
+    said += f"; outside: {'; '.join(outside)}. By chance one in twenty lies outside." if outside else "."
     known = [row["same"] for row in checks if row["same"] is not None]
     if known:
         same = (
-            "the same numbers" if all(known) else f"the same numbers in {sum(known)} of {len(known)} effects"
+            "the same numbers"
+            if all(known)
+            else "other numbers"
+            if not any(known)
+            else "partly the same numbers"
         )
         said += f" Seeds that both have gave {same}"
-        said += "." if all(known) else "; other processors, precisions and versions round differently."
+        said += "." if all(known) else ": other processors, precisions and versions round differently."
     return said
 
 
