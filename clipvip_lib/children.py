@@ -66,7 +66,7 @@ LOOK_SECONDS = 1.0  # between two looks for torchrun
 def end_with_torchrun(last_words: Callable[[], None]) -> None:
     """If torchrun started this process, end it with code 1, as after a lost rank, soon after torchrun is gone.
 
-    torchrun ends its ranks when it can; killed, it leaves them behind, and they would go on without anybody who
+    torchrun ends its ranks when it can; killed, it leaves them behind, and they would continue without anybody who
     restarts or stops them. Written files are whole at any moment, so the end may come in the middle of a step.
     last_words: called once in each rank before it ends.
     """

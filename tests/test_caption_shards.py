@@ -251,7 +251,7 @@ def test_parquet_of_an_unknown_maker_is_refused_and_kept(captioner, written, tmp
 
 
 @pytest.mark.bad_input(
-    "caption: a sample that is no video",
+    "caption: a sample that is not a video",
     says="the sample, and how many may be skipped; no captions of that shard are written",
 )
 def test_a_bad_sample_stops_by_its_name_and_keeps_what_is_done(captioner, shards, tmp_path):

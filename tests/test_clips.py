@@ -324,7 +324,7 @@ def test_a_key_may_have_dots_where_a_video_would_be_lost(tmp_path):
 
 
 @pytest.mark.bad_input(
-    "embed: files that are no videos beside videos",
+    "embed: files that are not videos beside videos",
     says="`left out beside 1 videos: 2 hidden`, with every reason",
 )
 def test_what_is_left_out_is_counted_with_its_reason(tmp_path):

@@ -90,7 +90,7 @@ def test_a_part_is_kept_when_something_fails(tmp_path):
 
 
 @pytest.mark.bad_input(
-    "features: a row that is no unit vector, when written", says="`feature of a has length`"
+    "features: a row whose length is not 1, when written", says="`feature of a has length`"
 )
 @pytest.mark.parametrize("row", [np.full(8, np.nan), np.zeros(8), np.full(8, 2.0)])
 def test_what_is_no_unit_vector_is_refused(tmp_path, row):

@@ -57,7 +57,7 @@ def test_times(time, value):
     assert seconds(time) == value
 
 
-@pytest.mark.bad_input("HD-VILA: what is no time", says="`expected a time as HH:MM:SS`")
+@pytest.mark.bad_input("HD-VILA: a time in another form", says="`expected a time as HH:MM:SS`")
 @pytest.mark.parametrize(
     "time",
     (

@@ -103,7 +103,7 @@ def test_rows_that_only_float64_tells_apart(tmp_path):
     assert (found == by_hand(features, queries, 3)[0]).all()
 
 
-@pytest.mark.bad_input("search: a row that is no unit vector", says="`expected length 1`, `embed again`")
+@pytest.mark.bad_input("search: a row whose length is not 1", says="`expected length 1`, `embed again`")
 @pytest.mark.parametrize("value", [np.nan, 0.0, np.inf, 3.0])
 def test_rows_that_are_no_unit_vectors_are_refused(tmp_path, value):
     """Even if meta.json agrees with them."""

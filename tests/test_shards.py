@@ -153,7 +153,7 @@ def test_a_key_that_stands_in_two_places_is_named(tmp_path):
         list(read_shard(path))
 
 
-@pytest.mark.bad_input("shard: JSON that is no object", says="`expected an object, got list`")
+@pytest.mark.bad_input("shard: JSON that is not an object", says="`expected an object, got list`")
 def test_json_that_is_not_an_object_is_named(tmp_path):
     with pytest.raises(ClipVipError, match=r"clip-2\.json .*expected an object, got list"):
         list(read_shard(write(tmp_path / "a.tar", json="[1]")))

@@ -98,7 +98,7 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> Clips:
     """The clips of video files, folders (searched through), frame folders, shards and patterns of shards, in order.
 
     A folder's clips are sorted by path; links are followed; one with pictures and no video in it is a frame folder.
-    Shard patterns (``{00000..00099}.tar``) are data/shards.py's. What is no clip is counted in ``Clips.left_out``:
+    Shard patterns (``{00000..00099}.tar``) are data/shards.py's. What is not a clip is counted in ``Clips.left_out``:
     files without a video's suffix, hidden ones, samples of a shard without a video or picture (video2dataset's failed
     downloads), second videos of a sample.
 

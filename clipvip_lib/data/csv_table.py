@@ -1,8 +1,8 @@
 """The one reader of CSV tables: strict, so that a quotation mark that is never closed does not swallow rows.
 
-CSV lets a text in quotation marks go on over lines. A mark that is opened on one row and closed on another therefore
-makes one text of several rows, and many readers say nothing. Here whatever follows a closing mark must be a comma or
-the end of the line, and a text over several lines must not hold a line with as many commas as a row has.
+CSV lets a text in quotation marks run over several lines. A mark that is opened on one row and closed on another
+therefore makes one text of several rows, and many readers say nothing. Here whatever follows a closing mark must be a
+comma or the end of the line, and a text over several lines must not hold a line with as many commas as a row has.
 """
 
 from __future__ import annotations

@@ -74,28 +74,6 @@ def student(freedom: float):
     return stats.norm if np.isinf(freedom) else stats.t(freedom)
 
 
-def mean_interval(
-    values: np.ndarray, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
-) -> tuple[float, float, float]:
-    """(mean, low, high) of values [Q], such as ``QueryRanks.hits(1)``: scipy's percentile bootstrap over queries.
-
-    Raises ClipVipError if there are fewer than two values or one is not finite.
-    """
-    from scipy import stats
-
-    values = finite(values, "values", 1)
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        confidence_level=level,
-        n_resamples=resamples,
-        method="percentile",
-        batch=max(1, BLOCK // len(values)),
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(values.mean()), float(found.low), float(found.high)
-
-
 def paired_difference(
     hits_a: np.ndarray, hits_b: np.ndarray | float = 0.0, resamples: int = RESAMPLES, seed: int = 0
 ) -> Difference:
@@ -111,7 +89,7 @@ def paired_difference(
             f"expected two arrays [seeds, queries] of one shape, got {list(hits_a.shape)} and "
             f"{list(np.atleast_2d(hits_b).shape)}; evaluate both arms on the same seeds and queries"
         )
-    table = finite(hits_a - hits_b, "paired differences", 2)
+    table = finite(hits_a - hits_b, "paired differences")
     seeds, queries = table.shape
     error, freedom, components = crossed_error(table)
     below, above = bootstrap_shape(table, resamples, seed)
@@ -226,7 +204,7 @@ def pool_draws(values: np.ndarray, draws: np.ndarray, texts: int = 0) -> Differe
             f"pool_draws: expected a value and a row of draws for each seed, got {list(values.shape)} and "
             f"{list(draws.shape)}; run one seed or more"
         )
-    draws = finite(draws, "resampled values", 2)
+    draws = finite(draws, "resampled values")
     seeds, effect = len(values), float(values.mean())
     if seeds == 1:
         low, high = np.quantile(draws[0], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
@@ -298,13 +276,12 @@ def expected_error(components: tuple[float, ...], seeds: int, queries: int) -> t
     return float(np.sqrt(total / (seeds * queries))), float(total**2 / spread) if spread else np.inf
 
 
-def finite(values: object, name: str, dimensions: int) -> np.ndarray:
-    """The values as a float array with two queries or more, all finite; ClipVipError otherwise."""
+def finite(values: object, name: str) -> np.ndarray:
+    """A table [seeds, queries] as a float array with two queries or more, all finite; ClipVipError otherwise."""
     array = np.asarray(values, dtype=float)
-    if array.ndim != dimensions or array.shape[-1] < 2 or array.shape[0] < 1:
-        shape = "[seeds, queries]" if dimensions == 2 else "[queries]"
+    if array.ndim != 2 or array.shape[-1] < 2 or array.shape[0] < 1:
         raise ClipVipError(
-            f"{name}: expected {shape} with two queries or more, got {list(array.shape)}; add queries"
+            f"{name}: expected [seeds, queries] with two queries or more, got {list(array.shape)}; add queries"
         )
     if not np.isfinite(array).all():
         raise ClipVipError(f"{name}: expected finite numbers, got NaN or infinity; look at the evaluation")

@@ -252,8 +252,10 @@ def verdicts(
     statements: Sequence[Statement] = STATEMENTS,
     r1: PairedValues | None = None,
 ) -> list[Verdict]:
-    """All statements judged on one body of evidence."""
-    return [verdict(each, evidence, seeds, r1) for each in statements]
+    """All statements judged on one body of evidence. Contrasts that several statements share are measured once."""
+    asked = {contrast for statement in statements for contrast in statement.contrasts}
+    measured = {contrast: difference(value) for contrast, value in evidence.items() if contrast in asked}
+    return [verdict(each, measured, seeds, r1) for each in statements]
 
 
 def sum_up(claim: Claim, found: Iterable[Verdict | Mapping[str, object]]) -> str:

@@ -6,6 +6,7 @@ Notebooks 01 to 06 and 08 read the same few functions, so a number means the sam
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERIFY = "expected arrays as a stage stores them; run `clipvip reproduce --verify`, which makes it again"
-TEXT_TO_VIDEO, VIDEO_TO_TEXT = "text_to_video", "video_to_text"
+TEXT_TO_VIDEO = "text_to_video"
 PLACES = {RECALL: (1, 5, 10), R1: (1,)}  # over which K a metric takes the mean of R@K
 Metric = str | int  # a name of PLACES, or K for R@K
 
@@ -51,8 +52,13 @@ def ranks(
     stage: Stage, direction: str = TEXT_TO_VIDEO, scoring: str = "simple", home: Path | None = None
 ) -> QueryRanks:
     """The ranks of every test query of a scored arm."""
+    return _ranks(stage.folder(home) / "ranks.npz", direction, scoring)
+
+
+@functools.lru_cache(maxsize=512)  # a page asks for the same ranks in several metrics and tables
+def _ranks(path: Path, direction: str, scoring: str) -> QueryRanks:
     columns = [f"{direction}/{scoring}/{column}" for column in ("better", "tied", "positives")]
-    return QueryRanks(*arrays(stage.folder(home) / "ranks.npz", VERIFY, columns))
+    return QueryRanks(*arrays(path, VERIFY, columns))
 
 
 def arrays(
