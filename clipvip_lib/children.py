@@ -61,6 +61,7 @@ class Child:
 
 
 LOOK_SECONDS = 1.0  # between two looks for torchrun
+_torchrun: int | None = None  # its process, once ``end_with_torchrun`` looks for it
 
 
 def end_with_torchrun(last_words: Callable[[], None]) -> None:
@@ -70,12 +71,13 @@ def end_with_torchrun(last_words: Callable[[], None]) -> None:
     restarts or stops them. Written files are whole at any moment, so the end may come in the middle of a step.
     last_words: called once in each rank before it ends.
     """
+    global _torchrun
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return
-    parent = os.getppid()
+    _torchrun = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == _torchrun:
             time.sleep(LOOK_SECONDS)
         try:
             last_words()
@@ -83,3 +85,10 @@ def end_with_torchrun(last_words: Callable[[], None]) -> None:
             os._exit(1)
 
     threading.Thread(target=watch, name="torchrun", daemon=True).start()
+
+
+def end_if_orphaned() -> None:
+    """If torchrun is gone, wait until this process has said so and ended: other ranks seem lost only because theirs
+    looked first. Else return at once."""
+    if _torchrun is not None and os.getppid() != _torchrun:
+        threading.Event().wait()

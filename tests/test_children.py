@@ -24,10 +24,24 @@ time.sleep(600)
 """
 
 
-def started(said, **variables) -> tuple[subprocess.Popen, list[psutil.Process]]:
+RANK_THAT_LOST_ANOTHER = """
+import os, time
+from clipvip_lib import children
+children.LOOK_SECONDS = 3.0
+children.end_with_torchrun(lambda: open(os.environ["SAID"], "a").write("gone\\n"))
+children.end_if_orphaned()
+print(os.getpid(), flush=True)
+while os.getppid() == children._torchrun:
+    time.sleep(0.01)
+children.end_if_orphaned()
+open(os.environ["SAID"], "a").write("another rank is lost\\n")
+"""
+
+
+def started(said, rank=RANK, **variables) -> tuple[subprocess.Popen, list[psutil.Process]]:
     environment = os.environ | {"SAID": str(said)} | variables
     process = subprocess.Popen(
-        [sys.executable, "-c", PARENT.format(rank=RANK)], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", PARENT.format(rank=rank)], stdout=subprocess.PIPE, text=True, env=environment
     )
     return process, [psutil.Process(int(process.stdout.readline())) for _ in range(2)]
 
@@ -45,8 +59,9 @@ def lives(process: psutil.Process) -> bool:
     sees="the ranks end within 10 seconds",
     keeps="not looked at by the test",
 )
-def test_ranks_end_soon_after_a_torchrun_that_was_killed(tmp_path):
-    process, ranks = started(tmp_path / "said", TORCHELASTIC_RUN_ID="none")
+@pytest.mark.parametrize("rank", [RANK, RANK_THAT_LOST_ANOTHER], ids=["busy", "lost another rank"])
+def test_ranks_end_soon_after_a_torchrun_that_was_killed(tmp_path, rank):
+    process, ranks = started(tmp_path / "said", rank, TORCHELASTIC_RUN_ID="none")
     try:
         process.kill()
         process.wait()

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from clipvip_lib.children import end_with_torchrun
+from clipvip_lib.children import end_if_orphaned, end_with_torchrun
 from clipvip_lib.commands.arguments import assignment, folder, numbers
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.say import say
@@ -175,6 +175,7 @@ def _say_lost(error: BaseException, out: str, ranks) -> int:
     """Report that another rank is gone; returns the exit code. torchrun's signal must not suppress the sentence."""
     from clipvip_lib.training.ranks import say_once
 
+    end_if_orphaned()
     with StopSignals(patient=True):
         say_once(ranks, f"clipvip: {error}; {_kept(out)}")
     return 1
