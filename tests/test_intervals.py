@@ -165,18 +165,17 @@ def test_from_interval_gives_it_back():
 
 
 def nmi_table(
-    rng: np.random.Generator, seeds: int, by_seed: float, by_text: float, rest: float
+    rng: np.random.Generator, seeds: int, by_seed: float, by_text: float, rest: float, draws: int = 100
 ) -> tuple[np.ndarray, np.ndarray]:
     """Values [S] and draws [S, R] of a measure whose true mean is EFFECT: a draw moves all seeds by its texts
     alike, and every seed a little by itself."""
     seed = by_seed * rng.standard_normal((seeds, 1))
-    moved = by_text * rng.standard_normal((1, 101)) + rest * rng.standard_normal((seeds, 101))
-    table = (
-        EFFECT + seed + moved
-    )  # column 0: the texts that were taken; the others: as the bootstrap redraws them
+    moved = by_text * rng.standard_normal((1, draws + 1)) + rest * rng.standard_normal((seeds, draws + 1))
+    table = EFFECT + seed + moved  # column 0: the texts that were taken; the others: as they are drawn again
     return table[:, 0], table[:, :1] + moved[:, 1:]
 
 
+@pytest.mark.parametrize("draws", [100, 10])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize(
     ("by_seed", "by_text", "rest", "most"),
@@ -186,11 +185,11 @@ def nmi_table(
         (0.0, 0.1, 0.0, 0.97),  # texts alone
     ],
 )
-def test_coverage_of_pooled_draws(seeds, by_seed, by_text, rest, most):
+def test_coverage_of_pooled_draws(seeds, by_seed, by_text, rest, most, draws):
     rng = np.random.default_rng(6)
     covered = 0
     for _ in range(1500):
-        d = pool_draws(*nmi_table(rng, seeds, by_seed, by_text, rest), texts=400)
+        d = pool_draws(*nmi_table(rng, seeds, by_seed, by_text, rest, draws), texts=400)
         covered += d.low <= EFFECT <= d.high
     least = 0.93 if seeds >= 5 else 0.92
     assert least <= covered / 1500 <= most
@@ -205,15 +204,16 @@ def test_pooling_tells_texts_from_seeds():
     assert d.seeds == 400 and d.queries == 400 and d.basis == "seeds and texts"
 
 
-def test_one_seed_has_the_percentiles_of_its_draws():
-    draws = np.random.default_rng(0).exponential(0.1, (1, 400))
-    d = pool_draws([0.1], draws, texts=50)
-    assert tuple(d) == pytest.approx((0.1, *np.quantile(draws, (0.025, 0.975))))
+def test_one_seed_has_the_spread_of_its_draws():
+    draws = np.random.default_rng(0).normal(0.4, 0.1, (1, 10))
+    d = pool_draws([0.4], draws, texts=50)
+    reach = stats.t(9).ppf(0.975) * draws.std(ddof=1)
+    assert tuple(d) == pytest.approx((0.4, 0.4 - reach, 0.4 + reach))
     assert d.seeds == 1 and d.basis == "texts only (one seed)" and not d.components
 
 
 def test_pooling_names_what_does_not_fit():
-    for values, draws in (([], []), ([0.1], [[0.1, 0.2]] * 2), ([0.1], [0.1, 0.2])):
+    for values, draws in (([], []), ([0.1], [[0.1, 0.2]] * 2), ([0.1], [0.1, 0.2]), ([0.1], [[0.1]])):
         with pytest.raises(ClipVipError, match="run one seed or more"):
             pool_draws(values, draws)
     with pytest.raises(ClipVipError, match="finite"):

@@ -1,4 +1,4 @@
-"""NMI of two text sets: 0 for one language, 1 for two, and what lies between with an interval."""
+"""NMI of two text sets: 0 for one language, 1 for two, and what lies between, drawn several times."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.statistics.language_gap import gap, gap_difference, mean_over_encoders, nmi
+from clipvip_lib.statistics.language_gap import drawn, gap, nmi
 
 
 def cloud(seed: int, shift: float, n: int = 120, width: int = 8) -> np.ndarray:
@@ -32,38 +32,41 @@ def test_it_does_not_depend_on_the_order_of_the_sets_or_their_scale():
     assert nmi(a * 3, b) == pytest.approx(nmi(a, b), abs=1e-6)
 
 
-def test_interval_holds_the_value_and_narrows_with_more_texts():
-    few, many = (gap(cloud(0, 0, n), cloud(1, 0.7, n), resamples=40) for n in (60, 400))
-    (few_low, few_high), (many_low, many_high) = few.interval(), many.interval()
-    assert few_low <= few.value <= few_high and few.texts == 60
-    assert many_high - many_low < few_high - few_low
+def test_a_gap_is_the_mean_over_draws_and_steadier_with_more_texts():
+    a, b = cloud(0, 0, 800), cloud(1, 0.7, 600)
+    few, many = (gap(a, b, texts) for texts in (30, 300))
+    assert few.draws.shape == (10,) and few.value == pytest.approx(few.draws.mean()) and few.texts == 30
+    assert many.draws.std() < few.draws.std() / 2
+    assert few.draws.tolist() == [nmi(*drawn(a, b, 30, 0, draw)) for draw in range(10)]
 
 
-def test_difference_of_two_gaps():
+def test_the_spread_of_draws_is_the_error_of_their_mean_where_a_pool_has_twice_the_texts():
+    """The delete-half jackknife, on 200 pools: it must say how far the value lies from that of other pools."""
+    found = [gap(cloud(i, 0, 200), cloud(1000 + i, 0.7, 200), 100, restarts=1) for i in range(200)]
+    spread = np.std([each.value for each in found], ddof=1)
+    assert np.sqrt(np.mean([each.draws.var(ddof=1) for each in found])) == pytest.approx(spread, rel=0.2)
+
+
+def test_the_difference_of_two_gaps_is_taken_draw_by_draw_on_the_same_texts_of_the_benchmark():
     target = cloud(9, 0)
-    d = gap_difference(cloud(0, 1.5), cloud(1, 0.2, 90), target, resamples=40)
-    assert d.interval()[0] > 0.3 and d.texts == 90
-    low, high = gap_difference(cloud(0, 0.5), cloud(1, 0.5), target, resamples=60).interval()
-    assert low < 0 < high
+    far, near = gap(cloud(0, 1.5), target, 80), gap(cloud(1, 0.2, 90), target, 80)
+    assert (far - near).draws.tolist() == (far.draws - near.draws).tolist()
+    assert (far - near).value > 0.3 and (far - near).texts == 80
+    for draw in range(3):
+        ours, theirs = (
+            drawn(source, target, 80, 0, draw)[1] for source in (cloud(0, 1.5), cloud(1, 0.2, 90))
+        )
+        assert (ours == theirs).all()
+    with pytest.raises(ClipVipError, match="the same draws"):
+        far - gap(cloud(1, 0.2), target, 70)
 
 
-def test_the_same_seed_gives_the_same_numbers_and_the_same_texts():
-    a, b = cloud(0, 0), cloud(1, 0.6, 80)
-    one, again = gap(a, b, seed=2, resamples=5), gap(a, b, seed=2, resamples=5)
-    assert one.value == again.value and one.draws.tolist() == again.draws.tolist()
-    turned = gap(a[:, ::-1], b[:, ::-1], seed=2, resamples=5)  # another encoder: the same texts in every draw
-    assert turned.draws == pytest.approx(one.draws)
-
-
-def test_the_mean_over_encoders_is_taken_draw_by_draw():
-    a, b = cloud(0, 0), cloud(1, 0.6)
-    measures = [gap(a, b, resamples=6), gap(a, 2 * b + 1, resamples=6)]
-    mean = mean_over_encoders(measures)
-    assert mean.value == pytest.approx((measures[0].value + measures[1].value) / 2)
-    assert mean.draws == pytest.approx((measures[0].draws + measures[1].draws) / 2) and mean.texts == 120
-    for bad in ([], [measures[0], gap(a[:50], b, resamples=6)]):
-        with pytest.raises(ClipVipError, match="the same texts"):
-            mean_over_encoders(bad)
+def test_the_same_seed_draws_the_same_texts_and_another_one_others():
+    a, b = cloud(0, 0), cloud(1, 0.6, 90)
+    assert gap(a, b, 60, seed=2).draws.tolist() == gap(a, b, 60, seed=2).draws.tolist()
+    turned = gap(a[:, ::-1], b[:, ::-1], 60, seed=2)  # another encoder: the same texts in every draw
+    assert turned.draws == pytest.approx(gap(a, b, 60, seed=2).draws)
+    assert gap(a, b, 60, seed=3).draws.tolist() != gap(a, b, 60, seed=2).draws.tolist()
 
 
 def test_sets_of_one_text_repeated_are_one_language():
@@ -77,6 +80,9 @@ def test_bad_input_is_named():
         (lambda: nmi(a, a[:1]), "two texts"),
         (lambda: nmi(a, a, restarts=0), "at least 1 restart"),
         (lambda: nmi(np.zeros((3, 2)), a), "not all zeros"),
+        (lambda: gap(a, a, 121), "draw fewer"),
+        (lambda: gap(a, a[:1], 1), "two texts or more in a draw"),
+        (lambda: gap(a, a, 60, draws=0), "at least 1 draw"),
     ):
         with pytest.raises(ClipVipError, match=words):
             call()

@@ -101,7 +101,7 @@ def write_images(path: Path, name: str, seed: int, first: int, count: int, progr
 # ----------------------------------------------------------------------------------- post-pretraining corpora
 
 
-def _corpus_video(corpus: str, seed: int, index: int) -> tuple[list[DrawnClip], list[str]]:
+def _corpus_video(corpus: str, seed: int, index: int, as_written: float) -> tuple[list[DrawnClip], list[str]]:
     """The clips of one long video of a corpus and what is written or heard beside each."""
     rng = rng_for(seed, corpus, index)
     if corpus == "webvid-2.5m":
@@ -109,21 +109,38 @@ def _corpus_video(corpus: str, seed: int, index: int) -> tuple[list[DrawnClip], 
         return clips, [language.alt_text(clip, rng) for clip in clips]
     clips = world.sample_video(rng, "pretraining")
     neighbours = clips[1:] + clips[:1]
-    return clips, [language.subtitle(clip, near, rng) for clip, near in zip(clips, neighbours, strict=True)]
+    return clips, [
+        language.subtitle(clip, near, rng, as_written) for clip, near in zip(clips, neighbours, strict=True)
+    ]
+
+
+def corpus_texts(corpus: str, seed: int, videos: int, as_written: float) -> Iterator[tuple[str, str]]:
+    """(key, text) of each clip of the first long videos of a corpus, without their pictures."""
+    for index in range(videos):
+        for part, text in enumerate(_corpus_video(corpus, seed, index, as_written)[1]):
+            yield _key(index, part), text
+
+
+def _key(index: int, part: int) -> str:
+    return f"v{index:07d}-{part}"  # no dot: WebDataset takes what follows the first one as extension
 
 
 def write_corpus(
-    path: Path, corpus: str, seed: int, first: int, videos: int, progress: ProgressCallback
+    path: Path,
+    corpus: str,
+    seed: int,
+    first: int,
+    videos: int,
+    progress: ProgressCallback,
+    as_written: float = language.SPOKEN_AS_WRITTEN,
 ) -> int:
-    """One shard with all clips of the long videos ``first`` .. ``first + videos - 1`` of a corpus."""
+    """One shard with all clips of the long videos ``first`` .. ``first + videos - 1`` of a corpus. as_written: see
+    ``language.subtitle``."""
 
     def samples() -> Iterator[dict]:
         for index in range(first, first + videos):
-            clips, texts = _corpus_video(corpus, seed, index)
+            clips, texts = _corpus_video(corpus, seed, index, as_written)
             for part, (clip, text) in enumerate(zip(clips, texts, strict=True)):
-                key = (
-                    f"v{index:07d}-{part}"  # no dot: WebDataset takes what follows the first one as extension
-                )
                 about = {
                     "video_id": f"{corpus}-{index:07d}",
                     "clip": part,
@@ -131,7 +148,7 @@ def write_corpus(
                     "caption": text,
                 }
                 mp4 = encode_h264(world.render(clip))
-                yield {"__key__": key, "mp4": mp4, "txt": text, "json": json.dumps(about)}
+                yield {"__key__": _key(index, part), "mp4": mp4, "txt": text, "json": json.dumps(about)}
             progress(index - first + 1, videos, "long videos")
 
     return write_shard(path, samples())
@@ -174,12 +191,18 @@ def _benchmark_video(
 
 
 def write_benchmark(
-    folder: Path, name: str, seed: int, clips: dict[str, int], progress: ProgressCallback
+    folder: Path,
+    name: str,
+    seed: int,
+    clips: dict[str, int],
+    progress: ProgressCallback,
+    tells_order: float = language.TELLS_ORDER,
 ) -> dict:
     """Write ``msrvtt`` or ``didemo``: videos/ID.mp4 and the set's annotation files.
 
     ``clips`` gives the number of clips of "train", "val" and "test", multiples of CLIPS_PER_VIDEO. No scene is in
-    two splits, and no two long videos of a test split show the same scene. Returns the counts written.
+    two splits, and no two long videos of a test split show the same scene. tells_order: share of
+    captions that tell the events. Returns the counts written.
     """
     if any(number % CLIPS_PER_VIDEO or number < CLIPS_PER_VIDEO for number in clips.values()):
         raise ClipVipError(
@@ -207,7 +230,7 @@ def write_benchmark(
                 )
                 done += 1
                 progress(done, total, "clips")
-    truth = writer(folder, rows)
+    truth = writer(folder, rows, tells_order)
     write_json(folder / "truth.json", truth)
     return clips
 
@@ -223,7 +246,7 @@ def _truth(row: dict, tells: bool) -> dict:
     }
 
 
-def _msrvtt_annotations(folder: Path, rows: list[dict]) -> dict:
+def _msrvtt_annotations(folder: Path, rows: list[dict], tells_order: float) -> dict:
     """MSR-VTT as distributed with CLIP4Clip; MSRVTT_val.csv, in the test file's format, is this world's own (1k-A
     has no validation split). Returns the truth."""
     sentences, videos, truth = [], [], {}
@@ -231,7 +254,9 @@ def _msrvtt_annotations(folder: Path, rows: list[dict]) -> dict:
     for number, row in enumerate(rows):
         split, video_id = row["split"], row["video_id"]
         videos.append({"video_id": video_id, "id": number, "split": split})
-        captions = [language.caption(row["clip"], row["rng"]) for _ in range(language.ANNOTATORS)]
+        captions = [
+            language.caption(row["clip"], row["rng"], tells_order) for _ in range(language.ANNOTATORS)
+        ]
         if split == "train":
             for text, _ in captions:
                 sentences.append({"video_id": video_id, "sen_id": len(sentences), "caption": text})
@@ -251,12 +276,12 @@ def _msrvtt_annotations(folder: Path, rows: list[dict]) -> dict:
     return truth
 
 
-def _didemo_annotations(folder: Path, rows: list[dict]) -> dict:
+def _didemo_annotations(folder: Path, rows: list[dict], tells_order: float) -> dict:
     """DiDeMo's {train,val,test}_data.json: one entry per described moment, in order of time."""
     entries: dict[str, list[dict]] = {"train": [], "val": [], "test": []}
     truth = {}
     for row in rows:
-        for moment, sentence in enumerate(language.paragraph(row["clip"], row["rng"])):
+        for moment, sentence in enumerate(language.paragraph(row["clip"], row["rng"], tells_order)):
             entries[row["split"]].append(
                 {
                     "annotation_id": sum(map(len, entries.values())),
@@ -266,7 +291,7 @@ def _didemo_annotations(folder: Path, rows: list[dict]) -> dict:
                     "num_segments": 2,
                 }
             )
-        truth[row["video_id"]] = _truth(row, tells=True)
+        truth[row["video_id"]] = _truth(row, tells=bool(tells_order))
     for split, listed in entries.items():
         write_json(folder / f"{split}_data.json", listed)
     return truth

@@ -190,32 +190,39 @@ def from_interval(
 def pool_draws(values: np.ndarray, draws: np.ndarray, texts: int = 0) -> Difference:
     """One Difference from a measure that is not a mean over queries (NMI), measured once per seed on the same texts.
 
-    values: the measure of each seed [S]. draws: the same on resampled texts [S, R]; draw r holds the same texts for
-    all seeds. texts: how many stand in a set. The variance of the mean is that between seeds over S, and that of the
-    texts, which all seeds see alike. What resampling adds in one seed alone (an unstable cut) is in the spread
-    between seeds already; it is taken out of the texts' part by the draws' two-way table: with t the variance of the
-    texts and r that of the rest, the mean over seeds varies from draw to draw by t + r / S, a single seed by t + r.
-    One seed has the percentile interval of its draws. Raises ClipVipError on shapes that do not fit or values that
-    are not finite.
+    values: the measure of each seed [S]. draws: the same on other draws of the texts [S, R], two or more; draw r holds
+    the same texts for all seeds. texts: how many stand in a set. The variance of the mean is that between seeds over S,
+    and that of the texts, which all seeds see alike. What a draw adds in one seed alone (an unstable cut) is in the
+    spread between seeds already; it is taken out of the texts' part by the draws' two-way table: with t the variance of
+    the texts and r that of the rest, the mean over seeds varies from draw to draw by t + r / S, a single seed by t + r.
+    Degrees of freedom are Satterthwaite's, of S seeds and R draws. One seed has the spread of its draws. Raises
+    ClipVipError on shapes that do not fit or values that are not finite.
     """
     values, draws = np.asarray(values, float), np.asarray(draws, float)
-    if values.ndim != 1 or draws.ndim != 2 or len(draws) != len(values) or not draws.size:
+    if (
+        values.ndim != 1
+        or draws.ndim != 2
+        or len(draws) != len(values)
+        or draws.shape[-1] < 2
+        or not draws.size
+    ):
         raise ClipVipError(
-            f"pool_draws: expected a value and a row of draws for each seed, got {list(values.shape)} and "
+            f"pool_draws: expected a value and two draws or more for each seed, got {list(values.shape)} and "
             f"{list(draws.shape)}; run one seed or more"
         )
-    draws = finite(draws, "resampled values")
-    seeds, effect = len(values), float(values.mean())
+    draws = finite(draws, "values of draws")
+    seeds, effect, last = len(values), float(values.mean()), draws.shape[1] - 1
     if seeds == 1:
-        low, high = np.quantile(draws[0], ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
-        found = from_interval(effect, min(low, effect), max(high, effect), queries=texts)
+        reach = float(student(last).ppf(0.5 + LEVEL / 2) * draws[0].std(ddof=1))
+        found = from_interval(effect, effect - reach, effect + reach, queries=texts)
         return dataclasses.replace(found, by_seed=(effect,))
     between = values.var(ddof=1)
     together, alone = draws.mean(axis=0).var(ddof=1), draws.var(axis=1, ddof=1).mean()
     of_texts = max(0.0, (seeds * together - alone) / (seeds - 1))
     total = between / seeds + of_texts
     error = float(np.sqrt(total))
-    freedom = float((seeds - 1) * (total / (between / seeds)) ** 2) if between > 0 else np.inf
+    spread = (between / seeds) ** 2 / (seeds - 1) + of_texts**2 / last
+    freedom = float(total**2 / spread) if spread > 0 else np.inf
     components = (float(between), float(of_texts * texts), 0.0) if texts else ()
     by_seed = tuple(values.tolist())
     return Difference(effect, error, error, freedom, seeds, texts, "seeds and texts", components, by_seed)

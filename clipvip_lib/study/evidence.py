@@ -23,7 +23,7 @@ from clipvip_lib.statistics import claims, intervals
 from clipvip_lib.statistics import verdicts as rule
 from clipvip_lib.statistics.claims import NMI, R1, RECALL, Contrast, Measure, Statement
 from clipvip_lib.statistics.verdicts import Verdict
-from clipvip_lib.study import experiments, rates
+from clipvip_lib.study import experiments
 from clipvip_lib.workshop.stages import Stage
 
 BETWEEN = "difference of the two"  # of the queries that tell the order and those that do not
@@ -209,21 +209,6 @@ def score_frame(
             rows.append({"arm": arm, "benchmark": benchmark, **numbers})
     columns = ["arm", "benchmark", RECALL, "low", "high", R1, "queries", "parameters"]
     return pd.DataFrame(rows, columns=None if rows else columns)
-
-
-def rates_frame(profile: Profile, slugs: Mapping[str, str]) -> pd.DataFrame:
-    """How each arm's learning rate was chosen: arm, best validation R@1 of every rate of the list, rate taken.
-
-    slugs: {name of the arm: its slug}. Scores are missing where the rate was not chosen by ``make rates``.
-    """
-    import pandas as pd
-
-    known, rows = rates.table(profile.name), []
-    for name, slug in slugs.items():
-        scores = known.get(slug, {}).get("validation", {})
-        columns = {f"{rate:g}": scores.get(f"{rate:g}") for rate in profile.finetune_rates}
-        rows.append({"arm": name} | columns | {"taken": f"{rates.chosen(profile, slug):g}"})
-    return pd.DataFrame(rows)
 
 
 def told_apart(
@@ -524,9 +509,9 @@ def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> li
 def gap_basis(profile: Profile, seeds: Sequence[int]) -> str:
     """A sentence on what the intervals of NMI cover, like ``basis`` for R@1."""
     listed, texts = ", ".join(map(str, seeds)), profile.nmi_texts
-    text = f"At most {texts:,} texts per set: intervals say what another draw of texts would give, "
+    text = f"{profile.nmi_draws} draws of at most {texts:,} texts of each kind: intervals say what others would give, "
     text += (
-        f"in the text encoders of one seed ({listed}). One seed judges no statement."
+        f"in the text encoder of one seed ({listed}). One seed judges no statement."
         if len(seeds) == 1
         else f"and with it other text encoders ({len(seeds)} seeds: {listed})."
     )

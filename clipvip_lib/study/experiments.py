@@ -21,9 +21,9 @@ from clipvip_lib.data import corpora
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.profiles import Profile
+from clipvip_lib.profiles import Profile, WorldSize
 from clipvip_lib.statistics.claims import CORPORA, LOSS_ARMS, METHOD_ARMS, TEXT_ARMS, checkpoint
-from clipvip_lib.study import rates
+from clipvip_lib.statistics.language_gap import POOL
 from clipvip_lib.workshop.stages import Stage
 
 NOTEBOOKS = (
@@ -41,7 +41,6 @@ SUMMARIES = ("07_cost", "08_verdict")  # the bill and the verdict are about ever
 LARGEST = "hdvila-100m"
 SHARES = {name: size / corpora.CORPORA[LARGEST] for name, size in corpora.CORPORA.items()}
 BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
-FURTHER_ENCODER = 1000  # the seed of a seed's second text encoder is this much higher
 STEPS = "clipvip_lib.study.steps:"
 TRAINING = ("clipvip_lib.training.loop", "clipvip_lib.models.checkpoints", "clipvip_lib.captions.captioner")
 
@@ -162,7 +161,7 @@ def corpus(profile: Profile, name: str) -> list[Stage]:
         Stage(
             f"world/{name}/{part}",
             STEPS + "write_corpus",
-            {"corpus": name, "seed": world.seed, "first": first, "videos": count},
+            _said(world, name) | {"first": first, "videos": count},
             imports=WORLD,
             cost=count * CLIPS_PER_VIDEO * 0.011,
         )
@@ -170,12 +169,17 @@ def corpus(profile: Profile, name: str) -> list[Stage]:
     ]
 
 
+def _said(world: WorldSize, name: str) -> dict:
+    """Which corpus of which world, and what is said in it."""
+    return {"corpus": name, "seed": world.seed, "as_written": world.spoken_as_written}
+
+
 @stages_of_profile
 def benchmark(profile: Profile, name: str) -> Stage:
     """A downstream set: videos and annotations."""
     world = profile.world
     clips = {"train": world.train, "val": world.val, "test": world.test}
-    config = {"name": name, "seed": world.seed, "clips": clips}
+    config = {"name": name, "seed": world.seed, "clips": clips, "tells_order": world.tells_order}
     return Stage(
         f"world/{name}", STEPS + "write_benchmark", config, imports=WORLD, cost=sum(clips.values()) * 0.012
     )
@@ -308,20 +312,16 @@ def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
 
 
 @stages_of_profile
-def finetuned(
-    profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | None = None, rate: float | None = None
-) -> Stage:
+def finetuned(profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | None = None) -> Stage:
     """An arm fine-tuned on a benchmark and scored on its test split.
 
-    snapshot: not from the end of post-pretraining but from that step. rate: another learning rate than the one
-    chosen for the arm.
+    snapshot: not from the end of post-pretraining but from that step.
     """
     last = snapshots(profile)[-1]
-    recipe = dataclasses.replace(profile.finetune, lr=rate or rates.chosen(profile, arm.slug))
     step = None if arm.corpus is None else snapshot or last
     config = {
         "model": dataclasses.asdict(profile.model),
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": dataclasses.asdict(profile.finetune),
         "attention": arm.attention,
         "proxies": arm.proxies,
         "group": CLIPS_PER_VIDEO,
@@ -331,7 +331,6 @@ def finetuned(
         "device": profile.device,
     }
     where = f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
-    where += f"/rate{recipe.lr:g}"
     cost = profile.finetune.steps * 0.12 + 4.0
     return Stage(
         f"finetune/{name}/{where}/seed{seed}",
@@ -382,29 +381,42 @@ def order_probes(profile: Profile, seed: int) -> Stage:
 
 @stages_of_profile
 def language_gap(profile: Profile, seed: int) -> Stage:
-    """NMI of every source of texts with both benchmarks, in the mean over ``text_encoders`` encoders per seed.
+    """NMI of every source of texts with both benchmarks in the space of a seed's text encoder.
 
-    Which texts are taken and redrawn does not depend on the seed, so that seeds differ in their encoders only.
+    Which texts are drawn does not depend on the seed, so that seeds differ in their encoders only.
     """
-    config = {
-        "texts": profile.nmi_texts,
-        "restarts": 10,
-        "resamples": profile.nmi_resamples,
-        "seed": profile.world.seed,
-        "precision": profile.precision,
-    }
-    encoders = [clip(profile, seed + FURTHER_ENCODER * number) for number in range(profile.text_encoders)]
     inputs = {
-        **{f"clip-{number}": stage for number, stage in enumerate(encoders)},
+        "clip": clip(profile, seed),
         "text-subtitles": shard_frames(profile, LARGEST)[0],
         "text-subtitles of hdvila-10m": shard_frames(profile, "hdvila-10m")[0],
         "text-ofa captions": captions(profile)[0],
-        "text-alt-text": shard_frames(profile, "webvid-2.5m")[0],
+        "text-alt-text": alt_texts(profile),
         "text-caption pairs": caption_pair_texts(profile),
     }
     inputs |= {f"text-{name}": benchmark_frames(profile, name) for name in BENCHMARKS}
     imports = ("clipvip_lib.statistics.language_gap", "clipvip_lib.training.evaluation")
-    return Stage(f"language-gap/seed{seed}", STEPS + "language_gap", config, inputs, imports, cost=60.0)
+    return Stage(
+        f"language-gap/seed{seed}", STEPS + "language_gap", gaps(profile), inputs, imports, cost=15.0
+    )
+
+
+def gaps(profile: Profile) -> dict:
+    """How gaps are measured."""
+    return {
+        "texts": profile.nmi_texts,
+        "draws": profile.nmi_draws,
+        "restarts": 10,
+        "seed": profile.world.seed,
+        "precision": profile.precision,
+    }
+
+
+@functools.cache
+def alt_texts(profile: Profile) -> Stage:
+    """As many texts of webvid as the gap's draws need: the miniature of the corpus has fewer clips."""
+    videos = -(-POOL * profile.nmi_texts // CLIPS_PER_VIDEO)
+    config = _said(profile.world, "webvid-2.5m") | {"videos": videos}
+    return Stage("world/alt-text", STEPS + "write_texts", config, imports=WORLD, cost=0.5)
 
 
 @functools.cache
@@ -435,7 +447,7 @@ def held_out_loss(profile: Profile, seed: int) -> Stage:
         shard = Stage(
             f"world/held-out/{kind}",
             STEPS + "write_corpus",
-            {"corpus": kind, "seed": world.seed, "first": videos, "videos": world.val // CLIPS_PER_VIDEO},
+            _said(world, kind) | {"first": videos, "videos": world.val // CLIPS_PER_VIDEO},
             imports=WORLD,
             cost=world.val * 0.011,
         )
@@ -473,18 +485,6 @@ def cost(profile: Profile) -> Stage:
 
 
 # ------------------------------------------------------------------------------------------------- notebooks
-
-
-def candidates(profile: Profile, seed: int) -> dict[str, dict[float, Stage]]:
-    """Every arm at every learning rate of the short list, on msrvtt: {arm's slug: {rate: stage}}."""
-    arms = [BASELINE, *(Arm(corpus=name) for name in CORPORA), *attention_arms(profile).values()]
-    arms += [*loss_arms().values(), *text_arms().values()]
-    return {
-        arm.slug: {
-            rate: finetuned(profile, arm, "msrvtt", seed, rate=rate) for rate in profile.finetune_rates
-        }
-        for arm in arms
-    }
 
 
 def scored_arms(profile: Profile) -> dict[tuple[str, str], tuple[Arm, int | None]]:

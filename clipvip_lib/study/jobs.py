@@ -1,6 +1,5 @@
-"""What a maintainer runs around the reference: choose rates, add a run's evidence, judge and tell the answer.
+"""What a maintainer runs around the reference: add a run's evidence, judge and tell the answer.
 
-    python -m clipvip_lib.study.jobs rates mini
     python -m clipvip_lib.study.jobs evidence mini 0,1,2 [FILE]
     python -m clipvip_lib.study.jobs answer
 
@@ -10,36 +9,11 @@ Each writes files that are kept in git; the Makefile has a target for each.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.study import answer, evidence_file, experiments, figures, plan, rates, reference
-from clipvip_lib.study.pipeline import only_run
-from clipvip_lib.workshop.board import Board
-from clipvip_lib.workshop.stages import Stage
-from clipvip_lib.workshop.workers import raise_failures, run_stages
-
-
-def choose_rates(name: str = "mini") -> None:
-    """Run all candidates of a profile and write rates.json."""
-    profile, home = plan.runnable_profile(name), files.home()
-    candidates = experiments.candidates(rates.choosing(profile), rates.SEED)
-    _run(stage for by_rate in candidates.values() for stage in by_rate.values())
-    found = {}
-    for slug, by_rate in candidates.items():
-        scores = {
-            rate: max(row["score"] for row in stage.result(home)["evaluations"])
-            for rate, stage in by_rate.items()
-        }
-        validation = {f"{rate:g}": score for rate, score in scores.items()}
-        chosen = rates.choose(scores, profile.finetune.lr, profile.world.test)
-        found[slug] = {"chosen": chosen, "validation": validation}
-    known = files.read_json(rates.FILE) if rates.FILE.is_file() else {}
-    files.write_json(rates.FILE, known | {name: found})
-    for slug, row in found.items():
-        print(f"{slug}: {row['chosen']:g} of {row['validation']}")
+from clipvip_lib.study import answer, evidence_file, figures, plan, reference
 
 
 def add_evidence(
@@ -65,7 +39,7 @@ def tell_answer(folder: Path = reference.FOLDER) -> None:
     print("\n".join(answer.sentences(found)))
 
 
-JOBS = {"rates": choose_rates, "evidence": add_evidence, "answer": tell_answer}
+JOBS = {"evidence": add_evidence, "answer": tell_answer}
 
 
 def listed(text: str) -> list[int]:
@@ -77,13 +51,6 @@ def listed(text: str) -> list[int]:
             f"expected whole numbers like 5,6,7, got {text!r}; separate them by commas"
         ) from None
     return plan.check_seeds(seeds)
-
-
-def _run(stages: Iterable[Stage]) -> None:
-    """Run stages in the cache, alone. Raises ClipVipError if one fails."""
-    home = files.home()
-    with only_run(files.make_folder(home)):
-        raise_failures(run_stages(list(stages), home, board=lambda total, count: Board(total, count)))
 
 
 def main(job: str = "", *given: str) -> None:

@@ -22,6 +22,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.losses import needs
 from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.statistics.claims import BENCHMARKS, CORPORA
+from clipvip_lib.statistics.language_gap import POOL
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import LARGEST, METHOD, SHARES, Arm
 from clipvip_lib.training.recipes import RECIPES
@@ -344,7 +345,7 @@ def _captions(profile: Profile, starts: Iterable[Training], settings: Settings) 
 
 def _language_gap(profile: Profile, seeds: Sequence[int], settings: Settings) -> Work:
     stage, a_text = experiments.language_gap(profile, seeds[0]), flops.text_flops(sizes_of(profile))
-    texts = sum(name.startswith("text-") for name in stage.inputs) * profile.nmi_texts
+    texts = sum(name.startswith("text-") for name in stage.inputs) * POOL * profile.nmi_texts
     per_second = settings.assumed.gpu_tflops * settings.assumed.gpu_share * 1e12
     hours = texts * a_text * len(seeds) / per_second / 3600
     return Work(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from clipvip_lib.profiles import Profile
 from clipvip_lib.statistics.claims import BENCHMARKS, TEXT_SOURCES
+from clipvip_lib.statistics.language_gap import POOL
 from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import LARGEST, SHARES, Arm, NotAtHand
@@ -97,15 +98,17 @@ def finetuned(
     name: str,
     seed: int,
     snapshot: int | None = None,
-    rate: float | None = None,
 ) -> Stage:
     """An arm fine-tuned on a benchmark by the authors' recipe and scored on its test split."""
     last = experiments.snapshots(profile)[-1]
     step = None if arm.corpus is None else snapshot or last
-    recipe = profile.changed("finetune") | ({} if rate is None else {"lr": rate})
-    config = {"name": name, "recipe": recipe, "snapshot": step, **_how(profile, arm, seed)}
+    config = {
+        "name": name,
+        "recipe": profile.changed("finetune"),
+        "snapshot": step,
+        **_how(profile, arm, seed),
+    }
     where = f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
-    where += "" if rate is None else f"/rate{rate:g}"
     inputs = _start(profile, arm, name, seed)
     return Stage(f"finetune/{name}/{where}/seed{seed}", STEPS + "finetune", config, inputs, TRAINING)
 
@@ -127,12 +130,14 @@ def language_gap(profile: Profile, seed: int) -> Stage:
         except NotAtHand:
             continue
     inputs |= {f"text-{name}": _texts(profile, name, name) for name in BENCHMARKS}
-    config = {
-        "texts": profile.nmi_texts, "restarts": 10, "resamples": profile.nmi_resamples, "seed": profile.world.seed,
-        "precision": profile.precision,
-    }  # fmt: skip
     imports = ("clipvip_lib.statistics.language_gap", "clipvip_lib.training.evaluation")
-    return Stage(f"language-gap/seed{seed}", experiments.STEPS + "language_gap", config, inputs, imports)
+    return Stage(
+        f"language-gap/seed{seed}",
+        experiments.STEPS + "language_gap",
+        experiments.gaps(profile),
+        inputs,
+        imports,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------ parts
@@ -140,7 +145,10 @@ def language_gap(profile: Profile, seed: int) -> Stage:
 
 def _texts(profile: Profile, name: str, source: str) -> Stage:
     """Some texts of a set, evenly drawn."""
-    stage, config = f"texts/{name.replace(' ', '-')}", {"texts": profile.nmi_texts, "shards": TEXT_SHARDS}
+    stage, config = (
+        f"texts/{name.replace(' ', '-')}",
+        {"texts": POOL * profile.nmi_texts, "shards": TEXT_SHARDS},
+    )
     if source in BENCHMARKS:
         inputs = {"benchmark": benchmark(profile, source)}
         return Stage(stage, STEPS + "benchmark_texts", {**config, "name": source}, inputs)

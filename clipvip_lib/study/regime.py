@@ -16,7 +16,7 @@ from clipvip_lib import paper
 from clipvip_lib.data.corpora import CORPORA
 from clipvip_lib.profiles import Profile
 from clipvip_lib.statistics.claims import R1, RECALL
-from clipvip_lib.study import evidence, experiments, rates
+from clipvip_lib.study import evidence, experiments
 from clipvip_lib.study.experiments import BASELINE, LARGEST, METHOD, Arm
 
 if TYPE_CHECKING:
@@ -30,32 +30,22 @@ def recipe(profile: Profile) -> pd.DataFrame:
     import pandas as pd
 
     pretrain, post, tune = profile.pretrain, profile.postpretrain, profile.finetune
-    tuning = {rates.chosen(profile, arm.slug) for arm in (BASELINE, Arm(), METHOD)}
-    smallest = min(CORPORA.values())
-    passes = post.steps * post.batch * max(CORPORA.values()) / smallest / profile.world.corpus_clips
+    smallest, seen = min(CORPORA.values()), post.steps * post.batch
+    passes = seen * max(CORPORA.values()) / smallest / profile.world.corpus_clips
     here = {
         "clips of the large, medium and small corpus": " : ".join(
             f"{size / smallest:.3g}" for size in sorted(CORPORA.values(), reverse=True)
         ),
         "passes over the smallest corpus": f"{passes:.3g}",
-        "pairs seen in fine-tuning / in post-pretraining": _ratio(
-            [tune.steps * tune.batch], post.steps * post.batch
-        ),
-        "pairs seen by CLIP / in post-pretraining": _ratio(
-            [pretrain.steps * pretrain.batch], post.steps * post.batch
-        ),
-        "peak rate of fine-tuning / of post-pretraining": _ratio(tuning, post.lr),
-        "peak rate of post-pretraining / of CLIP's own training": _ratio([post.lr], pretrain.lr),
-        "rate of new parameters / of CLIP's, in post-pretraining": _ratio([post.lr_added], post.lr),
+        "pairs seen in fine-tuning / in post-pretraining": f"{tune.steps * tune.batch / seen:.3g}",
+        "pairs seen by CLIP / in post-pretraining": f"{pretrain.steps * pretrain.batch / seen:.3g}",
+        "peak rate of fine-tuning / of post-pretraining": f"{tune.lr / post.lr:.3g}",
+        "peak rate of post-pretraining / of CLIP's own training": f"{post.lr / pretrain.lr:.3g}",
+        "rate of new parameters / of CLIP's, in post-pretraining": f"{post.lr_added / post.lr:.3g}",
     }
     return pd.DataFrame(
         [{"what": what, "paper": paper.REGIME[what], "here": text} for what, text in here.items()]
     )
-
-
-def _ratio(numbers: Sequence[float] | set[float], base: float) -> str:
-    """One ratio, or several: "1 or 2.5"."""
-    return " or ".join(f"{number / base:.3g}" for number in sorted(numbers))
 
 
 def effects(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> pd.DataFrame:

@@ -53,6 +53,14 @@ def write_corpus(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
 
 
 @version(1, "first")
+def write_texts(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
+    """texts.json of the first clips of a corpus, which need not have been written."""
+    rows = [{"key": key, "text": text} for key, text in corpora.corpus_texts(**config)]
+    write_json(folder / "texts.json", rows)
+    return {"texts": len(rows)}
+
+
+@version(1, "first")
 def write_subset(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
     """A random subset of other shards' long videos."""
     sources = [inputs[name] / "shard.tar" for name in sorted(inputs)]
@@ -485,74 +493,62 @@ def probe_order(config: dict, inputs: Inputs, folder: Path, progress: ProgressCa
 # ------------------------------------------------------------------------------------------------ text and cost
 
 
-@version(1, "first")
+@version(2, "1,000 texts of each kind in ten draws, one text encoder")
 def language_gap(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallback) -> dict:
-    """NMI of every source of texts with every benchmark's captions, in the space of text encoders (inputs ``clip*``,
-    averaged) and in TF-IDF. features.npz keeps the first encoder's."""
+    """NMI of every source of texts with every benchmark's captions, in the space of a text encoder and in TF-IDF."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     from clipvip_lib.models.clip_tokenizer import ClipTokenizer
     from clipvip_lib.models.clip_vip import ClipViP
-    from clipvip_lib.statistics import language_gap
+    from clipvip_lib.statistics.language_gap import POOL, gap
     from clipvip_lib.training.batches import Tokens
     from clipvip_lib.training.evaluation import encode_tokens
 
-    texts = {
-        name.removeprefix("text-"): _texts(inputs[name], config["texts"])
+    listed = {
+        name.removeprefix("text-"): _texts(inputs[name], POOL * config["texts"])
         for name in sorted(inputs)
         if name.startswith("text-")
     }
-    encoders = []
-    for name in sorted(name for name in inputs if name.startswith("clip")):
-        clip = inputs[name] / "clip"
-        model, tokenizer = (
-            ClipViP.from_pretrained(clip).eval(),
-            ClipTokenizer.load(clip / "clip_tokenizer.json"),
-        )
-        encoders.append(
-            {
-                which: encode_tokens(model, Tokens.of(listed, tokenizer), precision=config["precision"])
-                for which, listed in texts.items()
-            }
-        )
-    tfidf = TfidfVectorizer().fit([text for listed in texts.values() for text in listed])
-    words = {which: tfidf.transform(listed).toarray().astype(np.float32) for which, listed in texts.items()}
-    gaps, differences = [], []
-    options = {"restarts": config["restarts"], "seed": config["seed"], "resamples": config["resamples"]}
-    sources = [name for name in texts if name not in benchmarks.BENCHMARKS]
-    spaces = {"text encoder": encoders, "tf-idf": [words]}
-    for (space, several), benchmark, source in itertools.product(
+    clip = inputs["clip"] / "clip"
+    model, tokenizer = ClipViP.from_pretrained(clip).eval(), ClipTokenizer.load(clip / "clip_tokenizer.json")
+    encoded = {
+        which: encode_tokens(model, Tokens.of(texts, tokenizer), precision=config["precision"])
+        for which, texts in listed.items()
+    }
+    tfidf = TfidfVectorizer().fit([text for texts in listed.values() for text in texts])
+    words = {which: tfidf.transform(texts).toarray().astype(np.float32) for which, texts in listed.items()}
+    # NMI depends on the number of texts, so that the smallest pool sets it for all.
+    size = min(config["texts"], *map(len, listed.values()))
+    found, rows = {}, []
+    sources = [name for name in listed if name not in benchmarks.BENCHMARKS]
+    spaces = {"text encoder": encoded, "tf-idf": words}
+    for (space, features), benchmark, source in itertools.product(
         spaces.items(), benchmarks.BENCHMARKS, sources
     ):
-        names = {"space": space, "benchmark": benchmark, "source": source}
-        each = [language_gap.gap(features[source], features[benchmark], **options) for features in several]
-        gaps.append(names | _resampled(each))
-        if source != "subtitles" and space == "text encoder":
-            each = [
-                language_gap.gap_difference(
-                    features["subtitles"], features[source], features[benchmark], **options
-                )
-                for features in several
-            ]
-            differences.append(names | _resampled(each))
-        progress(len(gaps), len(spaces) * len(benchmarks.BENCHMARKS) * len(sources), "gaps")
+        measured = gap(
+            features[source], features[benchmark], size, config["draws"], config["restarts"], config["seed"]
+        )
+        found[space, benchmark, source] = measured
+        rows.append({"space": space, "benchmark": benchmark, "source": source} | _drawn(measured))
+        progress(len(rows), len(spaces) * len(benchmarks.BENCHMARKS) * len(sources), "gaps")
+    differences = [
+        {"space": space, "benchmark": benchmark, "source": source}
+        | _drawn(found[space, benchmark, "subtitles"] - measured)
+        for (space, benchmark, source), measured in found.items()
+        if space == "text encoder" and source != "subtitles"
+    ]
     with atomic_path(folder / "features.npz") as partial, partial.open("wb") as stream:
-        np.savez_compressed(stream, **{name: f.astype(np.float16) for name, f in encoders[0].items()})
-    examples = {name: listed[:6] for name, listed in texts.items()}
-    return {"gaps": gaps, "differences": differences, "examples": examples, "encoders": len(encoders)}
-
-
-def _resampled(each: Sequence) -> dict:
-    """A measure's mean over text encoders as JSON: value, draws (five decimals), texts per set, values per encoder."""
-    from clipvip_lib.statistics.language_gap import mean_over_encoders
-
-    mean = mean_over_encoders(each)
+        np.savez_compressed(stream, **{name: f.astype(np.float16) for name, f in encoded.items()})
     return {
-        "value": mean.value,
-        "draws": np.round(mean.draws, 5),
-        "texts": mean.texts,
-        "by_encoder": [one.value for one in each],
+        "gaps": rows,
+        "differences": differences,
+        "examples": {name: texts[:6] for name, texts in listed.items()},
     }
+
+
+def _drawn(gap) -> dict:
+    """A gap as JSON: value, draws (five decimals), texts per draw and kind."""
+    return {"value": gap.value, "draws": np.round(gap.draws, 5), "texts": gap.texts}
 
 
 def _texts(folder: Path, most: int) -> list[str]:
