@@ -274,14 +274,3 @@ def test_told_apart_counts_the_texts_that_prefer_their_clip_to_its_undoing(tmp_p
     assert found["y", "grows / shrinks"] == pytest.approx((0 + 50) / 2)
     assert found["y", "all"] == pytest.approx((0 + 0 + 100 + 50 + 50 + 50) / 6)
     assert ("x", "rises / falls") not in found  # one query alone has no interval
-
-
-def test_rates_are_shown_as_they_were_chosen(tmp_path, monkeypatch):
-    monkeypatch.setattr(evidence.rates, "FILE", tmp_path / "rates.json")
-    mini = get_profile("mini")
-    low, high = mini.finetune_rates
-    row = {"chosen": low, "validation": {f"{low:g}": 33.0, f"{high:g}": 31.5}}
-    write_json(tmp_path / "rates.json", {"mini": {"full/V-S/hdvila-100m": row}})
-    frame = evidence.rates_frame(mini, {"full": "full/V-S/hdvila-100m", "other": "other/V-S/hdvila-100m"})
-    assert frame.loc[0].tolist() == ["full", 33.0, 31.5, f"{low:g}"]
-    assert frame.loc[1, "taken"] == f"{mini.finetune.lr:g}" and frame.loc[1].isna().sum() == 2

@@ -203,7 +203,7 @@ def test_only_some_notebooks():
     assert sum(row.runs for row in rows if row.what.startswith("fine-tune")) == 7 * 2
     assert not any(row.what.startswith("caption") for row in rows)
     assert [row.what for row in works(PAPER, [0], NONE, ["02"])] == [
-        "language gap of 4,200 texts", "caption hdvila-100m with OFA-large",
+        "language gap of 14,000 texts", "caption hdvila-100m with OFA-large",
     ]  # fmt: skip
 
 

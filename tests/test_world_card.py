@@ -60,7 +60,7 @@ def test_long_tables_are_shortened_and_values_are_not():
 
 def test_the_recipes_that_were_taken_are_the_profile_s():
     tried, mini = world_card.calibrations(), PROFILES["mini"]
-    assert list(tried) == ["steps", "batches", "rates"]
+    assert list(tried) == ["steps", "batches", "rates", "fine-tuning rates"]
     _, rows = tried["batches"]
     [taken] = {(row["clips a batch"], row["fine-tuning steps"]) for row in rows if row["taken"]}
     assert taken == (mini.finetune.batch, mini.finetune.steps) and mini.postpretrain.batch == taken[0]
@@ -78,3 +78,14 @@ def test_the_rate_of_post_pretraining_follows_the_rule_that_the_card_states():
     fit = [float(row["learning rate"]) for row in rates if row["mean"] >= lowest]
     [taken] = [float(row["learning rate"]) for row in rates if row["taken"]]
     assert max(fit) == taken == PROFILES["mini"].postpretrain.lr
+
+
+def test_no_arm_was_worse_at_the_one_rate_of_fine_tuning():
+    """The rule by which it was taken: better by more than a standard error for many arms, worse for none."""
+    _, rows = world_card.calibrations()["fine-tuning rates"]
+    taken, other = (f"{rate} (taken)" if rate == "0.0002" else rate for rate in ("0.0002", "0.0005"))
+    assert PROFILES["mini"].finetune.lr == 2e-4
+    gains = [row[taken] - row[other] for row in rows]
+    errors = [100 * (share * (1 - share) / 2000) ** 0.5 for share in (row[other] / 100 for row in rows)]
+    assert min(gains) >= 0
+    assert sum(gain > error for gain, error in zip(gains, errors, strict=True)) == 11 and len(rows) == 15

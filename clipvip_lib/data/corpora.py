@@ -101,7 +101,9 @@ def write_images(path: Path, name: str, seed: int, first: int, count: int, progr
 # ----------------------------------------------------------------------------------- post-pretraining corpora
 
 
-def _corpus_video(corpus: str, seed: int, index: int, as_written: float) -> tuple[list[DrawnClip], list[str]]:
+def _corpus_video(
+    corpus: str, seed: int, index: int, as_written: float = language.SPOKEN_AS_WRITTEN
+) -> tuple[list[DrawnClip], list[str]]:
     """The clips of one long video of a corpus and what is written or heard beside each."""
     rng = rng_for(seed, corpus, index)
     if corpus == "webvid-2.5m":

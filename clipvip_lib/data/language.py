@@ -13,11 +13,12 @@ import itertools
 import numpy as np
 
 from clipvip_lib.data.world import DrawnClip, Thing, pick
+from clipvip_lib.profiles import WorldSize
 
 # Share of people's captions that tell the event (MSR-VTT's captions mostly name an action), and one phrase per motion:
 # set by when order is learned. With 0.6 and two or three phrases a model that can learn order had not begun to after
 # 400 steps of fine-tuning, with 0.8 and two it learned it after 200 to 300, with these after 100 to 200.
-TELLS_ORDER = 0.85
+TELLS_ORDER = WorldSize.tells_order
 # Share of captions that name the background: with 0.3 the baseline (mean pooling, not post-pretrained, fine-tuned)
 # had R@1 22.8 on msrvtt; this brought it to about 25 (ONE_THING and TWO_THINGS to 31).
 TELLS_BACKGROUND = 0.7
@@ -27,7 +28,7 @@ SUBTITLE_CHATTER = 0.7
 SUBTITLE_NEIGHBOUR = 0.15  # subtitles about the neighbouring clip: speech runs ahead of or behind the picture
 # Share of spoken names of shapes and motions that are people's written words. No figure was found; half, because
 # speech and captions share many words and neither contains the other.
-SPOKEN_AS_WRITTEN = 0.5
+SPOKEN_AS_WRITTEN = WorldSize.spoken_as_written
 SUBTITLE_TELLS_EVENT = 0.35  # of the subtitles with content, those that speak of what happens
 ALT_TELLS_EVENT = 0.3  # alt-text that names the motion
 ANNOTATORS = 5  # captions per training clip (MSR-VTT has 20; five keep the files small)
