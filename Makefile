@@ -18,7 +18,7 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
   papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality smoke-results evidence answer faults lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality smoke-results registration evidence answer faults lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ equality: setup ## compare our models with the authors' (the table of notebook 0
 
 smoke-results: setup ## run the study at smoke size and keep its results for make test to compare (after raising a stage's version)
 	@$(PY) -m pytest -n 0 tests/test_smoke_results.py --write-smoke-results
+
+registration: setup ## write what is fixed before the next reference run: reports/registration.json (commit it, then run)
+	@$(PY) -m clipvip_lib.study.jobs registration
 
 evidence: setup ## add what every query gave in a run that is done (SEEDS=0,1,2) to reports/reference/evidence.npz
 	@$(PY) -m clipvip_lib.study.jobs evidence $(PROFILE) $(SEEDS) $(FILE)

@@ -110,9 +110,8 @@ class Profile:
     # One rate for all arms, as the authors have one. Of 2e-4 and 5e-4, tried on validation clips, the smaller was
     # better for 11 of 15 arms by more than a standard error, and for none worse (study/calibration.json).
     finetune: Recipe = Recipe(steps=360, batch=32, lr=2e-4)
-    curve_points: int = (
-        2  # checkpoints along post-pretraining that notebook 01 fine-tunes: the paper prints two
-    )
+    group: int = 4  # clips of one video that stand in a batch together: all of world.CLIPS_PER_VIDEO
+    curve_points: int = 2  # checkpoints of post-pretraining that notebook 01 fine-tunes: the paper prints two
     proxy_counts: tuple[int, ...] = (1, 2, 4, 8)
     probe_epochs: int = 8  # of the two probes of the world's card
     bootstrap: int = 2_000  # resamples of an interval

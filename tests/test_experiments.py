@@ -2,6 +2,7 @@
 
 import pytest
 
+from clipvip_lib.data import world
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.statistics import claims
@@ -123,3 +124,7 @@ def test_unknown_notebooks_and_the_unfinished_profile_are_refused():
         experiments.stages_for("09_more", MINI, [0])
     with pytest.raises(ClipVipError, match="needs data at hand"):
         experiments.stages_for("04_video_proxy", get_profile("paper"), [0])
+
+
+def test_a_batch_holds_whole_videos():
+    assert get_profile("mini").group == world.CLIPS_PER_VIDEO

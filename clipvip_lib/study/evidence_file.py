@@ -81,7 +81,7 @@ def of_run(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> 
             facts
             | {
                 "precision": profile.precision,
-                "stages": _versions(profile, seeds),
+                "stages": versions(profile, seeds),
                 "registration": registration(),
             },
         ),
@@ -101,7 +101,7 @@ def registration() -> str:
     return hashlib.sha256(REGISTRATION.read_bytes()).hexdigest() if REGISTRATION.is_file() else ""
 
 
-def _versions(profile: Profile, seeds: Sequence[int]) -> dict[str, int]:
+def versions(profile: Profile, seeds: Sequence[int]) -> dict[str, int]:
     """Versions of the functions behind the evidence: results of another version are of another study."""
     wanted = [s for name in experiments.NOTEBOOKS for s in experiments.stages_for(name, profile, seeds)]
     return {stage.function.partition(":")[2]: stage.version for stage in closure(wanted)}

@@ -1,5 +1,6 @@
-"""What a maintainer runs around the reference: add a run's evidence, judge and tell the answer.
+"""What a maintainer runs around the reference: register it, add a run's evidence, judge and tell the answer.
 
+    python -m clipvip_lib.study.jobs registration
     python -m clipvip_lib.study.jobs evidence mini 0,1,2 [FILE]
     python -m clipvip_lib.study.jobs answer
 
@@ -13,7 +14,15 @@ from pathlib import Path
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.study import answer, evidence_file, figures, plan, reference
+from clipvip_lib.study import answer, evidence_file, figures, plan, preregistration, reference
+
+
+def register(folder: Path = reference.FOLDER, path: Path = preregistration.REGISTRATION) -> None:
+    """Write what is fixed before the next reference run, with its power by the spreads of the evidence at hand."""
+    found = preregistration.write(evidence_file.read(folder / reference.EVIDENCE), path, folder)
+    print(f"{path}: commit it before the run")
+    for name, by_seeds in found["power"]["statements"].items():
+        print(name, by_seeds[str(len(found["seeds"]))])
 
 
 def add_evidence(
@@ -39,7 +48,7 @@ def tell_answer(folder: Path = reference.FOLDER) -> None:
     print("\n".join(answer.sentences(found)))
 
 
-JOBS = {"evidence": add_evidence, "answer": tell_answer}
+JOBS = {"registration": register, "evidence": add_evidence, "answer": tell_answer}
 
 
 def listed(text: str) -> list[int]:

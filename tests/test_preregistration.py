@@ -1,0 +1,86 @@
+"""The registration in git is of this study, older than evidence that rests on it, and not written after the fact."""
+
+import dataclasses
+import json
+import subprocess
+
+import pytest
+
+from clipvip_lib import files
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import get_profile
+from clipvip_lib.study import evidence_file, jobs, preregistration, reference
+from clipvip_lib.study.preregistration import REGISTRATION, SEEDS
+
+
+@pytest.fixture(scope="module")
+def registered() -> dict:
+    return files.read_json(REGISTRATION)
+
+
+@pytest.fixture(scope="module")
+def exploratory() -> evidence_file.Stored:
+    return evidence_file.read(reference.FOLDER / reference.EVIDENCE)
+
+
+def test_statements_rule_sizes_arms_and_versions_are_the_registered_ones(registered):
+    """What fails here is another study: register it anew (`make registration`) before it is run, or take it back."""
+    today = json.loads(json.dumps(preregistration.fixed(get_profile(preregistration.PROFILE))))
+    assert {name: registered[name] for name in today} == today
+    assert registered["seeds"] == list(SEEDS) and registered["stop rule"] == preregistration.STOP
+
+
+def test_another_statement_size_arm_or_version_would_show(registered):
+    mini = get_profile("mini")
+    for changed in (
+        get_profile("mini", **{"finetune.lr": 5e-4}),
+        get_profile("mini", **{"world.seed": 0}),
+        dataclasses.replace(mini, proxy_counts=(1, 2, 4)),
+    ):
+        assert any(registered[name] != value for name, value in preregistration.fixed(changed).items())
+
+
+def test_the_run_came_after_the_registration():
+    for path in sorted(reference.FOLDER.glob("*.npz")):
+        for run in evidence_file.read(path).runs:
+            if run.get("registration") != evidence_file.registration():
+                continue
+            git = ["git", "-C", str(files.CHECKOUT)]
+            asked = [*git, "log", "-1", "--format=%H", "--", str(REGISTRATION)]
+            written = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
+            if not written:
+                pytest.skip("no history here that tells when the registration was written")
+            commit = run["commit"].removesuffix("+changes")
+            order = subprocess.run([*git, "merge-base", "--is-ancestor", written, commit])
+            assert order.returncode == 0, f"{path.name}: {commit} does not contain the registration {written}"
+
+
+def test_more_seeds_decide_more(registered):
+    for chances in registered["power"]["statements"].values():
+        for what in ("decided", "no difference"):
+            by_seeds = [chances[seeds][what] for seeds in ("8", "16", "24")]
+            assert by_seeds == [None] * 3 or (sorted(by_seeds) == by_seeds and by_seeds[-1] <= 1)
+
+
+def test_power_is_that_of_the_least_favourable_contrast(exploratory):
+    [one] = [s for s in preregistration.claims.STATEMENTS if s.id == "6"]
+    found, together = exploratory.found(), preregistration.power(exploratory)["statements"]["6"]["16"]
+    alone = [
+        preregistration._decided(one, preregistration.rule.difference(found[c]), 16) for c in one.contrasts
+    ]
+    assert together["decided"] == round(min(alone), 2) > 0.8
+
+
+def test_a_registration_that_evidence_rests_on_is_not_written_again(exploratory, tmp_path, monkeypatch):
+    path = tmp_path / "registration.json"
+    monkeypatch.setattr(evidence_file, "REGISTRATION", path)
+    evidence_file.write(exploratory, tmp_path / reference.EVIDENCE)
+    jobs.register(tmp_path, path)
+    before = path.read_bytes()
+    jobs.register(tmp_path, path)  # nothing rests on it yet
+    assert path.read_bytes() == before
+    rests = dataclasses.replace(exploratory, runs=({"registration": evidence_file.registration()},))
+    evidence_file.write(rests, tmp_path / "registered.npz")
+    with pytest.raises(ClipVipError, match=r"registered.npz rests on .*before the run"):
+        jobs.register(tmp_path, path)
+    assert path.read_bytes() == before
