@@ -184,8 +184,9 @@ def _change(part: object, path: str, names: list[str], value: object) -> object:
         raise ClipVipError(
             f"profile field {path!r}: expected {type(old).__name__} like {old!r}, got {value!r}"
         )
-    if isinstance(old, int) and value < 1 <= old:
-        raise ClipVipError(f"profile field {path!r}: expected 1 or more, got {value!r}; raise it")
+    least = 0 if names[0] == "seed" else 1
+    if isinstance(old, int) and value < least <= old:
+        raise ClipVipError(f"profile field {path!r}: expected {least} or more, got {value!r}; raise it")
     return dataclasses.replace(part, **{names[0]: value})
 
 

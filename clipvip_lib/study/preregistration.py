@@ -22,8 +22,8 @@ from clipvip_lib.study.evidence_file import REGISTRATION, Stored
 
 PROFILE, SEEDS = "mini", tuple(range(16))
 WHY = (
-    "By the spreads of R@1, which overstate those of the average recall, 16 seeds decide an effect of 1.5 points with a "
-    "chance of 0.8 or about that for most statements. The others (7a, 8a, 8d, 10a, 11b) showed effects larger than "
+    "By the spreads of R@1, which overstate those of the average recall, 16 seeds decide an effect of 1.5 points with "
+    "a chance of 0.8 or about that for most statements. The others (7a, 8a, 8d, 10a, 11b) showed effects larger than "
     "1.5 points, and 4a asks for more text encoders. 24 seeds would reach 0.8 nearly everywhere, and cost seven hours "
     "more on two cores without bfloat16."
 )
