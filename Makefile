@@ -100,7 +100,7 @@ smoke-results: setup ## run the study at smoke size and keep its results for mak
 registration: setup ## write what is fixed before the next reference run: reports/registration.json (commit it, then run)
 	@$(PY) -m clipvip_lib.study.jobs registration
 
-evidence: setup ## add what every query gave in a run that is done (SEEDS=0,1,2) to reports/reference/evidence.npz
+evidence: setup ## train what the statements need (SEEDS=0,1,2) and add what every query gave to reports/reference/FILE
 	@$(PY) -m clipvip_lib.study.jobs evidence $(PROFILE) $(SEEDS) $(FILE)
 
 answer: setup ## judge that evidence again: verdicts, figure, and README's answer

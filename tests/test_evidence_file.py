@@ -1,7 +1,10 @@
 """The evidence in git is what the reference's verdicts were judged on, and a file is whole or refused."""
 
 import dataclasses
+import json
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +15,7 @@ from clipvip_lib.profiles import get_profile
 from clipvip_lib.statistics import claims
 from clipvip_lib.statistics.claims import NMI, R1, RECALL, statement
 from clipvip_lib.statistics.verdicts import NOT_RUN, verdicts
-from clipvip_lib.study import evidence, jobs
+from clipvip_lib.study import evidence, experiments, jobs, plan
 from clipvip_lib.study.evidence_file import KEPT, joined, of_run, read, registration, write
 
 SMOKE, SEEDS = get_profile("smoke"), (3, 4)
@@ -102,7 +105,29 @@ def test_half_a_run_is_refused(stages_have_run):
         of_run(SMOKE, SEEDS)
 
 
-def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, capsys):
+def test_the_job_runs_what_the_statements_need_and_nothing_else(smoke, tmp_path, monkeypatch, capsys):
+    """On the smoke run's stages, of which it must take just those, and train what is missing."""
+    shutil.copytree(smoke.home / "stages", tmp_path / "home/stages", copy_function=os.link)
+    monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))
+    profile = plan.runnable_profile("smoke")
+    lost = experiments.finetuned(profile, experiments.METHOD, "didemo", 0).folder(tmp_path / "home")
+    before = json.loads((lost / "result.json").read_text())["result"]
+    shutil.rmtree(lost)
+    spare = experiments.finetuned(profile, experiments.Arm("sequential"), "didemo", 0).folder(
+        tmp_path / "home"
+    )
+    shutil.rmtree(spare)
+    jobs.add_evidence("smoke", "0", folder=tmp_path)
+    after = json.loads((lost / "result.json").read_text())["result"]
+    assert after["metrics"] == before["metrics"] and not spare.exists()
+    stored = read(tmp_path / "evidence.npz")
+    assert stored.seeds == (0,) and set(stored.hits[1]) == set(claims.MEASURES)
+    capsys.readouterr()
+
+
+def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "run_stages", lambda *stages, **options: {})  # as if all had run
+    monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))
     readme = (files.CHECKOUT / "README.md").read_bytes()
     for seeds in ("0,1", "2"):
         jobs.add_evidence("smoke", seeds, folder=tmp_path)

@@ -250,6 +250,10 @@ CLAIMS = (
 )  # fmt: skip
 STATEMENTS = tuple(statement for claim in CLAIMS for statement in claim.statements)
 CONTRASTS = tuple(dict.fromkeys(contrast for statement in STATEMENTS for contrast in statement.contrasts))
+#: Whose hits the statements are about.
+MEASURES = tuple(
+    dict.fromkeys(m for s in STATEMENTS if s.metric != NMI for c in s.contrasts for m in (c.more, c.less))
+)
 
 
 def metric_of(contrast: Contrast) -> str:

@@ -119,15 +119,23 @@ def evidence(
 def hit_tables(
     profile: Profile, seeds: Sequence[int], home: Path | None = None, metric: Metric = RECALL
 ) -> dict[Measure, np.ndarray]:
-    """``hits`` [seeds, queries] of every arm that a statement names and whose stages have all run."""
+    """``hits`` [seeds, queries] of every measure that a statement names and whose stages have all run."""
     tables: dict[Measure, np.ndarray] = {}
-    for arm, benchmark in experiments.scored_arms(profile):
-        stages = stages_at_hand(profile, arm, benchmark, seeds)
+    for measure in claims.MEASURES:
+        stages = stages_at_hand(profile, measure.arm, measure.benchmark, seeds)
         if stages and all(stage.done(home) for stage in stages):
-            tables[Measure(arm, benchmark)] = hits(stages, metric, home)
-            if arm == claims.METHOD:
-                tables[Measure(arm, benchmark, "dsl")] = hits(stages, metric, home, scoring="dsl")
+            tables[measure] = hits(stages, metric, home, scoring=measure.scoring)
     return tables
+
+
+def needed(profile: Profile, seeds: Sequence[int]) -> list[Stage]:
+    """The stages whose results the statements are judged on."""
+    tuned = [
+        stage
+        for measure in claims.MEASURES
+        for stage in stages_of(profile, measure.arm, measure.benchmark, seeds)
+    ]
+    return [*dict.fromkeys([*tuned, *(experiments.language_gap(profile, seed) for seed in seeds)])]
 
 
 def gap_rows(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Contrast, list[dict]]:

@@ -25,7 +25,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
 from clipvip_lib.statistics import verdicts as rule
 from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, RECALL, Contrast, Measure, metric_of
-from clipvip_lib.study import evidence, experiments
+from clipvip_lib.study import evidence
 from clipvip_lib.study.evidence import PLACES
 from clipvip_lib.workshop.provenance import provenance
 from clipvip_lib.workshop.stages import closure
@@ -103,8 +103,8 @@ def registration() -> str:
 
 def versions(profile: Profile, seeds: Sequence[int]) -> dict[str, int]:
     """Versions of the functions behind the evidence: results of another version are of another study."""
-    wanted = [s for name in experiments.NOTEBOOKS for s in experiments.stages_for(name, profile, seeds)]
-    return {stage.function.partition(":")[2]: stage.version for stage in closure(wanted)}
+    wanted = closure(evidence.needed(profile, seeds))
+    return {stage.function.partition(":")[2]: stage.version for stage in wanted}
 
 
 def joined(first: Stored, second: Stored) -> Stored:

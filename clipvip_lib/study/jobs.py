@@ -14,7 +14,10 @@ from pathlib import Path
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.study import answer, evidence_file, figures, plan, preregistration, reference
+from clipvip_lib.study import answer, evidence, evidence_file, figures, plan, preregistration, reference
+from clipvip_lib.study.pipeline import only_run
+from clipvip_lib.workshop.board import Board
+from clipvip_lib.workshop.workers import raise_failures, run_stages
 
 
 def register(folder: Path = reference.FOLDER, path: Path = preregistration.REGISTRATION) -> None:
@@ -28,9 +31,13 @@ def register(folder: Path = reference.FOLDER, path: Path = preregistration.REGIS
 def add_evidence(
     name: str, seeds: str, file: str = reference.EVIDENCE, folder: Path = reference.FOLDER
 ) -> None:
-    """Add the evidence of a run that is done to a file of the reference, or begin it, and judge all again."""
-    path = folder / file
-    more = evidence_file.of_run(plan.runnable_profile(name), listed(seeds))
+    """Run what the statements need and is not in the cache, add its evidence to a file of the reference, or begin it,
+    and judge all again."""
+    path, profile, home = folder / file, plan.runnable_profile(name), files.home()
+    with only_run(files.make_folder(home)):
+        wanted = evidence.needed(profile, listed(seeds))
+        raise_failures(run_stages(wanted, home, board=lambda total, count: Board(total, count)))
+    more = evidence_file.of_run(profile, listed(seeds))
     together = evidence_file.joined(evidence_file.read(path), more) if path.is_file() else more
     evidence_file.write(together, path)
     print(f"{path}: seeds {', '.join(map(str, together.seeds))}, {path.stat().st_size / 1024:.0f} KiB")

@@ -77,7 +77,8 @@ def fixed(profile: Profile) -> dict:
         "rule": inspect.getdoc(rule),
         "arms": {
             name: arm.slug if step is None else f"{arm.slug} at step {step}"
-            for (name, _), (arm, step) in experiments.scored_arms(profile).items()
+            for (name, benchmark), (arm, step) in experiments.scored_arms(profile).items()
+            if claims.Measure(name, benchmark) in claims.MEASURES
         },
         "versions of stages": evidence_file.versions(profile, SEEDS[:1]),
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,7 @@ BANK_CLIPS = (
 )
 CHECKPOINT_SECONDS = 20.0  # a kill loses at most about this much of a training
 HISTORY = ("step", "loss", "grad_norm", "lr", "logit_scale")  # kept of each step
+WORD = r"\w+"  # also of one letter: a caption of an untrained model has nothing else
 Inputs = dict[str, Path]
 
 
@@ -515,7 +517,7 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
         which: encode_tokens(model, Tokens.of(texts, tokenizer), precision=config["precision"])
         for which, texts in listed.items()
     }
-    tfidf = TfidfVectorizer().fit([text for texts in listed.values() for text in texts])
+    tfidf = TfidfVectorizer(token_pattern=WORD).fit([text for texts in listed.values() for text in texts])
     words = {which: tfidf.transform(texts).toarray().astype(np.float32) for which, texts in listed.items()}
     # NMI depends on the number of texts, so that the smallest pool sets it for all.
     size = min(config["texts"], *map(len, listed.values()))
@@ -552,7 +554,8 @@ def _drawn(gap) -> dict:
 
 
 def _texts(folder: Path, most: int) -> list[str]:
-    """Up to ``most`` texts of a decoded shard, a captions file, or a benchmark's training split."""
+    """Up to ``most`` texts of a decoded shard, a captions file, or a benchmark's training split, evenly drawn; those
+    without a word are not texts."""
     if (folder / "captions.jsonl").exists():
         lines = (folder / "captions.jsonl").read_text(encoding="utf-8").split("\n")
         texts: Iterable[str] = (json.loads(line)["caption"] for line in lines if line)
@@ -560,7 +563,7 @@ def _texts(folder: Path, most: int) -> list[str]:
         texts = (row["text"] for row in read_json(folder / "texts.json"))
     else:
         texts = (row["texts"][0] for row in read_json(folder / "train.json"))
-    kept: Sequence[str] = [text for text in texts if text]
+    kept: Sequence[str] = [text for text in texts if re.search(WORD, text)]
     stride = max(1, len(kept) // most)
     return list(kept[::stride][:most])
 
