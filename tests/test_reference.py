@@ -125,6 +125,15 @@ def test_other_metrics_and_claims_are_not_compared():
     assert reference.beside([], of(there)) == reference.beside(rows("6", 5.0, 1), None) == {}
 
 
+def test_a_reference_of_an_earlier_recipe_leads_and_checks_nothing():
+    there = of(rows("6", 5.0, 5), profile=repr(get_profile("mini", **{"finetune.lr": 5e-4})))
+    assert reference.of_the_same_study(there, "mini") is there
+    found = reference.beside(rows("6", 5.0, 1, first=7), there)
+    assert [row["id"] for row in found["statements"]] == ["6"] and found["checks"] == []
+    assert "by an earlier recipe" in reference.basis(there) and "earlier" not in reference.basis(of([]))
+    assert "by the same recipe" in reference.checks_in_words(found["checks"], [7])
+
+
 @pytest.mark.parametrize(
     ("profile", "same"), (("mini", True), ("mini-gpu", True), ("smoke", False), ("own", False))
 )

@@ -87,17 +87,27 @@ def read(folder: Path = FOLDER) -> dict | None:
 def of_the_same_study(reference: dict | None, profile: str) -> dict | None:
     """The reference, if it is one of this profile (``mini-gpu`` is ``mini`` on another device); else None."""
     known = PROFILES.get(profile)
-    return reference if reference and known and repr(known) == reference["profile"] else None
+    return reference if reference and known and _name(repr(known)) == _name(reference["profile"]) else None
+
+
+def of_an_earlier_recipe(reference: Mapping) -> bool:
+    """Whether the reference was run in another world or by another recipe than a run of today."""
+    return all(reference["profile"] != repr(profile) for profile in PROFILES.values())
+
+
+def _name(profile: str) -> str:
+    return profile.partition(",")[0]
 
 
 def beside(rows: Sequence[Mapping], reference: dict | None) -> dict:
     """What a run's rows of claims.json are beside the reference: {"statements": the reference's rows on the same
-    claims, "checks": ``checked``}; {} without a reference."""
+    claims, "checks": ``checked``, none if the reference is of an earlier recipe}; {} without a reference."""
     if not reference or not rows:
         return {}
     numbers = {row["claim"] for row in rows}
     there = [row for row in reference["statements"] if row["claim"] in numbers]
-    return {"statements": there, "checks": checked(rows, there, reference["seeds"])}
+    known = not of_an_earlier_recipe(reference)
+    return {"statements": there, "checks": checked(rows, there, reference["seeds"]) if known else []}
 
 
 def checked(rows: Iterable[Mapping], reference: Iterable[Mapping], seeds: Sequence[int]) -> list[dict]:
@@ -156,6 +166,7 @@ def basis(reference: Mapping) -> str:
         else "exploratory: nothing was registered before"
     )
     count = len(reference["seeds"])
+    kind += "; by an earlier recipe" if of_an_earlier_recipe(reference) else ""
     return f"{count} seed{'s' if count > 1 else ''}, {metric}; {kind}."
 
 
@@ -163,7 +174,7 @@ def checks_in_words(checks: Sequence[Mapping], seeds: Sequence[int]) -> str:
     """How many of a run's effects lie where the reference expects them, which do not, and whether seeds that both
     have gave the same numbers."""
     if not checks:
-        return "Its effects cannot be checked here: the reference has none in the same metric."
+        return "Its effects cannot be checked here: the reference has none in the same metric and by the same recipe."
     outside = [row["contrast"] for row in checks if not row["inside"]]
     count = f"{len(checks) - len(outside)} of {len(checks)}"
     one = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
