@@ -97,7 +97,7 @@ equality: setup ## compare our models with the authors' (the table of notebook 0
 smoke-results: setup ## run the study at smoke size and keep its results for make test to compare (after raising a stage's version)
 	@$(PY) -m pytest -n 0 tests/test_smoke_results.py --write-smoke-results
 
-registration: setup ## write what is fixed before the next reference run: reports/registration.json (commit it, then run)
+registration: setup ## write what is fixed before the next reference run: reports/reference/registration.json (commit it, then run)
 	@$(PY) -m clipvip_lib.study.jobs registration
 
 evidence: setup ## train what the statements need (SEEDS=0,1,2) and add what every query gave to reports/reference/FILE

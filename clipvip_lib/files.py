@@ -13,18 +13,32 @@ import json
 import os
 import shutil
 import stat
+import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
-CHECKOUT = Path(__file__).resolve().parent.parent
+CHECKOUT = (
+    Path(__file__).resolve().parent.parent
+)  # where the package lies: a checkout, or an installation's folder
+INSTALLED = not (CHECKOUT / "notebooks" / "00_start_here.ipynb").is_file()
+
+
+def shipped(*parts: str) -> Path:
+    """A file or folder that comes with the study: of the checkout, or of what pip installed beside the package."""
+    return (Path(sysconfig.get_path("data"), "share", "clipvip") if INSTALLED else CHECKOUT).joinpath(*parts)
+
+
+def workplace() -> Path:
+    """Where the study writes if it is told nothing: the checkout, or the present folder if it was installed by pip."""
+    return Path.cwd() if INSTALLED else CHECKOUT
 
 
 def home() -> Path:
-    """The folder of working files: ``$CLIPVIP_HOME``, or ``.clipvip/`` beside the library's checkout."""
-    named = Path(os.environ.get("CLIPVIP_HOME") or CHECKOUT / ".clipvip")
+    """The folder of working files: ``$CLIPVIP_HOME``, or ``.clipvip/`` in the workplace."""
+    named = Path(os.environ.get("CLIPVIP_HOME") or workplace() / ".clipvip")
     try:
         return named.expanduser().resolve()
     except RuntimeError as error:  # ~somebody who is not known here

@@ -67,7 +67,7 @@ def dry_run(
             )
             lines[1:1] = textwrap.wrap(text, WIDTH, break_on_hyphens=False)
     else:
-        home, folder = home or files.home(), notebooks or files.CHECKOUT / "notebooks"
+        home, folder = home or files.home(), notebooks or files.shipped("notebooks")
         given, further = split_settings(profile, dict(set or {}))
         sized = plan.profile(profile, **given)
         parameters = check_notebooks(folder, names, {"profile": profile, "seeds": seeds, **given}, further)

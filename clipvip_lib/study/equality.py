@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipvip_lib import files
 
-FILE = files.CHECKOUT / "reports" / "reference" / "equality.json"
+FILE = files.shipped("reports", "reference", "equality.json")
 PACKAGE = Path(__file__).parent.parent
 
 

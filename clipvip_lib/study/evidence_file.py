@@ -31,7 +31,7 @@ from clipvip_lib.workshop.provenance import provenance
 from clipvip_lib.workshop.stages import closure
 
 KEPT = PLACES[RECALL]
-REGISTRATION = files.CHECKOUT / "reports" / "registration.json"
+REGISTRATION = files.shipped("reports", "reference", "registration.json")
 
 
 @dataclass(frozen=True)

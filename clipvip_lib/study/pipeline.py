@@ -55,7 +55,7 @@ def reproduce(
     """Run the study's notebooks with every stage they need and publish the pages.
 
     only: notebooks by name or number, all without it. force: names, beginnings or glob patterns of stages to
-    run again with those that depend on them. out: folder of pages and results, ``reports/`` of the checkout without
+    run again with those that depend on them. out: folder of pages and results, ``reports/`` of the workplace without
     it. set: further notebook parameters. verify: compare what is found done with its checksums. plan, notebooks,
     home: another study, for tests.
 
@@ -64,7 +64,7 @@ def reproduce(
     folder that cannot be written to, and a second run on the same cache.
     """
     stream = stream or sys.stdout
-    plan, notebooks = plan or study_plan(), notebooks or files.CHECKOUT / "notebooks"
+    plan, notebooks = plan or study_plan(), notebooks or files.shipped("notebooks")
     given, further = split_settings(profile, dict(set or {}))
     sized, seeds = plan.profile(profile, **given), check_seeds(list(seeds))
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
@@ -72,7 +72,7 @@ def reproduce(
     if said := slower(given.get("precision", ""), getattr(sized, "device", "cpu")):
         say(said, stream)
     home = require_room(home or files.home())
-    out = require_room(out or files.CHECKOUT / "reports")
+    out = require_room(out or files.workplace() / "reports")
     always = {"profile": profile, "seeds": seeds, **given}
     parameters = check_notebooks(notebooks, names, always, further)
     with only_run(home):

@@ -1,6 +1,6 @@
 """What is fixed before the reference run: statements, rule, sizes, arms, versions, seeds, and what had been seen.
 
-``make registration`` writes reports/registration.json, which is committed before the run. Evidence carries the file's
+``make registration`` writes reports/reference/registration.json, which is committed before the run. Evidence carries the file's
 checksum, and a test holds that statements, rule, sizes, arms and versions are still the registered ones. Once evidence
 rests on a registration it is not written again.
 """

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from clipvip_lib.study.evidence_file import Stored
 
-FOLDER = files.CHECKOUT / "reports" / "reference"
+FOLDER = files.shipped("reports", "reference")
 EVIDENCE, VERDICTS = "evidence.npz", "verdicts.json"
 KEYS = {
     "registered",
