@@ -1,8 +1,8 @@
 """What is fixed before the reference run: statements, rule, sizes, arms, versions, seeds, and what had been seen.
 
-``make registration`` writes reports/reference/registration.json, which is committed before the run. Evidence carries the file's
-checksum, and a test holds that statements, rule, sizes, arms and versions are still the registered ones. Once evidence
-rests on a registration it is not written again.
+``make registration`` writes reports/reference/registration.json, which is committed before the run. Evidence carries
+the file's checksum, and a test holds that statements, rule, sizes, arms and versions are still the registered ones.
+Once evidence rests on a registration it is not written again.
 """
 
 from __future__ import annotations
