@@ -109,8 +109,9 @@ answer: setup ## judge that evidence again: verdicts, figure, and README's answe
 faults: setup ## write docs/faults.md from the marks of the tests
 	@$(PY) tests/faults.py
 
-lab: setup ## open the notebooks in JupyterLab (as root: LAB_ARGS=--allow-root)
-	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks $(LAB_ARGS)
+lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (as root: LAB_ARGS=--allow-root)
+	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \
+	  $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 lint: setup ## check format and style of code and notebooks
 	@$(PY) -m ruff format --check .

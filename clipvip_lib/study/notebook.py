@@ -59,6 +59,13 @@ def start(
     return Study(name, profile, sized, seeds, plan, home or files.home())
 
 
+class Interrupted(KeyboardInterrupt):
+    """Stages were interrupted in a cell, which says so in a sentence instead of a traceback."""
+
+    def _render_traceback_(self) -> list[str]:  # what IPython asks for
+        return [str(self)]
+
+
 class Study:
     """One notebook's view of the study. Fields: name, profile (the profile itself), seeds, home, plan."""
 
@@ -128,8 +135,14 @@ class Study:
         from clipvip_lib.workshop.workers import raise_failures, run_stages
 
         own = self.plan.stages_for(self.name, self.profile, self.seeds)
-        # On real corpora a training takes all GPUs, so only one runs at a time.
-        outcomes = run_stages([*own, *wanted], self.home, workers=None if self.of_the_world else 1)
+        try:
+            # On real corpora a training takes all GPUs, so only one runs at a time.
+            outcomes = run_stages([*own, *wanted], self.home, workers=None if self.of_the_world else 1)
+        except KeyboardInterrupt:
+            done = sum(stage.done(self.home) for stage in self.stages)
+            raise Interrupted(
+                f"Stopped: {done} of {len(self.stages)} stages are done. Run the cell again to continue."
+            ) from None
         if not all(stage.done(self.home) for stage in wanted):
             raise_failures(outcomes)
 
