@@ -18,7 +18,7 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
   papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality smoke-results registration evidence answer faults lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality smoke-results registration evidence condition answer faults lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -102,6 +102,9 @@ registration: setup ## write what is fixed before the next reference run: report
 
 evidence: setup ## train what the statements need (SEEDS=0,1,2) and add what every query gave to reports/reference/FILE
 	@$(PY) -m clipvip_lib.study.jobs evidence $(PROFILE) $(SEEDS) $(FILE)
+
+condition: setup ## the same for the headline contrasts under another condition (NAME=no-order; study/conditions.py lists them)
+	@$(PY) -m clipvip_lib.study.jobs condition $(PROFILE) $(NAME)
 
 answer: setup ## judge that evidence again: verdicts, figure, and README's answer
 	@$(PY) -m clipvip_lib.study.jobs answer

@@ -21,6 +21,7 @@ class WorldSize:
     seed: int = 1
     tells_order: float = 0.85  # data/language.py has the reasons of this share and of the next
     spoken_as_written: float = 0.5
+    rewritten: bool = False  # whether subtitles are rewritten as short captions (language.as_caption)
     image_text: int = 24_000  # image-text pairs, stand-in for CLIP's 400M
     caption_pairs: int = 8_000  # for the captioner, stand-in for COCO
     corpus_clips: int = 16_000  # hdvila-100m; hdvila-10m is a tenth, webvid-2.5m a fortieth
@@ -75,7 +76,11 @@ class CaptionerSize:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one training runs. ``lr_added`` is for parameters that CLIP does not have (proxies, temporal embedding)."""
+    """How one training runs.
+
+    lr_added: for parameters that CLIP does not have (proxies, temporal embedding). frozen_text: whether the text tower
+    stays as it is. patch_drop: share of a clip's patches that full attention does not see in a training step.
+    """
 
     steps: int
     batch: int = 64
@@ -85,6 +90,8 @@ class Recipe:
     clip_norm: float = 1.0
     warmup: float = 0.05  # share of the steps
     evaluations: int = 3  # checkpoints along the way that are tried on the validation split
+    frozen_text: bool = False
+    patch_drop: float = 0.0
     # "auto": the faster one on the training device (precision.py). Not a size: a run in another one is the same study.
     precision: str = field(default="auto", repr=False)
 

@@ -497,3 +497,38 @@ def test_pixels_and_ids_of_another_kind_are_refused():
         config = ClipViPConfig.small(**SMALL)
         config.vision_config.attention_dropout = 0.1
         ClipViP(config)
+
+
+def test_full_attention_sees_a_share_of_the_patches_in_training_only():
+    model, pixels = make(attention="full"), clips()
+    seen = []
+    handle = model.vision_model.encoder.layers[0].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
+    whole = model.encode_video(pixels)
+    model.patch_drop = 0.75
+    assert torch.equal(model.encode_video(pixels), whole)  # not in training: nothing is dropped
+    model.train()
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model.encode_video(pixels)
+    handle.remove()
+    M = model.config.proxies
+    patches = seen[0].shape[1] - M
+    every, _, *drawn = seen
+    for tokens in drawn:
+        assert tokens.shape[1] == M + patches // 4 and torch.equal(tokens[:, :M], every[:, :M])
+        for clip, kept in zip(
+            every[:, M:], tokens[:, M:], strict=True
+        ):  # some of the clip's own, in their order
+            places = [int((clip == token).all(1).nonzero()[0]) for token in kept]
+            assert places == sorted(set(places))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+def test_other_attentions_drop_no_patch():
+    for attention in ("proxy", "mean_pool"):
+        model = make(attention=attention)
+        whole = model.encode_video(clips())
+        model.patch_drop = 0.75
+        assert torch.equal(model.train().encode_video(clips()), whole)

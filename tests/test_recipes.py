@@ -68,6 +68,7 @@ def test_changes_are_checked():
         ({"lr": float("inf")}, "'lr' expected a finite number, got inf"),
         ({"warmup": float("nan")}, "'warmup' expected a finite number"),
         ({"warmup": 1.5}, "'warmup' expected a share of the steps, at most 1, got 1.5"),
+        ({"patch_drop": 75.0}, "'patch_drop' expected a share of the patches, at most 1, got 75.0"),
         ({"epochs": float("inf")}, "'epochs' expected a finite number"),
     ):
         with pytest.raises(ClipVipError, match=sentence):

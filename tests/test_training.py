@@ -341,3 +341,35 @@ def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_spoilt(pairs
     with pytest.raises(ClipVipError, match="the gradient became nan at step 1"):
         run(pairs, tmp_path, net=net)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize("flat", (True, False))
+def test_a_frozen_text_tower_stays_as_it_is_and_the_rest_learns(pairs, tmp_path, flat):
+    net = model()
+    before = {name: p.clone() for name, p in net.named_parameters()}
+    run(pairs, tmp_path, dataclasses.replace(RECIPE, frozen_text=True, flat=flat), net=net)
+    still = {name for name, p in net.named_parameters() if torch.equal(p, before[name])}
+    frozen = {name for name in before if name.startswith(("text_model.", "text_projection."))}
+    assert (
+        frozen
+        and {name for name in still if "vision_model" not in name or "k_proj.bias" not in name} == frozen
+    )
+
+
+def test_a_run_that_drops_patches_is_resumed_bit_for_bit_and_caches_no_gradients(pairs, tmp_path):
+    recipe = dataclasses.replace(OFTEN, patch_drop=0.5)
+    whole, expected = run(pairs, made(tmp_path / "a"), recipe, net=model("full"))
+    plain, other = run(pairs, made(tmp_path / "plain"), OFTEN, net=model("full"))
+    assert history(expected) != history(other) and not same(whole, plain)
+
+    def stop(done, total, note=""):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(pairs, made(tmp_path / "b"), recipe, net=model("full"), progress=stop)
+    resumed, _ = run(pairs, tmp_path / "b", recipe, net=model("full", seed=9))
+    assert same(whole, resumed)
+    cached = dataclasses.replace(recipe, chunk=4, flat=False)
+    with pytest.raises(ClipVipError, match=r"patch_drop 0.5 expected no gradient caching, got chunk 4"):
+        run(pairs, made(tmp_path / "c"), cached, net=model("full"))

@@ -102,7 +102,11 @@ def write_images(path: Path, name: str, seed: int, first: int, count: int, progr
 
 
 def _corpus_video(
-    corpus: str, seed: int, index: int, as_written: float = language.SPOKEN_AS_WRITTEN
+    corpus: str,
+    seed: int,
+    index: int,
+    as_written: float = language.SPOKEN_AS_WRITTEN,
+    rewritten: bool = False,
 ) -> tuple[list[DrawnClip], list[str]]:
     """The clips of one long video of a corpus and what is written or heard beside each."""
     rng = rng_for(seed, corpus, index)
@@ -111,15 +115,17 @@ def _corpus_video(
         return clips, [language.alt_text(clip, rng) for clip in clips]
     clips = world.sample_video(rng, "pretraining")
     neighbours = clips[1:] + clips[:1]
-    return clips, [
+    texts = [
         language.subtitle(clip, near, rng, as_written) for clip, near in zip(clips, neighbours, strict=True)
     ]
+    return clips, [language.as_caption(text) for text in texts] if rewritten else texts
 
 
-def corpus_texts(corpus: str, seed: int, videos: int, as_written: float) -> Iterator[tuple[str, str]]:
-    """(key, text) of each clip of the first long videos of a corpus, without their pictures."""
+def corpus_texts(corpus: str, seed: int, videos: int, **said: float | bool) -> Iterator[tuple[str, str]]:
+    """(key, text) of each clip of the first long videos of a corpus, without their pictures. said: as ``write_corpus``
+    takes it."""
     for index in range(videos):
-        for part, text in enumerate(_corpus_video(corpus, seed, index, as_written)[1]):
+        for part, text in enumerate(_corpus_video(corpus, seed, index, **said)[1]):
             yield _key(index, part), text
 
 
@@ -134,14 +140,16 @@ def write_corpus(
     first: int,
     videos: int,
     progress: ProgressCallback,
-    as_written: float = language.SPOKEN_AS_WRITTEN,
+    **said: float | bool,
 ) -> int:
-    """One shard with all clips of the long videos ``first`` .. ``first + videos - 1`` of a corpus. as_written: see
-    ``language.subtitle``."""
+    """One shard with all clips of the long videos ``first`` .. ``first + videos - 1`` of a corpus.
+
+    said: ``as_written`` (see ``language.subtitle``) and ``rewritten``, whether subtitles are rewritten as captions.
+    """
 
     def samples() -> Iterator[dict]:
         for index in range(first, first + videos):
-            clips, texts = _corpus_video(corpus, seed, index, as_written)
+            clips, texts = _corpus_video(corpus, seed, index, **said)
             for part, (clip, text) in enumerate(zip(clips, texts, strict=True)):
                 about = {
                     "video_id": f"{corpus}-{index:07d}",

@@ -9,6 +9,7 @@ belong to the neighbouring clip, partial mentions in other words than people wri
 from __future__ import annotations
 
 import itertools
+import re
 
 import numpy as np
 
@@ -208,6 +209,20 @@ def subtitle(
     else:
         words.append(pick(rng, CHATTER))
     return " ".join(words)
+
+
+def as_caption(subtitle: str) -> str:
+    """A subtitle in the style and length of a caption, by rule and from its words alone: "um this red loop up we go" ->
+    "a red ring rises". Of talk that names nothing the first phrase is kept."""
+    for phrases, written in ((SPOKEN_SHAPE, SHAPE), (SPOKEN_MOTION, MOTION)):
+        for name, spoken in phrases.items():
+            for phrase in spoken:
+                subtitle = re.sub(rf"\b{phrase}\b", written[name][0], subtitle)
+    named = re.search(r"\b(?:this|the) (.+)", subtitle)
+    if not named or subtitle.startswith(CHATTER):
+        return next(phrase for phrase in CHATTER if subtitle.startswith(phrase))
+    said = re.sub(rf" here\b| (?:{'|'.join(CHATTER)})$", "", named[1])
+    return _article(said)
 
 
 def image_text(clip: DrawnClip, rng: np.random.Generator) -> str:

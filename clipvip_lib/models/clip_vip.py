@@ -292,6 +292,7 @@ class ClipViP(CLIPModel):
 
     config_class = ClipViPConfig
     config: ClipViPConfig
+    patch_drop = 0.0  # a recipe's, for full attention in training
 
     def __init__(self, config: ClipViPConfig):
         if config.vision_config.attention_dropout or config.text_config.attention_dropout:
@@ -380,9 +381,25 @@ class ClipViP(CLIPModel):
         if self.config.attention not in JOINT:
             return embeddings(pixels.flatten(0, 1)[:, None]), {}
         if self.config.attention == "full":
-            return embeddings(pixels), {}
+            return self._seen_in_training(embeddings(pixels)), {}
         N, L, M = pixels.shape[1], embeddings.num_patches, self.config.proxies
         return embeddings(pixels), {"frames": N, "patches": L, "proxies": M}
+
+    def _seen_in_training(self, tokens: Tensor) -> Tensor:
+        """In training, the class tokens and a random share 1 - ``patch_drop`` of each clip's patches.
+
+        Full attention allows that (Papalampidi et al. 2023 drop 75 %); proxy attention needs frames of one length.
+        """
+        M = self.config.proxies
+        patches = tokens.shape[1] - M
+        kept = patches - round(self.patch_drop * patches)
+        if not self.training or kept == patches:
+            return tokens
+        chosen = (
+            torch.rand(len(tokens), patches, device=tokens.device).argsort(1)[:, :kept].sort(1).values + M
+        )
+        rows = chosen[..., None].expand(-1, -1, tokens.shape[2])
+        return torch.cat([tokens[:, :M], tokens.gather(1, rows)], dim=1)
 
     def _mean_of_frames(self, frames: Tensor) -> Tensor:
         """Projected features of frames [B, N, E] -> [B, E]; with "sequential" frames first see each other."""

@@ -11,6 +11,7 @@ Source of the statements: CLIP-ViP (arXiv 2209.06430), sections 3 (1 to 5), 4 an
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -250,10 +251,15 @@ CLAIMS = (
 )  # fmt: skip
 STATEMENTS = tuple(statement for claim in CLAIMS for statement in claim.statements)
 CONTRASTS = tuple(dict.fromkeys(contrast for statement in STATEMENTS for contrast in statement.contrasts))
-#: Whose hits the statements are about.
-MEASURES = tuple(
-    dict.fromkeys(m for s in STATEMENTS if s.metric != NMI for c in s.contrasts for m in (c.more, c.less))
-)
+
+
+def measures(statements: Iterable[Statement]) -> tuple[Measure, ...]:
+    """Whose hits some statements are about."""
+    found = (m for s in statements if s.metric != NMI for c in s.contrasts for m in (c.more, c.less))
+    return tuple(dict.fromkeys(found))
+
+
+MEASURES = measures(STATEMENTS)
 
 
 def metric_of(contrast: Contrast) -> str:

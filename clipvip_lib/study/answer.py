@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from clipvip_lib import paper
 from clipvip_lib.statistics import claims
 from clipvip_lib.statistics import verdicts as rule
-from clipvip_lib.study import figures, reference
+from clipvip_lib.study import figures, reference, robustness
 from clipvip_lib.study.evidence import effect_text, signed
 
 if TYPE_CHECKING:
@@ -192,7 +192,8 @@ def lead(found: Mapping | None) -> str:
         figure(rows, found["metric"], found["conditions"]), "What the paper states, and what was found", caption(found),
         alt(rows),
     )  # fmt: skip
-    return f'<section class="answer"><h2>The answer</h2>{said}{shown}</section>'
+    answer = f'<section class="answer"><h2>The answer</h2>{said}{shown}</section>'
+    return answer + robustness.lead(found)
 
 
 def readme(text: str, found: Mapping) -> str:

@@ -128,14 +128,18 @@ def hit_tables(
     return tables
 
 
-def needed(profile: Profile, seeds: Sequence[int]) -> list[Stage]:
-    """The stages whose results the statements are judged on."""
-    tuned = [
+def needed(
+    profile: Profile, seeds: Sequence[int], statements: Sequence[Statement] = claims.STATEMENTS
+) -> list[Stage]:
+    """The stages whose results some statements are judged on."""
+    found = [
         stage
-        for measure in claims.MEASURES
+        for measure in claims.measures(statements)
         for stage in stages_of(profile, measure.arm, measure.benchmark, seeds)
     ]
-    return [*dict.fromkeys([*tuned, *(experiments.language_gap(profile, seed) for seed in seeds)])]
+    if any(statement.metric == NMI for statement in statements):
+        found += [experiments.language_gap(profile, seed) for seed in seeds]
+    return [*dict.fromkeys(found)]
 
 
 def gap_rows(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> dict[Contrast, list[dict]]:

@@ -24,7 +24,18 @@ from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Profile
 from clipvip_lib.statistics import verdicts as rule
-from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, RECALL, Contrast, Measure, metric_of
+from clipvip_lib.statistics.claims import (
+    CONTRASTS,
+    NMI,
+    R1,
+    RECALL,
+    STATEMENTS,
+    Contrast,
+    Measure,
+    Statement,
+    measures,
+    metric_of,
+)
 from clipvip_lib.study import evidence
 from clipvip_lib.study.evidence import PLACES
 from clipvip_lib.workshop.provenance import provenance
@@ -70,9 +81,19 @@ class Stored:
         return rule.evidence_from_hits(tables) | {c: evidence.pooled(rows) for c, rows in self.gaps.items()}
 
 
-def of_run(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> Stored:
-    """The evidence of stages that have run. Raises ClipVipError if a statement lacks some."""
-    hits = {k: evidence.hit_tables(profile, seeds, home, k) for k in KEPT}
+def of_run(
+    profile: Profile,
+    seeds: Sequence[int],
+    home: Path | None = None,
+    statements: Sequence[Statement] = STATEMENTS,
+) -> Stored:
+    """The evidence of stages that have run, for some statements. Raises ClipVipError if one lacks some."""
+    asked = {contrast for statement in statements for contrast in statement.contrasts}
+    kept = set(measures(statements))
+    hits = {
+        k: {m: table for m, table in evidence.hit_tables(profile, seeds, home, k).items() if m in kept}
+        for k in KEPT
+    }
     facts = {name: value for name, value in provenance(profile.name, seeds).items() if name != "profile"}
     stored = Stored(
         tuple(seeds),
@@ -81,14 +102,15 @@ def of_run(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> 
             facts
             | {
                 "precision": profile.precision,
-                "stages": versions(profile, seeds),
+                "stages": versions(profile, seeds, statements),
                 "registration": registration(),
             },
         ),
         hits,
-        evidence.gap_rows(profile, seeds, home),
+        {c: rows for c, rows in evidence.gap_rows(profile, seeds, home).items() if c in asked},
     )
-    if missing := [contrast.name for contrast in CONTRASTS if contrast not in stored.found()]:
+    found = stored.found()
+    if missing := [contrast.name for contrast in CONTRASTS if contrast in asked and contrast not in found]:
         raise ClipVipError(
             f"no evidence for {missing[0]} and {len(missing) - 1} more of seeds {list(seeds)}: expected a run of them "
             "in the cache; run `clipvip reproduce` first"
@@ -101,9 +123,11 @@ def registration() -> str:
     return hashlib.sha256(REGISTRATION.read_bytes()).hexdigest() if REGISTRATION.is_file() else ""
 
 
-def versions(profile: Profile, seeds: Sequence[int]) -> dict[str, int]:
+def versions(
+    profile: Profile, seeds: Sequence[int], statements: Sequence[Statement] = STATEMENTS
+) -> dict[str, int]:
     """Versions of the functions behind the evidence: results of another version are of another study."""
-    wanted = closure(evidence.needed(profile, seeds))
+    wanted = closure(evidence.needed(profile, seeds, statements))
     return {stage.function.partition(":")[2]: stage.version for stage in wanted}
 
 

@@ -171,7 +171,8 @@ def corpus(profile: Profile, name: str) -> list[Stage]:
 
 def _said(world: WorldSize, name: str) -> dict:
     """Which corpus of which world, and what is said in it."""
-    return {"corpus": name, "seed": world.seed, "as_written": world.spoken_as_written}
+    said = {"as_written": world.spoken_as_written, "rewritten": world.rewritten}
+    return {"corpus": name, "seed": world.seed} | said
 
 
 @stages_of_profile

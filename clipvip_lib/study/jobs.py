@@ -2,6 +2,7 @@
 
     python -m clipvip_lib.study.jobs registration
     python -m clipvip_lib.study.jobs evidence mini 0,1,2 [FILE]
+    python -m clipvip_lib.study.jobs condition mini no-order [0,1,2]
     python -m clipvip_lib.study.jobs answer
 
 Each writes files that are kept in git; the Makefile has a target for each.
@@ -10,11 +11,23 @@ Each writes files that are kept in git; the Makefile has a target for each.
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.study import answer, evidence, evidence_file, figures, plan, preregistration, reference
+from clipvip_lib.profiles import Profile
+from clipvip_lib.statistics.claims import STATEMENTS, Statement
+from clipvip_lib.study import (
+    answer,
+    conditions,
+    evidence,
+    evidence_file,
+    figures,
+    plan,
+    preregistration,
+    reference,
+)
 from clipvip_lib.study.pipeline import only_run
 from clipvip_lib.workshop.board import Board
 from clipvip_lib.workshop.workers import raise_failures, run_stages
@@ -33,15 +46,31 @@ def add_evidence(
 ) -> None:
     """Run what the statements need and is not in the cache, add its evidence to a file of the reference, or begin it,
     and judge all again."""
-    path, profile, home = folder / file, plan.runnable_profile(name), files.home()
+    _add(plan.runnable_profile(name), listed(seeds), folder / file)
+    tell_answer(folder)
+
+
+def add_condition(name: str, which: str, seeds: str = "", folder: Path = reference.FOLDER) -> None:
+    """The same for the headline contrasts under a condition (conditions.py), in a file of its own. seeds: by default as
+    many as the condition asks for."""
+    chosen = conditions.condition(which)
+    numbers = listed(seeds) if seeds else list(range(chosen.seeds))
+    profile = chosen.change(plan.runnable_profile(name))
+    path = files.make_folder(folder / conditions.FOLDER) / f"{which}.npz"
+    _add(profile, numbers, path, conditions.HEADLINES)
+
+
+def _add(
+    profile: Profile, seeds: list[int], path: Path, statements: Sequence[Statement] = STATEMENTS
+) -> None:
+    home = files.home()
     with only_run(files.make_folder(home)):
-        wanted = evidence.needed(profile, listed(seeds))
+        wanted = evidence.needed(profile, seeds, statements)
         raise_failures(run_stages(wanted, home, board=lambda total, count: Board(total, count)))
-    more = evidence_file.of_run(profile, listed(seeds))
+    more = evidence_file.of_run(profile, seeds, home, statements)
     together = evidence_file.joined(evidence_file.read(path), more) if path.is_file() else more
     evidence_file.write(together, path)
     print(f"{path}: seeds {', '.join(map(str, together.seeds))}, {path.stat().st_size / 1024:.0f} KiB")
-    tell_answer(folder)
 
 
 def tell_answer(folder: Path = reference.FOLDER) -> None:
@@ -55,7 +84,7 @@ def tell_answer(folder: Path = reference.FOLDER) -> None:
     print("\n".join(answer.sentences(found)))
 
 
-JOBS = {"registration": register, "evidence": add_evidence, "answer": tell_answer}
+JOBS = {"registration": register, "evidence": add_evidence, "condition": add_condition, "answer": tell_answer}
 
 
 def listed(text: str) -> list[int]:

@@ -42,6 +42,7 @@ SAME = 2e-3  # points; hits are kept in half precision, and a third of a hit is 
 
 def judge(folder: Path = FOLDER) -> dict:
     """Judge the evidence in a folder and write verdicts.json. Raises ClipVipError for files that cannot be read."""
+    from clipvip_lib.study import conditions as other_conditions
     from clipvip_lib.study import evidence_file
 
     stored = evidence_file.read(folder / EVIDENCE)
@@ -60,6 +61,8 @@ def judge(folder: Path = FOLDER) -> dict:
         "runs": list(stored.runs),
         "statements": judged(stored, stored.metric),
         "conditions": conditions,
+        "headlines": other_conditions.headlines(stored.found(), len(stored.seeds), stored.metric),
+        "robustness": other_conditions.effects(folder / other_conditions.FOLDER),
     }
     files.write_json(folder / VERDICTS, found)
     return found

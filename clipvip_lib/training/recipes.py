@@ -171,8 +171,9 @@ def expect_value(said: str, field: str, value: object, old: object) -> None:
     if isinstance(value, int | float) and (value < 0 or (positive and not value)):
         least = "above 0" if positive else "of 0 or more"
         raise ClipVipError(f"{said} expected a number {least}, got {value!r}; change it")
-    if field == "warmup" and value > 1:
-        raise ClipVipError(f"{said} expected a share of the steps, at most 1, got {value!r}; change it")
+    shares = {"warmup": "the steps", "patch_drop": "the patches"}
+    if field in shares and value > 1:
+        raise ClipVipError(f"{said} expected a share of {shares[field]}, at most 1, got {value!r}; change it")
     if field == "precision" and value not in PRECISIONS:
         raise unknown("precision", value, PRECISIONS)
     if field == "reduction" and value not in ("sum", "mean"):

@@ -35,6 +35,8 @@ class Step:
     def __init__(self, model: ClipViP, loss: str, recipe: TrainRecipe, ranks: Ranks) -> None:
         self.model, self.loss, self.recipe, self.ranks, self.flat = model, loss, recipe, ranks, None
         expect_one_rank(recipe, ranks)
+        for part in (model.text_model, model.text_projection) if recipe.frozen_text else ():
+            part.requires_grad_(False)
         if recipe.flat:
             self.flat = FlatWeights(model.to(ranks.device), parameter_groups(model, recipe), recipe.precision)
             prepare(self.flat.twin, recipe, ranks)  # a copy of a prepared model would not be compiled
@@ -52,6 +54,8 @@ class Step:
             self.flat.zero_gradients()
         else:
             optimizer.zero_grad(set_to_none=True)
+        if recipe.patch_drop:
+            torch.manual_seed(step)  # a run that is resumed drops the same patches
         try:
             with noticing_loss(self.ranks):
                 value = grad_cache.backward(
@@ -117,7 +121,12 @@ def schedule(step: int, recipe: Recipe) -> float:
 
 
 def expect_one_rank(recipe: TrainRecipe, ranks: Ranks) -> None:
-    """Raises ClipVipError for flat weights on several ranks: nothing averages their gradients."""
+    """Raises ClipVipError for flat weights on several ranks: nothing averages their gradients. And for dropped patches
+    with gradient caching, whose two passes would drop different ones."""
+    if recipe.patch_drop and recipe.chunk:
+        raise ClipVipError(
+            f"patch_drop {recipe.patch_drop:g} expected no gradient caching, got chunk {recipe.chunk}; leave one out"
+        )
     if recipe.flat and ranks.size > 1:
         raise ClipVipError(f"flat weights expected one rank, got {ranks.size}; leave --set flat=true out")
 
@@ -125,6 +134,7 @@ def expect_one_rank(recipe: TrainRecipe, ranks: Ranks) -> None:
 def prepare(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> None:
     """Move the model to its device, in training mode, with the switches that the recipe has on."""
     model.to(ranks.device).train()
+    model.patch_drop = recipe.patch_drop
     if recipe.checkpointing:
         # Not the reentrant kind: it runs the first pass without gradients, where attention may take another kernel.
         name = "activation_checkpointing_enable"  # transformers' newer name

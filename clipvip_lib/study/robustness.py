@@ -1,0 +1,163 @@
+"""How far the reference's answers reach: its headline contrasts under other conditions, as figures and sentences.
+
+The index shows them under the answer, from the rows that verdicts.json holds (conditions.py makes them).
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipvip_lib.statistics import claims
+from clipvip_lib.study import figures
+from clipvip_lib.study.conditions import HEADLINES, POST, RIVAL, TUNING, WORLD
+from clipvip_lib.study.evidence import signed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+AS_IT_IS = "as in the study"
+LOOKS = (
+    ("blue", "o"),
+    ("orange", "s"),
+    ("green", "D"),
+    ("grey", "^"),
+    ("blue", "v"),
+)  # of the headline statements
+Rows = Sequence[Mapping]
+
+
+def lead(found: Mapping) -> str:
+    """The part of the index below the answer; "" if nothing was run under another condition."""
+    rows, base = found.get("robustness", []), found.get("headlines", [])
+    if not rows:
+        return ""
+    said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(rows, base))
+    shown = ""
+    for kinds, draw, title in (
+        ((TUNING, POST), doses, "The headline contrasts by the amount of training"),
+        (
+            (WORLD, RIVAL),
+            elsewhere,
+            "The headline contrasts in other worlds, and where a rival explanation is true",
+        ),
+    ):
+        if some := [row for row in rows if row["kind"] in kinds]:
+            shown += figures.figure_html(draw(some, base), title, caption(some), alt(some))
+    return f'<section class="answer"><h2>How far the answer reaches</h2><ul>{said}</ul>{shown}</section>'
+
+
+def sentences(rows: Rows, base: Rows) -> list[str]:
+    """For each condition which headline contrasts keep the side of zero on which they lie in the reference."""
+    sides = {row["contrast"]: _side(row) for row in base}
+    found = []
+    for name in dict.fromkeys(row["condition"] for row in rows):
+        own = [row for row in rows if row["condition"] == name and sides.get(row["contrast"])]
+        groups: dict[str, list[str]] = {"keep their side": [], "are no longer shown": [], "turn round": []}
+        for row in own:
+            side = _side(row) * sides[row["contrast"]]
+            word = {1: "keep their side", 0: "are no longer shown", -1: "turn round"}[side]
+            groups[word].append(f"{row['contrast']} {signed(row['effect'], 1)}")
+        first = next(row for row in rows if row["condition"] == name)
+        parts = [
+            f"{len(those)} of {len(own)} {word}"
+            + (f" ({'; '.join(those)})" if word != "keep their side" else "")
+            for word, those in groups.items()
+            if those
+        ]
+        what = f"{first['kind']}, {first['what']}" if first["kind"] in (TUNING, POST) else first["what"]
+        found.append(
+            f"{what[0].upper()}{what[1:]}: of the contrasts that the reference shows "
+            f"{', '.join(parts) or 'none was run'} ({first['seeds']} seeds)."
+        )
+    return found
+
+
+def _side(row: Mapping) -> int:
+    return int(row["low"] > 0) - int(row["high"] < 0)
+
+
+def doses(rows: Rows, base: Rows) -> Figure:
+    """Effects against the amount of fine-tuning and of post-pretraining, a line for each headline statement (on the
+    benchmark that comes first); 1 is the study's amount."""
+    import matplotlib.pyplot as plt
+
+    figures.use_style()
+    kinds = [kind for kind in (TUNING, POST) if any(row["kind"] == kind for row in rows)]
+    fig, axes = plt.subplots(1, len(kinds), figsize=(4.6 * len(kinds), 3.4), sharey=True, squeeze=False)
+    for axis, kind in zip(axes[0], kinds, strict=True):
+        points = [row for row in rows if row["kind"] == kind] + [row | {"dose": 1.0} for row in base]
+        amounts = sorted({row["dose"] for row in points})
+        offsets = np.linspace(-0.12, 0.12, len(HEADLINES))
+        for statement, (colour, marker), offset in zip(HEADLINES, LOOKS, offsets, strict=True):
+            own = {row["dose"]: row for row in points if row["contrast"] == statement.contrasts[0].name}
+            if not own:
+                continue
+            at = [amount for amount in amounts if amount in own]
+            values = np.array([[own[amount][end] for amount in at] for end in ("effect", "low", "high")])
+            axis.errorbar(
+                [amounts.index(amount) + offset for amount in at],
+                values[0],
+                yerr=[values[0] - values[1], values[2] - values[0]],
+                color=figures.PALETTE[colour][0],
+                marker=marker,
+                capsize=3,
+                label=f"{statement.id}  {statement.contrasts[0].name.partition(',')[0]}",
+            )
+        axis.axhline(0, color=figures.INK["muted"][0], linewidth=1)
+        axis.set_xticks(range(len(amounts)), [f"{amount:.2g}" for amount in amounts])
+        axis.set_xlabel(f"{kind} (1: the study's)")
+    axes[0, 0].set_ylabel(f"points of {rows[0]['metric']}")
+    axes[0, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    return fig
+
+
+def elsewhere(rows: Rows, base: Rows) -> Figure:
+    """Effects under each condition, a panel for each headline statement; the first row is the reference."""
+    import matplotlib.pyplot as plt
+
+    figures.use_style()
+    names = [AS_IT_IS, *dict.fromkeys(row["condition"] for row in rows)]
+    looks = {AS_IT_IS: ("grey", "o", False)}
+    looks |= {
+        row["condition"]: ("blue", "o", False) if row["kind"] == WORLD else ("orange", "s", False)
+        for row in rows
+    }
+    everything = [*[row | {"condition": AS_IT_IS} for row in base], *rows]
+    fig, axes = plt.subplots(
+        1, len(HEADLINES), figsize=(9.6, 0.9 + 0.34 * len(names)), sharey=True, squeeze=False
+    )
+    for axis, statement in zip(axes[0], HEADLINES, strict=True):
+        own = {r["condition"]: r for r in everything if r["contrast"] == statement.contrasts[0].name}
+        values = [
+            [own[name][end] if name in own else np.nan for name in names] for end in ("effect", "low", "high")
+        ]
+        figures.interval_rows(
+            axis, [name.replace("-", " ") for name in names], *values,
+            colours=[looks[name][0] for name in names], markers=[looks[name][1] for name in names],
+        )  # fmt: skip
+        axis.axvline(0, color=figures.INK["muted"][0], linewidth=1)
+        axis.set_title(f"{statement.id}  {statement.contrasts[0].name.partition(',')[0]}", fontsize=8)
+    fig.supxlabel(f"points of {rows[0]['metric']} on {claims.BENCHMARKS[0]}", fontsize=9)
+    return fig
+
+
+def caption(rows: Rows) -> str:
+    """What such a figure shows."""
+    seeds = sorted({row["seeds"] for row in rows})
+    return (
+        f"Effects on {claims.BENCHMARKS[0]} with 95 % intervals, {' or '.join(map(str, seeds))} seeds; grey or 1: the "
+        "reference. No statement is judged on these."
+    )
+
+
+def alt(rows: Rows) -> str:
+    """The figure in words."""
+    return "; ".join(
+        f"{row['condition']}, {row['contrast']}: {signed(row['effect'], 1)} from {signed(row['low'], 1)} to "
+        f"{signed(row['high'], 1)}"
+        for row in rows
+    )

@@ -1,0 +1,109 @@
+"""Other conditions change one thing, are kept in files of their own, and are told beside the reference."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import get_profile
+from clipvip_lib.statistics.claims import measures
+from clipvip_lib.study import conditions, evidence, evidence_file, jobs, plan, robustness
+from clipvip_lib.study.conditions import CONDITIONS, HEADLINES
+
+MINI = get_profile("mini")
+
+
+def leaves(part: object, path: str = "") -> dict[str, object]:
+    if not dataclasses.is_dataclass(part):
+        return {path: part}
+    found: dict[str, object] = {}
+    for field in dataclasses.fields(part):
+        found |= leaves(getattr(part, field.name), f"{path}.{field.name}".lstrip("."))
+    return found
+
+
+CHANGED = {
+    "world-2": "seed", "no-order": "tells_order", "spoken-as-written": "spoken_as_written",
+    "spoken-apart": "spoken_as_written", "no-siblings": "group", "frozen-text": "frozen_text",
+    "rewritten": "rewritten", "patches-dropped": "patch_drop",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONDITIONS)
+def test_a_condition_changes_one_thing(name):
+    before, after = leaves(MINI), leaves(CONDITIONS[name].change(MINI))
+    changed = {path.rpartition(".")[2] for path in before if before[path] != after[path]}
+    assert changed == {CHANGED.get(name, "steps")}
+
+
+def test_doses_are_of_the_studys_amount():
+    amounts = [c.change(MINI).finetune.steps for c in CONDITIONS.values() if c.kind == conditions.TUNING]
+    assert amounts == [0, 90, 1080]
+    amounts = [c.change(MINI).postpretrain.steps for c in CONDITIONS.values() if c.kind == conditions.POST]
+    assert amounts == [167, 1500]
+
+
+def test_headlines_need_a_part_of_the_stages():
+    some, every = (
+        {stage.name for stage in evidence.needed(MINI, [0], *which)} for which in ((HEADLINES,), ())
+    )
+    assert some < every and not any(name.startswith("language-gap") for name in some)
+
+
+def test_a_condition_is_trained_kept_and_told(smoke, tmp_path, monkeypatch, capsys):
+    """Without fine-tuning, on the smoke run's stages: models are scored as they are after post-pretraining."""
+    shutil.copytree(smoke.home / "stages", tmp_path / "home/stages", copy_function=os.link)
+    monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))
+    jobs.add_condition("smoke", "fine-tuning-none", "0", folder=tmp_path)
+    stored = evidence_file.read(tmp_path / "conditions/fine-tuning-none.npz")
+    assert set(stored.hits[1]) == set(measures(HEADLINES)) and not stored.gaps
+    changed = CONDITIONS["fine-tuning-none"].change(plan.runnable_profile("smoke"))
+    assert stored.profile == repr(changed)
+    [stage] = evidence.stages_of(changed, "clip4clip", "msrvtt", [0])
+    result = json.loads((stage.folder(tmp_path / "home") / "result.json").read_text())["result"]
+    assert result["history"] == [] and result["best_step"] == 0
+    rows = conditions.effects(tmp_path / "conditions")
+    assert [row["statement"] for row in rows] == ["3a", "6", "6", "7a", "7a", "8d", "8d", "10a", "10a"]
+    with pytest.raises(ClipVipError, match="fine-tuning-quarter"):
+        jobs.add_condition("smoke", "fine-tuning-quartr", folder=tmp_path)
+    capsys.readouterr()
+
+
+def rows_of(name: str, effect: float, half: float = 1.0) -> list[dict]:
+    table = np.array([[effect - half, effect + half]])
+    made = {c: (effect, *table[0]) for s in HEADLINES for c in s.contrasts}
+    about = {} if name == "base" else CONDITIONS[name].__dict__ | {"condition": name}
+    about = {key: about[key] for key in ("condition", "kind", "what", "dose") if key in about}
+    return [about | row for row in conditions.headlines(made, 3, "average recall")]
+
+
+def test_what_a_condition_teaches_is_a_sentence():
+    base = rows_of("base", 3.0)
+    assert robustness.sentences(rows_of("no-order", 5.0), base) == [
+        "No caption tells the order of events: of the contrasts that the reference shows 9 of 9 keep their side (3 "
+        "seeds)."
+    ]
+    [gone] = robustness.sentences(rows_of("fine-tuning-quarter", 0.5), base)
+    assert (
+        gone.startswith("Amount of fine-tuning, 0.25 times as many steps: ")
+        and "9 of 9 are no longer shown" in gone
+    )
+    [turned] = robustness.sentences(rows_of("frozen-text", -4.0), base)
+    assert "9 of 9 turn round (hdvila-100m@last over clip4clip, msrvtt −4.0;" in turned
+
+
+def test_the_index_shows_conditions_once_there_are_some():
+    base = rows_of("base", 3.0)
+    assert robustness.lead({"robustness": [], "headlines": base}) == ""
+    some = [
+        *rows_of("fine-tuning-quarter", 1.0),
+        *rows_of("post-pretraining-third", 2.0),
+        *rows_of("no-order", 5.0),
+    ]
+    shown = robustness.lead({"robustness": some, "headlines": base})
+    assert shown.count("<figure") == 2 and shown.count("<li>") == 3
+    assert "No statement is judged on these" in shown
