@@ -72,6 +72,20 @@ class Packed:
     damage: str
 
 
+@dataclass(frozen=True)
+class Coding:
+    """How pictures are coded: FFmpeg's encoder, its pixels, its options, of which "{}" is the quality."""
+
+    encoder: str
+    pixels: str
+    options: dict[str, str]
+
+
+H264 = Coding(
+    "libx264", "yuv444p", {"preset": "veryfast", "tune": "fastdecode", "qp": "{}", "x264-params": _X264}
+)
+
+
 def places(frames: int, steps: int = 1) -> int:
     """P, the frames of a packed clip: 23 for 12 frames, 34 with three steps. The smallest number from
     steps * (frames - 1) + 1 on whose middle is none of its uniform frames."""
@@ -95,7 +109,9 @@ def chosen(total: int, frames: int, steps: int = 1) -> np.ndarray:
     return found if steps > 1 else np.maximum.accumulate(found)
 
 
-def pack_clip(source: bytes | str | Path, packing: Packing, name: str | None = None) -> Packed:
+def pack_clip(
+    source: bytes | str | Path, packing: Packing, name: str | None = None, coding: Coding = H264
+) -> Packed:
     """A video (a file, its bytes, or a frame folder) as an MP4 of its chosen frames; it lasts as long as the original.
 
     It is read back, by the reader of every command. Raises VideoError as ``video.read_frames``.
@@ -107,18 +123,20 @@ def pack_clip(source: bytes | str | Path, packing: Packing, name: str | None = N
         return chosen(total, packing.frames, packing.steps)
 
     found = frame_folders.read(source, wanted, name, packing.damaged)
-    at, place = np.unique(wanted(found.total), return_index=True)
+    places_of = wanted(found.total)
+    at, place = np.unique(places_of, return_index=True)
     small = resize(found.frames[place], packing.size, packing.antialias)
-    order = np.searchsorted(at, wanted(found.total))
-    content = _encode(small, order, packing.quality, _seconds(source, name, found.total))
-
-    def asked(total: int) -> list[int]:
-        return [*uniform_indices(total, packing.frames), middle_index(total)]
-
+    order = np.searchsorted(at, places_of)
+    content = encode(small, order, packing.quality, _seconds(source, name, found.total), coding)
+    asked = asked_of(len(order), packing.frames)
     back = frame_folders.read_frames(content, asked, name or str(source))
-    shown = small[order[asked(len(order))]]
-    error = float(np.abs(back.astype(np.int16) - shown).mean())
+    error = float(np.abs(back.astype(np.int16) - small[order[asked]]).mean())
     return Packed(content, found.total, error, found.damage)
+
+
+def asked_of(total: int, frames: int) -> list[int]:
+    """What readers ask of a video: its uniform frames, and the middle one."""
+    return [*uniform_indices(total, frames), middle_index(total)]
 
 
 def _seconds(source: bytes | str | Path, name: str | None, total: int) -> float:
@@ -131,19 +149,20 @@ def _seconds(source: bytes | str | Path, name: str | None, total: int) -> float:
     return float(total)
 
 
-def _encode(pictures: np.ndarray, order: np.ndarray, quality: int, seconds: float) -> bytes:
+def encode(
+    pictures: np.ndarray, order: np.ndarray, quality: int, seconds: float, coding: Coding = H264
+) -> bytes:
     """An MP4 of ``pictures`` [n, S, S, 3] in an ``order`` [P]; a picture that follows itself is coded as a repeat."""
     file = io.BytesIO()
     rate = max(Fraction(len(order) / max(seconds, 1e-3)).limit_denominator(1000), Fraction(1, 1000))
-    options = {"preset": "veryfast", "tune": "fastdecode", "qp": str(quality), "x264-params": _X264}
+    options = {name: value.format(quality) for name, value in coding.options.items()}
     with av.open(file, "w", format="mp4") as out:
-        stream = out.add_stream("libx264", rate=rate, options=options)
-        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], "yuv444p"
+        stream = out.add_stream(coding.encoder, rate=rate, options=options)
+        stream.height, stream.width, stream.pix_fmt = *pictures.shape[1:3], coding.pixels
         stream.codec_context.thread_count = 1
-        before = -1
+        kinds, before = av.video.frame.PictureType, -1
         for picture in order.tolist():
             frame = av.VideoFrame.from_ndarray(pictures[picture], format="rgb24")
-            kinds = av.video.frame.PictureType
             frame.pict_type = kinds.P if picture == before else kinds.I
             out.mux(stream.encode(frame))
             before = picture
