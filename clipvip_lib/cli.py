@@ -14,7 +14,17 @@ import sys
 from collections.abc import Sequence
 
 from clipvip_lib import __version__
-from clipvip_lib.commands import caption, check_data, convert_texts, embed, pack, reproduce, search, train
+from clipvip_lib.commands import (
+    bench,
+    caption,
+    check_data,
+    convert_texts,
+    embed,
+    pack,
+    reproduce,
+    search,
+    train,
+)
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.say import CannotSay, give_up, say
 from clipvip_lib.stop_signals import signals_raise
@@ -30,7 +40,7 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = tuple(
-    each.add for each in (reproduce, check_data, convert_texts, pack, caption, train, embed, search)
+    each.add for each in (reproduce, check_data, convert_texts, pack, caption, train, embed, search, bench)
 )
 
 
