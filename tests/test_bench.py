@@ -20,6 +20,7 @@ from clipvip_lib.bench import (
     measure,
     moving_textures,
     pack,
+    search,
     train,
 )
 from clipvip_lib.bench.authors_attention import authors_attention
@@ -144,6 +145,14 @@ def test_captioning():
     (row,) = found["rows"]
     assert row["images_a_second"] == pytest.approx(2 / row["seconds"], rel=0.1)
     assert 1 < found["tokens_of_a_caption"] <= 17
+
+
+def test_searching_finds_nearly_all_of_the_nearest_in_fewer_cells():
+    found = search.measure(rows=20_000, queries=4)
+    exact, index = found["rows"]
+    assert exact["recall_at_10"] == 1 and index["recall_at_10"] > 0.5 and index["way"] == "FAISS, 32 probes"
+    assert exact["MB_on_disk"] == 20 and index["MB_on_disk"] > 40  # float16, float32
+    assert search.measure(rows=2_000, queries=1, probes=10_000)["rows"][1]["recall_at_10"] == 1
 
 
 def test_the_command_prints_a_table_and_writes_json(folder, tmp_path, capsys):

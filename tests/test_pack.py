@@ -185,7 +185,7 @@ def test_originals_are_never_overwritten_and_ways_never_mixed(corpus, tmp_path):
 
 
 @pytest.mark.fault(
-    "pack: killed, and a disk of half-written files",
+    "pack: killed while it writes",
     sees="nothing half-written; the next start packs the rest",
     keeps="finished shards, byte by byte",
 )

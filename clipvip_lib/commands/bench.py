@@ -37,6 +37,9 @@ OPTIONS = {
     "size": {"help": "of OFA: tiny, medium, base, large, huge"},
     "images": {**NUMBER, "help": "to caption"},
     "beam": {**NUMBER, "help": "hypotheses per image"},
+    "rows": {**NUMBER, "help": "features that are searched (default 200,000; a million takes 1 GB of disk)"},
+    "queries": {**NUMBER, "help": "asked together"},
+    "probes": {**NUMBER, "help": "cells of the index that are searched (default 32)"},
 }
 MODEL = ("batch", "frames", "precision", "threads", "device")
 #: Each benchmark, a module of bench/: what it measures, and its options.
@@ -62,6 +65,10 @@ BENCHES = {
     "caption": (
         "captioning with OFA",
         ("repeats", "size", "images", "beam", "batch", "precision", "threads", "device"),
+    ),
+    "search": (
+        "`clipvip search` among many rows, exact and by FAISS",
+        ("rows", "queries", "probes", "threads"),
     ),
     "study": ("the training steps of the mini study", ("repeats", "precision")),
 }
