@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,7 @@ def measure(
             {**row, "recall_at_10": 1.0, "MB_on_disk": round(rows * WIDTH * 2 / 1e6), "building_s": None}
         ]
         if index and importlib.util.find_spec("faiss"):
+            _faiss_threads(threads)
             started = time.perf_counter()
             faiss_search(features, asked[:1], TOP, probes)  # builds the index
             building = time.perf_counter() - started
@@ -57,6 +59,13 @@ def measure(
         "rows": found,
         **about(packages),
     }
+
+
+def _faiss_threads(threads: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of its wrapper's types
+        import faiss
+    faiss.omp_set_num_threads(threads)
 
 
 def _timed(way: str, ask, asked: np.ndarray) -> tuple[np.ndarray, dict]:

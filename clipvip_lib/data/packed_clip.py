@@ -122,11 +122,9 @@ def pack_clip(
     def wanted(total: int) -> np.ndarray:
         return chosen(total, packing.frames, packing.steps)
 
-    found = frame_folders.read(source, wanted, name, packing.damaged)
-    places_of = wanted(found.total)
-    at, place = np.unique(places_of, return_index=True)
-    small = resize(found.frames[place], packing.size, packing.antialias)
-    order = np.searchsorted(at, places_of)
+    found = frame_folders.read(source, lambda total: np.unique(wanted(total)), name, packing.damaged)
+    small = resize(found.frames, packing.size, packing.antialias)
+    order = np.unique(wanted(found.total), return_inverse=True)[1]
     content = encode(small, order, packing.quality, _seconds(source, name, found.total), coding)
     asked = asked_of(len(order), packing.frames)
     back = frame_folders.read_frames(content, asked, name or str(source))
