@@ -223,6 +223,17 @@ def test_two_processes_share_the_shards(corpus, tmp_path):
     assert sum(tally.written for tally in tallies) == 5 and sum(tally.clips for tally in tallies) == 48
 
 
+def test_two_processes_share_the_files_of_a_folder_and_never_wait_for_each_other(tmp_path):
+    """Each has files under way when it finds that all others are taken."""
+    source, out = tmp_path / "videos", tmp_path / "packs"
+    source.mkdir()
+    for number in range(8):
+        (source / f"{number}.mp4").write_bytes(videos.encode(9))
+    with ThreadPoolExecutor(2) as pool:
+        tallies = list(pool.map(lambda _: packed(source, out, poll=0.05), range(2)))
+    assert sum(tally.written for tally in tallies) == 8 == len(list(out.glob("*.mp4")))
+
+
 def test_pictures_and_sound(tmp_path):
     from test_clips import jpeg, sample, write_shard
 

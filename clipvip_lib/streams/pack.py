@@ -17,7 +17,6 @@ import io
 import json
 import math
 import tarfile
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -106,15 +105,19 @@ def pack(
     tally = Tally(files=len(tasks), found=sum(task.out.exists() for task in tasks))
     if tally.found:
         say(f"{tally.found} of {len(tasks)} were packed before")
-    started, stop = time.monotonic(), threading.Event()
+    started = time.monotonic()
     pool = ThreadPoolExecutor(workers, "pack", initializer=_one_thread())
-    packer = _Packer(packing, skip_share, pool, 2 * workers, tally, say, progress)
     videos = sum(not _is_shard(task.shard) for task in tasks)
-    packer.may_skip = math.ceil(skip_share * videos)
+    may_skip = math.ceil(skip_share * videos)
+    packer = _Packer(packing, skip_share, pool, 2 * workers, tally, say, progress, may_skip)
+
+    def pause() -> bool:
+        packer.drain()  # or two processes would wait for what each has begun
+        time.sleep(poll)
+        return True
+
     try:
-        for held in deal(
-            tasks, 0, 1, lambda: not stop.wait(poll), lambda left: say(f"waiting for {holder(left[0])}")
-        ):
+        for held in deal(tasks, 0, 1, pause, lambda left: say(f"waiting for {holder(left[0])}")):
             packer.take(held)
         packer.drain()
     finally:
@@ -167,7 +170,7 @@ class _Packer:
     tally: Tally
     say: Callable[[str], None]
     progress: ProgressCallback
-    may_skip: int = 0
+    may_skip: int
 
     def __post_init__(self) -> None:
         self._held: list[Held] = []
