@@ -14,7 +14,17 @@ import sys
 from collections.abc import Sequence
 
 from clipvip_lib import __version__
-from clipvip_lib.commands import caption, check_data, convert_texts, embed, reproduce, search, train
+from clipvip_lib.commands import (
+    bench,
+    caption,
+    check_data,
+    convert_texts,
+    embed,
+    pack,
+    reproduce,
+    search,
+    train,
+)
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.say import CannotSay, give_up, say
 from clipvip_lib.stop_signals import signals_raise
@@ -29,7 +39,9 @@ class Parser(argparse.ArgumentParser):
         raise ClipVipError(f"{message}; `{self.prog} --help` shows what there is")
 
 
-COMMANDS = tuple(each.add for each in (reproduce, check_data, convert_texts, caption, train, embed, search))
+COMMANDS = tuple(
+    each.add for each in (reproduce, check_data, convert_texts, pack, caption, train, embed, search, bench)
+)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -22,10 +22,10 @@ import torch
 from clipvip_lib.captions.caption_shards import MADE_BY, caption_shards
 from clipvip_lib.captions.captioner import Captioner, caption_shard, captions_path, read_captions
 from clipvip_lib.captions.captioners import describe
-from clipvip_lib.captions.shard_locks import ShardTask, deal, hold
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_bytes
 from clipvip_lib.streams.parquet import parquet_path, write_captions
+from clipvip_lib.streams.shard_locks import ShardTask, deal, hold
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
@@ -416,7 +416,7 @@ def python(code: str, *arguments: object, **options) -> subprocess.Popen:
 HOLD = """
 import signal, sys
 from pathlib import Path
-from clipvip_lib.captions.shard_locks import ShardTask, hold
+from clipvip_lib.streams.shard_locks import ShardTask, hold
 assert hold(ShardTask(Path(sys.argv[1]), Path(sys.argv[2])))
 print("held", flush=True)
 signal.pause()

@@ -16,7 +16,7 @@ from patience import STILL
 from PIL import Image
 from small_clip import write_videos
 
-from clipvip_lib.data.clips import decode_ahead, list_clips, read_clip
+from clipvip_lib.data.clips import decode_ahead, list_clips, list_files, read_clip
 from clipvip_lib.data.transform import resize
 from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES
@@ -75,6 +75,18 @@ def test_folders_are_searched_in_order(tmp_path):
     ]
     whole = [clip.id for clip in list_clips([tmp_path], ids="path")]
     assert whole[1] == str(tmp_path / "v00.mp4") and whole[-1] == str(tmp_path / "c" / "00000.tar") + "/000"
+
+
+def test_files_are_listed_with_shards_unopened(tmp_path):
+    write_videos(tmp_path, 1)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "00.0.tar").write_bytes(b"not looked into")
+    write_pictures(tmp_path / "c", videos.pictures(5))
+    found = list_files([tmp_path])
+    assert [clip.id for clip in found] == ["v00", "b/00.0.tar", "c"] and found[1].entry is None
+    assert [clip.id for clip in list_files([tmp_path / "b" / "*.tar"])] == ["00.0.tar"]
+    with pytest.raises(ClipVipError, match="two videos have the id '00.0.tar'.*rename one"):
+        list_files([tmp_path / "b" / "00.0.tar", write_shard(tmp_path / "d" / "00.0.tar", {"0": sample(4)})])
 
 
 def test_paths_are_those_of_the_caller_made_whole(tmp_path, monkeypatch):

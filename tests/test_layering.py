@@ -31,7 +31,7 @@ STOREYS = {
     "paper": ("models", "losses", "retrieval", "statistics", "paper", "flops", "scaling"),
     "work": ("captions", "features", "training"),
     "study": ("study",),
-    "commands": ("commands", "cli"),
+    "commands": ("bench", "commands", "cli"),
 }
 #: What the science may use, too: the workshop stands on the ground alone.
 BELOW = {name: tuple(STOREYS)[: number + 1] for number, name in enumerate(STOREYS)}

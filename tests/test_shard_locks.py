@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipvip_lib.captions.shard_locks import ShardTask, deal, hold
+from clipvip_lib.streams.shard_locks import ShardTask, deal, hold
 
 
 def tasks(folder: Path, count: int) -> list[ShardTask]:

@@ -31,15 +31,14 @@ import numpy as np
 
 from clipvip_lib.captions.captioner import captions_path, read_captions
 from clipvip_lib.captions.captioners import ImageCaptioner
-from clipvip_lib.captions.shard_locks import Held, ShardTask, deal, hold, holder
 from clipvip_lib.data.shards import NeverFetched, index_shard
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import make_folder, read_json, write_bytes, write_json
-from clipvip_lib.locks import Lock
+from clipvip_lib.files import make_folder, write_bytes
 from clipvip_lib.progress import ProgressCallback, quiet
 from clipvip_lib.streams.ahead import ahead
 from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions
+from clipvip_lib.streams.shard_locks import Held, ShardTask, deal, hold, holder, same_maker
 
 MADE_BY = "captions.json"
 # Decoded and waiting for the model; more would only take memory (44 MB for 64 images of 480 pixels).
@@ -121,7 +120,8 @@ def caption_shards(
     out = make_folder(out)
     tasks = _tasks(shards, out)
     if made_by is not None:
-        _same_maker(out, tasks, made_by)
+        files = (path for task in tasks for path in (task.out, parquet_path(task.out)))
+        same_maker(out / MADE_BY, made_by, "captions", files)
     started = time.monotonic()
     tally = Tally(shards=len(tasks), found=sum(task.out.exists() for task in tasks))
     if tally.found:
@@ -173,30 +173,6 @@ def _tasks(shards: Sequence[str | Path], out: Path) -> list[ShardTask]:
             "pattern or fetch them"
         )
     return tasks
-
-
-def _same_maker(out: Path, tasks: list[ShardTask], made_by: dict) -> None:
-    """Captions of two captioners in one folder would be taken for one corpus: refuse that."""
-    made_by = json.loads(json.dumps(made_by))
-    with Lock(out / ".locks" / "folder.lock", wait=True):
-        if not (out / MADE_BY).exists():
-            files = (path for task in tasks for path in (task.out, parquet_path(task.out)))
-            if there := [path.name for path in files if path.exists()]:
-                raise ClipVipError(
-                    f"{out} holds {there[0]} but no {MADE_BY}: expected captions of this command, or none; choose "
-                    "another folder"
-                )
-            write_json(out / MADE_BY, made_by)
-            return
-        before = read_json(out / MADE_BY)
-    if before != made_by:
-        before = before if isinstance(before, dict) else {}
-        names = [name for name in {**before, **made_by} if before.get(name) != made_by.get(name)]
-        told = ", ".join(f"{name} {before.get(name)!r} then, {made_by.get(name)!r} now" for name in names)
-        raise ClipVipError(
-            f"{out} holds captions made in another way ({told}); choose another folder, or remove that one to caption "
-            "again"
-        )
 
 
 def _noted(held: Iterator[Held], begun: list[Held], say: Callable[[str], None]) -> Iterator[Held]:

@@ -30,6 +30,9 @@ SHARD = ".tar"
 IDS = ("name", "path")
 REASONS = 8  # that a line tells
 LeaveOut = Callable[[str, str], None]  # what is left out, and why
+OfShard = Callable[
+    [Path, str, LeaveOut], Iterator["Clip"]
+]  # the clips of a shard, given its name below the source
 MOST_WORKERS = 16
 MOST_ASKED = 1024
 
@@ -111,18 +114,34 @@ def list_clips(sources: Iterable[str | Path], ids: str = "name") -> Clips:
     """
     if ids not in IDS:
         raise unknown("kind of ids", ids, IDS)
+    return _list(sources, ids, _of_shard, "take whole paths as ids (--ids path), or rename one")
+
+
+def list_files(sources: Iterable[str | Path]) -> Clips:
+    """As `list_clips` by name, but a shard is one of them, not opened, and its id ends in .tar.
+
+    Raises ClipVipError as that does, but not for what is in a shard.
+    """
+
+    def whole(path: Path, name: str, leave_out: LeaveOut) -> Iterator[Clip]:
+        yield _of_file(path, name)
+
+    return _list(sources, "name", whole, "rename one, or take them one after the other")
+
+
+def _list(sources: Iterable[str | Path], ids: str, of_shard: OfShard, advice: str) -> Clips:
     clips: dict[str, Clip] = {}
     listed = Clips()
     for source in sources:
         found = False
-        for clip in _of_source(str(source), listed.leave_out):
+        for clip in _of_source(str(source), listed.leave_out, of_shard):
             found = True
             _check_name(clip)
             if ids == "path":
                 clip = replace(clip, id=f"{clip.path}/{clip.key}" if clip.entry else clip.path)
             other = clips.setdefault(clip.id, clip)
             if other is not clip:
-                raise _doubled(other, clip)
+                raise _doubled(other, clip, advice)
         if not found:
             note = listed.note()
             raise ClipVipError(
@@ -141,16 +160,15 @@ def _check_name(clip: Clip) -> None:
         raise ClipVipError(f"the name {clip.name!a} expected UTF-8, got other bytes; rename it") from error
 
 
-def _doubled(one: Clip, two: Clip) -> ClipVipError:
+def _doubled(one: Clip, two: Clip, advice: str) -> ClipVipError:
     if one.name == two.name:
         return ClipVipError(f"{one.name} is named twice: expected each video once; leave one out")
     return ClipVipError(
-        f"two videos have the id {one.id!r}, {one.name} and {two.name}: expected one each; take whole paths as ids "
-        "(--ids path), or rename one"
+        f"two videos have the id {one.id!r}, {one.name} and {two.name}: expected one each; {advice}"
     )
 
 
-def _of_source(source: str, leave_out: LeaveOut) -> Iterator[Clip]:
+def _of_source(source: str, leave_out: LeaveOut, of_shard: OfShard) -> Iterator[Clip]:
     if not source.strip():  # which Path takes for the current folder
         raise ClipVipError(
             f"expected the name of a file or folder, got {source!r}; a variable may be empty by mistake"
@@ -158,15 +176,17 @@ def _of_source(source: str, leave_out: LeaveOut) -> Iterator[Clip]:
     path = _home_expanded(named(source))
     kind = kind_of(path)
     if kind == "folder":
-        return _of_folder(path, leave_out)
+        return _of_folder(path, leave_out, of_shard)
     if kind == "file":
         return (
-            _of_shard(path, leave_out)
+            of_shard(path, path.name, leave_out)
             if path.suffix.lower() == SHARD
             else iter([_of_file(path, stem(path.name))])
         )
     if any(sign in source for sign in "{*?["):
-        return (clip for shard in expand(source, leave_out) for clip in _of_shard(shard, leave_out))
+        return (
+            clip for shard in expand(source, leave_out) for clip in of_shard(shard, shard.name, leave_out)
+        )
     raise ClipVipError(
         f"no file or folder {source}: expected a video, a folder, frames or a shard; check the path"
     )
@@ -179,7 +199,7 @@ def _home_expanded(path: Path) -> Path:
         return path
 
 
-def _of_folder(root: Path, leave_out: LeaveOut) -> Iterator[Clip]:
+def _of_folder(root: Path, leave_out: LeaveOut, of_shard: OfShard) -> Iterator[Clip]:
     for here, names in _walk(root, {}):
         kinds: dict[str, list[Path]] = {"video": [], "shard": [], "picture": []}
         for name in names:
@@ -195,7 +215,7 @@ def _of_folder(root: Path, leave_out: LeaveOut) -> Iterator[Clip]:
         for file in kinds["video"]:
             yield _of_file(file, stem(file.relative_to(root).as_posix()))
         for file in kinds["shard"]:
-            yield from _of_shard(file, leave_out)
+            yield from of_shard(file, file.relative_to(root).as_posix(), leave_out)
         if kinds["video"] or kinds["shard"]:
             for file in kinds["picture"]:
                 leave_out(file.name, "pictures beside videos")
@@ -229,7 +249,7 @@ def _of_file(path: Path, name: str) -> Clip:
     return Clip(name or path.name, str(path.absolute()), stamp=_stamp(path))
 
 
-def _of_shard(path: Path, leave_out: LeaveOut) -> Iterator[Clip]:
+def _of_shard(path: Path, _name: str, leave_out: LeaveOut) -> Iterator[Clip]:
     """A shard's samples by their place in the tar; those that are there twice keep why they must not be read."""
     stamp, name = _stamp(path), str(path.absolute())
     entries, strays, damage = scan_members(path)

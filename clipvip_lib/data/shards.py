@@ -86,7 +86,7 @@ def read_sample(shard: str | Path, entry: Entry, text: str | None = None) -> Sam
 
     Raises ClipVipError as ``read_media``, and if there is no text or an empty one, or key.json is not JSON.
     """
-    found = _files(shard, entry, (_first(entry), "txt", "json"))
+    found = read_files(shard, entry, (_first(entry), "txt", "json"))
     media = _media(shard, entry, found)
     if text is None:
         try:
@@ -108,12 +108,12 @@ def read_media(shard: str | Path, entry: Entry) -> bytes:
     Raises NeverFetched where key.json says why there is none; ClipVipError naming the sample if it must not be read,
     has no media, or cannot be read.
     """
-    return _media(shard, entry, _files(shard, entry, (_first(entry) or "json",)))
+    return _media(shard, entry, read_files(shard, entry, (_first(entry) or "json",)))
 
 
 def read_about(shard: str | Path, entry: Entry) -> dict:
     """What key.json says of a sample, {} without one. Raises ClipVipError if it cannot be read or is not JSON."""
-    return _about(shard, entry, _files(shard, entry, ("json",)))
+    return _about(shard, entry, read_files(shard, entry, ("json",)))
 
 
 def _first(entry: Entry) -> str:
@@ -121,8 +121,8 @@ def _first(entry: Entry) -> str:
     return next((extension for extension in MEDIA if entry.files.get(extension, (0, 0))[1]), "")
 
 
-def _files(shard: str | Path, entry: Entry, extensions: Iterable[str]) -> dict[str, bytes]:
-    """Those files of a sample that are there. Raises ClipVipError if they cannot be read or must not be."""
+def read_files(shard: str | Path, entry: Entry, extensions: Iterable[str]) -> dict[str, bytes]:
+    """Those files of a sample that are there, by extension. Raises ClipVipError if they cannot or must not be read."""
     if entry.error:
         raise ClipVipError(entry.error)
     found = {}

@@ -11,7 +11,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from clipvip_lib.data.container import VideoError, main_stream, open_container
+from clipvip_lib.data.container import VideoError, describe, main_stream, open_container
 from clipvip_lib.data.frame_folders import NUMBER, PICTURES
 
 # What the decoder reads, and so what is listed (clips.py, shards.py) and found here. Not .264 and .265: names of clips
@@ -52,18 +52,19 @@ class VideoFiles:
         return []
 
 
-def clip_seconds(path: str | Path) -> float:
-    """How long a video file says that it is, in seconds; its frames are not decoded.
+def clip_seconds(source: str | Path | bytes, name: str | None = None) -> float:
+    """How long a video says that it is, in seconds; its frames are not decoded. ``name`` stands for bytes in errors.
 
     Raises VideoError if it cannot be opened, has no picture, or tells no length.
     """
-    with open_container(path, str(path)) as container:
-        stream = main_stream(container, str(path))
+    label = describe(source, name)
+    with open_container(source, label) as container:
+        stream = main_stream(container, label)
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
         if container.duration:
             return container.duration / 1_000_000  # FFmpeg's clock of a whole file
-    raise VideoError(f"{path} tells no length: expected a duration in its header; write it again")
+    raise VideoError(f"{label} tells no length: expected a duration in its header; write it again")
 
 
 def stem(name: str) -> str:

@@ -89,7 +89,7 @@ def load_encoder(
 
     Raises ClipVipError as ``load_clip_vip`` does, or for a device that is not there.
     """
-    place = _device(device)
+    place = device_of(device)
     model, report = load_clip_vip(weights, attention=attention, pretrained_tag=pretrained_tag)
     if attention is None and report.added:
         model, report = load_clip_vip(weights, attention="mean_pool", pretrained_tag=pretrained_tag)
@@ -102,7 +102,7 @@ def load_encoder(
     return Embedder(model.to(place).eval(), tokenizer, checksum, str(named), pretrained_tag, report)
 
 
-def _device(name: str | torch.device) -> torch.device:
+def device_of(name: str | torch.device) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

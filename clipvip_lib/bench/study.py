@@ -1,41 +1,32 @@
-"""How long the mini study's training steps take on one thread, and which share of a product's rate they reach.
+"""`clipvip bench study`: how long the mini study's training steps take on one thread, and which share of a product's
+rate they reach, float32 beside another precision.
 
-    python benchmarks/mini_steps.py
-    python benchmarks/mini_steps.py --precision bfloat16      # beside float32, in the same run
-
-Prints JSON with the machine and the versions. Weights, pixels and texts (16 tokens) are random: time does not depend on
-their values. FLOPs are those of matrix products and convolutions, counted by PyTorch; the rate is a 2048-cube product's
-in the same precision, measured in the same process. Seconds are the thread's, the median of ``--repeats`` steps, with
-kinds of steps and precisions in turns.
+Weights, pixels and texts (16 tokens) are random: time does not depend on their values. FLOPs are those of matrix
+products and convolutions, counted by PyTorch; the rate is a matrix product's in the same precision, in turns with the
+steps.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import importlib.metadata
-import json
 import statistics
-import sys
-import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from train_step import matrix_rate
 
+from clipvip_lib.bench.measure import PRODUCT, about, in_turns, product, set_threads
 from clipvip_lib.captions import captioner_training
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.ofa import OFA
-from clipvip_lib.precision import PRECISIONS
 from clipvip_lib.profiles import Profile, get_profile
 from clipvip_lib.study.steps import _clip_config
 from clipvip_lib.training.batches import Batch, Tokens
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import TrainRecipe
 from clipvip_lib.training.step import Step
-from clipvip_lib.workshop.machine import machine, peak_memory_mib
+from clipvip_lib.workshop.machine import peak_memory_mib
 
 VOCABULARY, TOKENS = 350, 16
 
@@ -96,46 +87,39 @@ def kinds(profile: Profile, precision: str) -> dict[str, Callable[[], object]]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--precision", choices=PRECISIONS[1:], default="float32", help="beside float32")
-    parser.add_argument("--repeats", type=int, default=11)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    profile = get_profile("mini")
-    precisions = sorted({"float32", arguments.precision}, reverse=True)
-    steps = {name: kinds(profile, name) for name in precisions}
-    rates = {name: matrix_rate(torch.device("cpu"), getattr(torch, name)) for name in precisions}
+def measure(repeats: int = 11, precision: str = "float32", profile: str = "mini") -> dict:
+    """Rows of step and precision (float32, and the one asked for): seconds, share of the product's rate."""
+    set_threads(1)
+    chosen = get_profile(profile)
+    precisions = sorted({"float32", precision}, reverse=True)
+    steps = {name: kinds(chosen, name) for name in precisions}
     rows = []
     for kind in steps["float32"]:
-        work, seconds = {}, {name: [] for name in precisions}
+        work, forms = {}, {}
         for name in precisions:
-            with FlopCounterMode(display=False) as counter:  # warms up, too
+            with FlopCounterMode(display=False) as counter:
                 steps[name][kind]()
             work[name] = counter.get_total_flops()
-        for _ in range(arguments.repeats):
-            for name in precisions:
-                start = time.thread_time()
-                steps[name][kind]()
-                seconds[name].append(time.thread_time() - start)
+            forms[name] = steps[name][kind]
+            forms[f"{PRODUCT} {name}"], product_flops = product("cpu", name)
+        seconds = in_turns(forms, repeats)
         for name in precisions:
             took = statistics.median(seconds[name])
+            rate = product_flops / statistics.median(seconds[f"{PRODUCT} {name}"])
             rows.append(
                 {
                     "step": kind,
                     "precision": name,
                     "seconds": round(took, 4),
-                    "spread": [round(min(seconds[name]), 4), round(max(seconds[name]), 4)],
+                    "seconds_min": round(min(seconds[name]), 4),
+                    "seconds_max": round(max(seconds[name]), 4),
                     "gflop": round(work[name] / 1e9, 2),
-                    "share_of_the_rate": round(work[name] / took / rates[name], 2),
+                    "share_of_the_product": round(work[name] / took / rate, 3),
                 }
             )
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    about = {"machine": machine(), "versions": versions, "peak_memory_mib": round(peak_memory_mib())}
-    about["gflop_per_second"] = {name: round(rate / 1e9, 1) for name, rate in rates.items()}
-    json.dump({"rows": rows, **about}, sys.stdout, indent=1)
-    print()
-
-
-if __name__ == "__main__":
-    main()
+    return {
+        "what": f"training steps of the profile {profile}",
+        "peak_memory_MiB": round(peak_memory_mib()),
+        "rows": rows,
+        **about(("transformers",)),
+    }

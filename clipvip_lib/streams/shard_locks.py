@@ -7,10 +7,13 @@ dead rank's shard up at once, and no process group is needed.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.files import read_json, write_json
 from clipvip_lib.locks import Lock, Taken
 
 
@@ -113,3 +116,31 @@ def deal(
         if known[lock].out.exists():
             with contextlib.suppress(OSError):
                 lock.unlink(missing_ok=True)
+
+
+def same_maker(record: Path, made_by: dict, what: str, files: Iterable[Path]) -> None:
+    """What ``files`` of a folder were made with, kept in ``record``: written by the first process, compared by others.
+
+    Two ways of making them in one folder would be taken for one corpus. Raises ClipVipError if the record says another
+    way, or if there are files and no record. ``what``: "captions", for the sentence.
+    """
+    made_by = json.loads(json.dumps(made_by))
+    out = record.parent
+    with Lock(out / ".locks" / "folder.lock", wait=True):
+        if not record.exists():
+            if there := [path.name for path in files if path.exists()]:
+                raise ClipVipError(
+                    f"{out} holds {there[0]} but no {record.name}: expected {what} of this command, or none; choose "
+                    "another folder"
+                )
+            write_json(record, made_by)
+            return
+        before = read_json(record)
+    if before != made_by:
+        before = before if isinstance(before, dict) else {}
+        names = [name for name in {**before, **made_by} if before.get(name) != made_by.get(name)]
+        told = ", ".join(f"{name} {before.get(name)!r} then, {made_by.get(name)!r} now" for name in names)
+        raise ClipVipError(
+            f"{out} holds {what} made in another way ({told}); choose another folder, or remove that one to make them "
+            "again"
+        )
