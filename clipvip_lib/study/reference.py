@@ -21,6 +21,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import PROFILES
 from clipvip_lib.statistics import claims, intervals
 from clipvip_lib.statistics import verdicts as rule
+from clipvip_lib.study.words import miniatures, named_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -190,20 +191,22 @@ def section(found: Mapping, reference: Mapping, seeds: Sequence[int]) -> str:
 
     statements = found["statements"]
     said = "".join(
-        f"<li><strong>Claim {claim.id} {html.escape(rule.sum_up(claim, statements))}.</strong> "
-        f"{html.escape(claim.sentence)}</li>"
+        f"<li>{html.escape(claim.sentence)} "
+        f'<span data-verdict="{html.escape(word.partition(" (")[0])}">Claim {claim.id} {html.escape(word)}</span></li>'
         for claim in rule.claims_of(statements)
+        for word in [rule.sum_up(claim, statements)]
     )
-    table = table_html(verdict_frame(statements), "The reference's verdicts on this page's statements")
-    output = f'<section class="code"><div class="output">{table}'
+    tables = [(verdict_frame(statements), "The reference's verdicts on this page's statements")]
     if found["checks"]:
-        output += table_html(
-            check_frame(found["checks"]), "This run's effects and where the reference expects them"
+        tables.append(
+            (check_frame(found["checks"]), "This run's effects and where the reference expects them")
         )
+    shown = "".join(table_html(named_frame(frame), caption) for frame, caption in tables)
+    words = miniatures(f"{basis(reference)} {checks_in_words(found['checks'], seeds)}")
     return (
-        f'<section class="text"><h2>What the reference run found</h2><ul>{said}</ul>'
-        f"<p>{html.escape(basis(reference))} {html.escape(checks_in_words(found['checks'], seeds))}</p></section>"
-        f"{output}</div></section>"
+        '<section class="text"><h2 id="what-the-reference-run-found">What the reference run found</h2>'
+        f'<ul class="verdicts">{said}</ul><p>{html.escape(words)}</p></section>'
+        f'<section class="code"><div class="output">{shown}</div></section>'
     )
 
 
