@@ -27,6 +27,7 @@ class Browser:
         self.socket, self.number, self.events = socket, 0, []
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
+        self.ask("Emulation.setFocusEmulationEnabled", enabled=True)  # as the window in front
 
     def ask(self, method: str, **parameters: object) -> dict:
         """The answer to a call of the protocol; what is reported meanwhile is kept."""

@@ -161,19 +161,20 @@ def figure_image(fig: Figure, alt: str) -> str:
         "\n", " "
     )
     source = source.replace("&", "&amp;").replace("<", "%3C").replace(">", "%3E")
-    return f'<img alt="{html.escape(shown(alt), quote=True)}" src="{source}"{size}>'
+    image = f'<img alt="{html.escape(shown(alt), quote=True)}" src="{source}"{size}>'
+    return f'<div class="drawing">{image}</div>'
 
 
 def renamed(fig: Figure, name: Callable[[str], str]) -> Figure:
     """The figure with every text in it, also of its ticks, and what it tells, as ``name`` says it."""
     from matplotlib.text import Text
-    from matplotlib.ticker import FixedFormatter
+    from matplotlib.ticker import FixedLocator
 
     for axis in fig.axes:
         for ticks in (axis.xaxis, axis.yaxis):
-            formatter = ticks.get_major_formatter()
-            if isinstance(formatter, FixedFormatter):
-                formatter.seq = [name(text) for text in formatter.seq]
+            if isinstance(ticks.get_major_locator(), FixedLocator):  # their labels are words of ours
+                labels = [name(label.get_text()) for label in ticks.get_ticklabels()]
+                ticks.set_ticks(ticks.get_ticklocs(), labels)
     for text in fig.findobj(Text):
         if text.get_text() != name(text.get_text()):
             text.set_text(name(text.get_text()))

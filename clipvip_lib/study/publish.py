@@ -107,6 +107,7 @@ def _card(
         "number": name.split("_")[0],
         "question": html_pages.notebook_question(notebooks / f"{name}.ipynb"),
         "page": f"{name}.html" if there else None,
+        "verdicts": [],
         "headline": "not run",
         "facts": "",
         "status": "missing",
@@ -114,9 +115,10 @@ def _card(
     if there:
         recorded = files.read_json(results)
         seeds = ", ".join(map(str, recorded["seeds"]))
-        led = reference_run.in_short(recorded.get("beside") or {})
+        led = reference_run.sums(recorded.get("beside") or {})
         card |= {
-            "headline": f"{led} This run: {recorded['headline']}" if led else recorded["headline"],
+            "verdicts": led,
+            "headline": f"This run: {recorded['headline']}" if led else recorded["headline"],
             "facts": f"profile {recorded['profile']}, seeds {seeds}, {recorded['run']['seconds']:.0f} s",
             "status": "done",
         }

@@ -138,14 +138,14 @@ def checked(rows: Iterable[Mapping], reference: Iterable[Mapping], seeds: Sequen
     return list(found.values())
 
 
-def in_short(found: Mapping) -> str:
-    """What the reference says of a page's claims, for its card; "" if it says nothing."""
-    said = (
-        [f"claim {c.id} {rule.sum_up(c, found['statements'])}" for c in rule.claims_of(found["statements"])]
-        if found
-        else []
-    )
-    return f"Reference: {', '.join(said)}." if said else ""
+def sums(found: Mapping) -> list[tuple[str, str, str]]:
+    """What the reference says of a page's claims: their sentence, the kind of verdict, and the verdict in words."""
+    statements = found.get("statements", [])
+    return [
+        (claim.sentence, word.partition(" (")[0], f"Claim {claim.id} {word}")
+        for claim in rule.claims_of(statements)
+        for word in [rule.sum_up(claim, statements)]
+    ]
 
 
 def basis(reference: Mapping) -> str:
@@ -191,10 +191,8 @@ def section(found: Mapping, reference: Mapping, seeds: Sequence[int]) -> str:
 
     statements = found["statements"]
     said = "".join(
-        f"<li>{html.escape(claim.sentence)} "
-        f'<span data-verdict="{html.escape(word.partition(" (")[0])}">Claim {claim.id} {html.escape(word)}</span></li>'
-        for claim in rule.claims_of(statements)
-        for word in [rule.sum_up(claim, statements)]
+        f'<li>{html.escape(sentence)} <span data-verdict="{html.escape(kind)}">{html.escape(word)}</span></li>'
+        for sentence, kind, word in sums(found)
     )
     tables = [(verdict_frame(statements), "The reference's verdicts on this page's statements")]
     if found["checks"]:

@@ -81,7 +81,7 @@ def style() -> str:
     """The pages' CSS, with colours of code for light and dark."""
     from pygments.formatters import HtmlFormatter
 
-    light = HtmlFormatter(style="default")
+    light = HtmlFormatter(style="xcode")
     dark = HtmlFormatter(style="github-dark")
     return "\n".join(
         [

@@ -144,9 +144,11 @@ def _kind(values: pd.Series, texts: list[str], name: str) -> str:
     if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
         return "number"
     told = [text for text in texts if text not in (DASH, UNVERIFIED)]
-    if told and all(_NUMBER.fullmatch(text) for text in told):
+    numbers = [_NUMBER.fullmatch(text) for text in told]
+    if told and all(numbers) and len({number[2] for number in numbers}) == 1:
         return "number"
-    return "range" if told and all(_RANGE.fullmatch(text) for text in told) else ""
+    one_each = [number or _RANGE.fullmatch(text) for number, text in zip(numbers, told, strict=True)]
+    return "range" if told and all(one_each) else ""
 
 
 def _class(*names: str) -> str:
@@ -169,11 +171,12 @@ def _cell(text: str, kind: str, places: int, *, head: bool) -> str:
         return f'<th scope="row"{_class(kind)}>{_value(text)}</th>'
     if kind == "verdict":
         return f'<td class="verdict"><span data-verdict="{html.escape(text, quote=True)}">{_value(text)}</span></td>'
-    pad = ""
     if kind == "number" and places > 0 and _NUMBER.fullmatch(text) and (lacks := places - _places(text)):
         width = lacks if _places(text) > 0 else places + 0.35  # a point is about a third of a digit
         pad = f'<span class="pad" style="width:{width:g}ch"></span>'
-    return f"<td{_class(kind or ('long' if len(text) > WRAPS_FROM else ''))}>{_value(text)}{pad}</td>"
+        unit = _NUMBER.fullmatch(text)[2] or ""
+        return f"<td{_class(kind)}>{_value(text.removesuffix(unit))}{pad}{unit}</td>"
+    return f"<td{_class(kind or ('long' if len(text) > WRAPS_FROM else ''))}>{_value(text)}</td>"
 
 
 def table_text(frame: pd.DataFrame, digits: int | None = None) -> str:

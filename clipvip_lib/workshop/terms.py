@@ -29,6 +29,7 @@ _NOT_IN = {
     "h2",
     "h3",
 }
+_TITLE = re.compile(r'<p class="(?:finding|asked)">')  # as good as headings
 _VOID = {"br", "hr", "img", "input", "meta", "source", "wbr"}
 
 
@@ -59,10 +60,9 @@ def marked(page: str, words: Mapping[str, str]) -> str:
             if not name or name[1] in _VOID or part.endswith("/>"):
                 continue
             if part.startswith("</"):
-                while open_tags and open_tags.pop() != name[1]:
-                    pass
+                open_tags.pop()
             else:
-                open_tags.append(name[1])
+                open_tags.append("h3" if _TITLE.match(part) else name[1])
                 if name[1] in ("section", "main"):
                     used = set()
         elif _TEXTS.intersection(open_tags) and not _NOT_IN.intersection(open_tags):

@@ -15,15 +15,20 @@
   const tip = make('div', { id: 'tip', className: 'tip', hidden: true });
   tip.setAttribute('role', 'tooltip');
   document.body.append(tip);
-  const say = (at, text) => {
-    tip.textContent = text;
-    tip.hidden = false;
-    at.setAttribute('aria-describedby', 'tip');
+  let told = null;
+  const place = (at) => {
     const box = at.getBoundingClientRect();
     const left = Math.min(Math.max(8, box.left + box.width / 2 - tip.offsetWidth / 2), innerWidth - tip.offsetWidth - 8);
     const above = box.top - tip.offsetHeight - 8;
     tip.style.left = `${Math.max(8, left)}px`;
     tip.style.top = `${above > 56 ? above : box.bottom + 8}px`;
+  };
+  const say = (at, text) => {
+    told = at;
+    tip.textContent = text;
+    tip.hidden = false;
+    at.setAttribute('aria-describedby', 'tip');
+    place(at);
   };
   const hush = (at) => {
     tip.hidden = true;
@@ -34,7 +39,7 @@
     for (const event of ['mouseleave', 'blur']) at.addEventListener(event, () => hush(at));
   };
   document.addEventListener('keydown', (event) => { if (event.key === 'Escape') tip.hidden = true; });
-  addEventListener('scroll', () => { tip.hidden = true; }, { passive: true });
+  addEventListener('scroll', () => { if (!tip.hidden) place(told); }, { passive: true, capture: true });
   for (const word of all('a.term')) {
     const meaning = document.getElementById(word.hash.slice(1));
     if (meaning) tells(word, meaning.nextElementSibling.textContent);
@@ -94,8 +99,12 @@
       });
     }
   }
-  for (const box of all('.table')) {
-    const cue = () => box.classList.toggle('scrolls', box.scrollWidth > box.clientWidth + 1);
+  for (const box of all('.table, .drawing, pre')) {
+    const cue = () => {
+      const scrolls = box.scrollWidth > box.clientWidth + 1;
+      box.classList.toggle('scrolls', scrolls);
+      box.tabIndex = scrolls ? 0 : -1; // a stop of the tab key only where there is something to scroll
+    };
     new ResizeObserver(cue).observe(box);
   }
 
@@ -155,7 +164,7 @@
     shown.setAttribute('aria-live', 'polite');
     let at = -1;
     const player = (video, mark, text) => {
-      const moving = make('video', { muted: true, loop: true, playsInline: true, src: `data:video/mp4;base64,${videos[video]}` });
+      const moving = make('video', { preload: 'auto', muted: true, loop: true, playsInline: true, src: `data:video/mp4;base64,${videos[video]}` });
       moving.setAttribute('aria-label', text);
       watch(moving);
       return make('div', { className: 'player' }, moving, make('p', {}, make('b', { textContent: mark }), ` ${text}`));
@@ -279,6 +288,10 @@
     viewer.append(controls, row, said);
     draw();
   }
+
+  // --- where one is: in the row of pages, which scrolls on a phone
+  const here = document.querySelector('nav.pages [aria-current]');
+  if (here) here.closest('ol').scrollLeft = here.offsetLeft - here.closest('ol').offsetLeft - 40;
 
   // --- the outline is folded where it stands above the text
   const outline = document.querySelector('nav.outline details');
