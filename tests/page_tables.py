@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html.parser import HTMLParser
 
-from clipvip_lib.workshop.tables import with_minus
+from clipvip_lib.say import with_minus
 
 
 class Tables(HTMLParser):

@@ -21,7 +21,6 @@ import numpy as np
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.say import shown
-from clipvip_lib.workshop.tables import cell_text, decimals
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,9 +171,10 @@ def renamed(fig: Figure, name: Callable[[str], str]) -> Figure:
 
     for axis in fig.axes:
         for ticks in (axis.xaxis, axis.yaxis):
-            if isinstance(ticks.get_major_locator(), FixedLocator):  # their labels are words of ours
-                labels = [name(label.get_text()) for label in ticks.get_ticklabels()]
-                ticks.set_ticks(ticks.get_ticklocs(), labels)
+            if isinstance(ticks.get_major_locator(), FixedLocator):
+                labels = list(map(str, ticks.get_major_formatter().format_ticks(ticks.get_majorticklocs())))
+                if any(name(label) != label for label in labels):
+                    ticks.set_ticks(ticks.get_majorticklocs(), list(map(name, labels)))
     for text in fig.findobj(Text):
         if text.get_text() != name(text.get_text()):
             text.set_text(name(text.get_text()))
@@ -189,6 +189,8 @@ def tell(axis: Axes, x: float, y: float, text: str) -> None:
 
 def told_interval(axis: Axes, x: float, y: float, name: str, value: float, low: float, high: float) -> None:
     """``tell`` a value with its interval: "proxy-4: 55.0 (53.1 to 56.2)"."""
+    from clipvip_lib.workshop.tables import cell_text, decimals
+
     if not np.isfinite(value):
         return
     digits = decimals([value, low, high])

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.precision import in_words
+from clipvip_lib.say import with_minus
 from clipvip_lib.study.injected import check_injected, executed_cells
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.words import miniatures, named_frame
@@ -29,7 +30,6 @@ from clipvip_lib.workshop.machine import product_rates
 from clipvip_lib.workshop.page_stage import RESULTS_MIME
 from clipvip_lib.workshop.provenance import provenance, provenance_lines
 from clipvip_lib.workshop.stages import Stage, closure, plain
-from clipvip_lib.workshop.tables import in_short
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,9 +183,13 @@ class Study:
         from clipvip_lib.study.players import players_html
 
         title, caption = map(self._named, (title, caption))
-        said = "; ".join(f"{p.mark} {p.text}".strip() for players in groups.values() for p in players)
-        self._keep_figure(title, caption, said)
-        _display({"text/html": players_html(groups, title, caption), "text/plain": f"{title}. {said}"})
+        shows = {
+            asked: [f"{player.mark} {player.text}".strip() for player in players]
+            for asked, players in groups.items()
+        }
+        self._keep_figure(title, caption, title, shows)
+        said = "\n".join(f"{asked} {'; '.join(found)}".strip() for asked, found in shows.items())
+        _display({"text/html": players_html(groups, title, caption), "text/plain": f"{title}\n{said}"})
 
     def picker(self, data: Mapping, title: str, caption: str = "") -> None:
         """Let a page's reader pick a query by typing. data: of ``players.picker_data``; show a table of it, too.
@@ -195,9 +199,10 @@ class Study:
         from clipvip_lib.study.players import picker_html
 
         title, caption = map(self._named, (title, caption))
-        said = f"{len(data['queries'])} queries and what {' and '.join(data['models'])} find"
-        self._keep_figure(title, caption, said)
-        _display({"text/html": picker_html(data, title, caption), "text/plain": f"{title}. {said}"})
+        self._keep_figure(
+            title, caption, title, {name: data[name] for name in ("models", "queries", "texts")}
+        )
+        _display({"text/html": picker_html(data, title, caption), "text/plain": title})
 
     def attention(
         self,
@@ -221,16 +226,15 @@ class Study:
         made = attention_html(clips, title, caption, figure_image(still, alt))
         _display({"text/html": made, "text/plain": f"{title}. {alt}"})
 
-    def _keep_figure(self, title: str, caption: str, alt: str) -> None:
+    def _keep_figure(self, title: str, caption: str, alt: str, shows: Mapping | None = None) -> None:
         self._before_record("figure", title)
         if not alt.strip():
             raise ClipVipError(f"figure {title!r} has no alt text: expected its content in words; write some")
-        self._figures.append({"title": title, "caption": caption, "alt": alt})
+        kept = {"title": title, "caption": caption, "alt": alt}
+        self._figures.append(kept | ({"shows": plain(shows, f"figure {title!r}")} if shows else {}))
 
     def _named(self, text: str) -> str:
         """A text as the page says it: the embedded sets by their own names, one minus sign."""
-        from clipvip_lib.workshop.tables import with_minus
-
         return with_minus(miniatures(text) if self.of_the_world else text)
 
     def _named_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
@@ -342,6 +346,8 @@ class Study:
 
     def _show_run(self) -> None:
         """One line: what a reader must know before any number. The rest is in the footer."""
+        from clipvip_lib.workshop.tables import in_short
+
         seeds = in_short(self.seeds)
         said = f"Profile {self.profile_name}, seed{'s' if len(self.seeds) > 1 else ''} {seeds}."
         if self.profile_name == "smoke":

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.workshop.tables import with_minus
+from clipvip_lib.say import with_minus
 
 if TYPE_CHECKING:
     from nbformat import NotebookNode

@@ -14,16 +14,14 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from clipvip_lib.say import shown
+from clipvip_lib.say import shown, with_minus
 from clipvip_lib.workshop.stages import plain
 
 DASH = "–"
 WRAPS_FROM = 16  # characters: longer texts are wrapped, so that the columns after them stay visible
-FOLDS_FROM = 11  # rows
+FOLDS_FROM = 13  # rows
 UNVERIFIED = "NOT VERIFIED"
 VERDICTS = ("verdict", "alone")  # columns that hold verdicts, each shown with its colour and shape
-_MINUS = re.compile(r"(?<![\w.)\]}-])-(?=\.?\d)")
-_NO_ZERO_HAS_A_SIGN = re.compile(r"(?<![\w.,)])[+−]0(\.0+)?(?![\d.,]*\d)")
 _NUMBER = re.compile(r"[+−]?[\d,]+(\.\d+)?( %| pt)?")
 _RANGE = re.compile(r"[+−]?[\d.,]+( to |–)[+−]?[\d.,]+")
 
@@ -46,11 +44,6 @@ def cell_text(value: object, digits: int) -> str:
     if _is_float(value):
         return with_minus(f"{value:,.{digits}f}")
     return with_minus(shown(str(value)))
-
-
-def with_minus(text: str) -> str:
-    """A text with the minus sign that people write before its negative numbers, and no sign before zero."""
-    return _NO_ZERO_HAS_A_SIGN.sub(lambda zero: zero[0][1:], _MINUS.sub("−", text))
 
 
 def in_short(numbers: Iterable[int], form: str = "{}", dash: str = DASH, gap: str = ", ") -> str:

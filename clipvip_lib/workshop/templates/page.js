@@ -105,7 +105,7 @@
       box.classList.toggle('scrolls', scrolls);
       box.tabIndex = scrolls ? 0 : -1; // a stop of the tab key only where there is something to scroll
     };
-    new ResizeObserver(cue).observe(box);
+    new ResizeObserver(() => requestAnimationFrame(cue)).observe(box);
   }
 
   // --- videos play while they are seen, unless the reader wants them still
