@@ -13,6 +13,7 @@ from clipvip_lib.study import words
         ("95 % on didemo", "95 % on mini-DiDeMo"),
         ("clip4clip over webvid-2.5m@last", "clip4clip over mini-WebVid-2.5M@last"),
         ("hdvila-10m is a part of hdvila-100m.", "mini-HD-VILA-10M is a part of mini-HD-VILA-100M."),
+        ("subtitles over ofa captions", "subtitles over mini-OFA captions"),
         ("mini-MSRVTT, MSR-VTT 1k-A", "mini-MSRVTT, MSR-VTT 1k-A"),
         ("finetune/msrvtt/*, `msrvtt`, near_msrvtt", "finetune/msrvtt/*, `msrvtt`, near_msrvtt"),
     ],

@@ -26,6 +26,9 @@ FRAMES, SIDE, FPS = 12, 160, 4
 PAGE_BYTES = 1_300_000  # of one picker's videos, so that a page stays below 3 MiB
 
 
+ROW = ' style="display:flex;flex-wrap:wrap;gap:1rem"'  # as in a page, also where its style is not, in JupyterLab
+
+
 @dataclass(frozen=True)
 class Player:
     """A video, what stands in bold below it (rank, score), what is said of it, and whether it is the one asked for."""
@@ -66,7 +69,9 @@ def players_html(groups: Mapping[str, Sequence[Player]], title: str, caption: st
     rows = []
     for asked, players in groups.items():
         head = f'<p class="asked">{html.escape(shown(asked))}</p>' if asked else ""
-        rows.append(f'<div class="group">{head}<div class="row">{"".join(map(_player, players))}</div></div>')
+        rows.append(
+            f'<div class="group">{head}<div class="row"{ROW}>{"".join(map(_player, players))}</div></div>'
+        )
     return (
         f'<figure class="players"><p class="finding">{html.escape(shown(title))}</p>{"".join(rows)}'
         f"<figcaption>{html.escape(shown(caption))}</figcaption></figure>"
@@ -77,8 +82,8 @@ def _player(player: Player) -> str:
     mark, text = html.escape(shown(player.mark)), html.escape(shown(player.text))
     label = html.escape(f"Video: {shown(player.mark)} {shown(player.text)}".strip(), quote=True)
     return (
-        f'<div class="player{" own" if player.own else ""}">'
-        f'<video muted loop playsinline controls preload="auto" aria-label="{label}" '
+        f'<div class="player{" own" if player.own else ""}" style="max-width:9.5rem">'
+        f'<video width="152" muted loop playsinline controls preload="auto" aria-label="{label}" '
         f'src="data:video/mp4;base64,{_base64(player.video)}"></video><p><b>{mark}</b> {text}</p></div>'
     )
 
@@ -125,7 +130,8 @@ def picker_html(data: Mapping, title: str, caption: str) -> str:
     """``<figure>`` in which a reader picks a query by typing; its static form is a table beside it."""
     return (
         f'<figure class="picked"><p class="finding">{html.escape(shown(title))}</p>'
-        f'<div class="picker">{_json(data, "picker")}</div>'
+        '<div class="picker"><p class="static">Where scripts run, one types here; '
+        f"the table below holds the same sentences.</p>{_json(data, 'picker')}</div>"
         f"<figcaption>{html.escape(shown(caption))}</figcaption></figure>"
     )
 

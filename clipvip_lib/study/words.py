@@ -49,11 +49,15 @@ _MINIATURES = {
     "webvid": "mini-WebVid",
 }
 _KEY = re.compile(r"(?<![\w/.`*-])(msrvtt|didemo|hdvila|webvid)(?:(-(?:\d+|2\.5)m))?(?![\w/`*-])")
+_CAPTIONS = re.compile(r"(?<![\w-])(?:ofa|OFA) captions\b")
 
 
 def miniatures(text: str) -> str:
-    """A text in which the embedded sets have names of their own: mini-MSRVTT for msrvtt."""
-    return _KEY.sub(lambda found: _MINIATURES[found[1]] + (found[2] or "").upper(), text)
+    """A text in which what is embedded has names of its own: mini-MSRVTT for msrvtt, mini-OFA for its captioner."""
+    return _KEY.sub(
+        lambda found: _MINIATURES[found[1]] + (found[2] or "").upper(),
+        _CAPTIONS.sub("mini-OFA captions", text),
+    )
 
 
 def named_frame(frame: pd.DataFrame) -> pd.DataFrame:

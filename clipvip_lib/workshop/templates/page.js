@@ -224,6 +224,7 @@
       }
     });
     const label = make('label', { htmlFor: input.id, textContent: `Type words of one of ${queries.length} test sentences` });
+    picker.querySelector('.static')?.remove();
     picker.append(make('div', { className: 'ask' }, label, input, list), shown);
     choose(queries[0]);
     input.value = '';
