@@ -23,7 +23,7 @@ from clipvip_lib.say import shown
 
 AS_IT_IS = 24_000  # bytes: a larger file is shown by some of its frames, made small
 FRAMES, SIDE, FPS = 12, 160, 4
-PAGE_BYTES = 1_300_000  # of one picker's videos, so that a page stays below 3 MiB
+PAGE_BYTES = 1_700_000  # of one picker's videos, so that a page stays below 3 MiB
 
 
 ROW = ' style="display:flex;flex-wrap:wrap;gap:1rem"'  # as in a page, also where its style is not, in JupyterLab
