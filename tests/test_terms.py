@@ -25,7 +25,7 @@ def links(page: str) -> list[str]:
         ("<p>V-S, then V-S2, harm, proxy-arm, V-S,X</p>", ["V-S"]),
         ("<li>an <b>arm</b></li><figcaption>V-S</figcaption>", ["arm", "V-S"]),
         ("<h2>arm</h2><p><code>arm</code><a href='x'>arm</a></p><table><td>arm</td></table>", []),
-        ('<p class="finding">arm</p><p><img alt="arm"></p><p>arm</p>', ["arm"]),
+        ('<p class="recorded">arm</p><p class="finding">arm</p><p><img alt="arm"></p><p>arm</p>', ["arm"]),
         ("arm outside of any text", []),
     ],
 )

@@ -29,7 +29,7 @@ _NOT_IN = {
     "h2",
     "h3",
 }
-_TITLE = re.compile(r'<p class="(?:finding|asked)">')  # as good as headings
+_TITLE = re.compile(r'<p class="(?:finding|asked|recorded)">')  # as good as headings
 _VOID = {"br", "hr", "img", "input", "meta", "source", "wbr"}
 
 

@@ -81,6 +81,7 @@
     const first = [...body.rows];
     for (const head of all('thead th', table)) {
       const at = head.cellIndex;
+      if (!head.textContent) continue;
       const button = make('button', { type: 'button', className: 'sort', textContent: head.textContent });
       head.replaceChildren(button);
       button.addEventListener('click', () => {
