@@ -16,12 +16,19 @@ from typing import TextIO
 
 # C0 and C1 controls, Unicode's line ends, overrides and isolates of direction, halves of characters
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_MINUS = re.compile(r"(?<![\w.)\]}-])-(?=\.?\d)")
+_NO_ZERO_HAS_A_SIGN = re.compile(r"(?<![\w.,)])[+−]0(\.0+)?(?![\d.,]*\d)")
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def shown(text: str) -> str:
     """The text on one line, without anything that a terminal obeys. What is JSON stays the same JSON."""
     return _UNSEEN.sub(lambda found: _SHORT.get(found[0]) or f"\\u{ord(found[0]):04x}", text)
+
+
+def with_minus(text: str) -> str:
+    """A text with the minus sign that people write before its negative numbers, and no sign before zero."""
+    return _NO_ZERO_HAS_A_SIGN.sub(lambda zero: zero[0][1:], _MINUS.sub("−", text))
 
 
 def is_unicode(text: str) -> bool:

@@ -111,7 +111,7 @@ def test_small_rasters_stay_exact():
 def test_the_html_keeps_alt_title_and_caption_and_can_be_parsed_back():
     html = figures.figure_html(chart(), 'A "finding" <1>', "n = 3 & more", 'lines "rise"')
     assert '<img alt="lines &quot;rise&quot;"' in html
-    assert "<h4>A &quot;finding&quot; &lt;1&gt;</h4>" in html and "n = 3 &amp; more" in html
+    assert '<p class="finding">A &quot;finding&quot; &lt;1&gt;</p>' in html and "n = 3 &amp; more" in html
     import html as escapes
 
     source = escapes.unescape(re.search(r'src="data:image/svg\+xml,([^"]*)"', html)[1])
@@ -141,3 +141,39 @@ def test_spotlight_is_bright_where_the_map_is_high():
     assert (lit[0, 2:, :2] == int(200 * (0.15 + 0.85 / 2))).all()
     with pytest.raises(ClipVipError, match="expected one per frame, on a grid that divides it"):
         figures.spotlight(clip, maps[:1])
+
+
+def rows():
+    fig, axes = plt.subplots(1, 2, sharey=True)
+    for axis, title in zip(axes, ("msrvtt", "didemo"), strict=True):
+        axis.set_title(title)
+        figures.interval_rows(axis, ["on msrvtt", "full"], [1.0, 2.0], [0.5, 1.5], [1.25, np.nan])
+        axis.set_xticks([0, 1, 2])
+    return fig
+
+
+def test_what_a_figure_tells_stands_at_its_points():
+    import html as escapes
+    import json
+
+    made = figures.figure_html(rows(), "t", "c", "a")
+    told = json.loads(escapes.unescape(re.search(r'data-points="([^"]*)"', made)[1]))
+    assert [text for _, _, text in told][:2] == [
+        "msrvtt, on msrvtt: 1.00 (0.50 to 1.25)",
+        "msrvtt, full: 2.00 (1.50 to –)",
+    ]
+    assert all(0 < x < 1 and 0 < y < 1 for x, y, _ in told)
+    assert told[0][0] < told[1][0] < told[2][0] and told[0][1] < told[1][1]  # from the left, from the top
+    assert "data-points" not in figures.figure_html(chart(), "t", "c", "a")
+
+
+def test_a_renamed_figure_keeps_all_other_labels():
+    def name(text):
+        return text.replace("msrvtt", "mini-MSRVTT")
+
+    plain, named = (
+        re.findall(r">([^<>]+)</text>", figures.figure_svg(fig))
+        for fig in (rows(), figures.renamed(rows(), name))
+    )
+    assert named == [name(text) for text in plain] and "on mini-MSRVTT" in named and "0" in named
+    assert vars(figures.renamed(rows(), name))["told"][0][3].startswith("mini-MSRVTT, on mini-MSRVTT")

@@ -42,7 +42,7 @@ FRAME = pd.DataFrame({"arm": ["proxy", "<full>"], "R@1": [45.25, np.nan], "n": [
 
 
 def test_start_shows_where_numbers_come_from_and_seeds(study, shown):
-    assert "profile: quick" in shown[0]["text/plain"] and "seeds: 0, 1" in shown[0]["text/plain"]
+    assert shown[0]["text/plain"] == "Profile quick, seeds 0, 1."
     first = (random.random(), np.random.rand())
     notebook.seed_everything(0)
     assert (random.random(), np.random.rand()) == first

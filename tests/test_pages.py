@@ -1,16 +1,12 @@
 """Pages: one file, readable offline, light and dark, alt text kept, code folded."""
 
-import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
-from pathlib import Path
 
+import browser as browsers
 import nbformat
 import numpy as np
 import pandas as pd
-import patience
 import pytest
 
 from clipvip_lib.errors import ClipVipError
@@ -95,9 +91,14 @@ def page() -> str:
     )
 
 
+def scripts(page: str) -> list[str]:
+    return re.findall(r"<script>(.*?)</script>", page, re.DOTALL)
+
+
 def test_the_page_nests_and_fetches_nothing(page):
     found = Checker(page)
-    assert not [tag for tag, _ in found.tags if tag in ("script", "link", "iframe", "object")]
+    assert [tag for tag, _ in found.tags if tag in ("script", "link", "iframe", "object")] == ["script"]
+    assert scripts(page) == [pages.script()] and pages.policy() in page
     assert all(image["src"].startswith("data:") for image in found.images)
     assert not re.search(r"@import|url\((?!#|%23)|https?://[^\s\"'<]*\.(?:js|css|woff2?)", page)
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
@@ -133,15 +134,16 @@ def test_captions_with_tags_are_shown_and_never_obeyed():
     cells = [v4.new_markdown_cell("# Shown?"), v4.new_code_cell("1", outputs=outputs, execution_count=1)]
     page = pages.page_html(v4.new_notebook(cells=cells), "03_x")
     found = Checker(page)
-    assert not [tag for tag, _ in found.tags if tag in ("script", "iframe")]
+    assert [tag for tag, _ in found.tags if tag in ("script", "iframe")] == ["script"]
+    assert scripts(page) == [pages.script()]  # its own, the only one that its policy lets run
     assert all(image["src"].startswith("data:image/svg") for image in found.images) and len(found.images) == 1
     assert not any(name.startswith("on") for _, attributes in found.tags for name in attributes)
     assert not [link for link in found.links if link.startswith("javascript:")]
     assert "".join(found.texts).count("<script>alert(1)</script>") >= 10
     card = dict.fromkeys(("number", "question", "headline", "facts"), CAPTION)
-    card |= {"page": "x.html", "status": "done"}
+    card |= {"page": "x.html", "status": "done", "verdicts": [(CAPTION, CAPTION, CAPTION)]}
     index = Checker(pages.index_html([card], [(CAPTION, CAPTION)], "smoke"))
-    assert not [tag for tag, _ in index.tags if tag in ("script", "img")]
+    assert [tag for tag, _ in index.tags if tag in ("script", "img")] == ["script"]
 
 
 def test_every_image_has_its_alt_text(page):
@@ -192,6 +194,19 @@ def test_navigation_is_renewed_not_repeated(page):
     assert 'href="05_y.html"' in again and 'href="03_x.html"' not in again
 
 
+def test_the_outline_links_to_every_section_once():
+    page = "<!--outline--><!--/outline--><main><h1>Q?</h1><h2>One &amp; all</h2><h2 id='x'>y</h2><h2>One &amp; all</h2>"
+    made = pages.with_outline(page + "<h3>Two</h3></main>")
+    links = re.findall(r'<li class="level(\d)"><a href="#([^"]+)">([^<]*)</a>', made)
+    assert [(level, text) for level, _, text in links] == [
+        ("2", "One &amp; all"),
+        ("2", "One &amp; all"),
+        ("3", "Two"),
+    ]
+    assert all(made.count(f'id="{slug}"') == 1 for _, slug, _ in links)
+    assert pages.with_outline(made) == made
+
+
 def cards(n: int) -> list[dict]:
     done = {
         "number": "04",
@@ -199,6 +214,7 @@ def cards(n: int) -> list[dict]:
         "page": "04.html",
         "headline": "yes & no",
         "facts": "mini",
+        "verdicts": [],
     }
     return [done | {"status": "done"}] * (n - 1) + [
         done | {"page": None, "headline": "not run", "status": "missing"}
@@ -217,41 +233,49 @@ def test_the_index_has_a_card_a_notebook():
 
 # --- in a browser ----------------------------------------------------------------------------------------
 
-CHROMIUM = shutil.which("chromium")
+in_a_browser = pytest.mark.skipif(
+    not browsers.CHROMIUM, reason="chromium is not on PATH: pages are tested by parsing only"
+)
 
 
-def browse(page: Path, profile: Path, dark: bool, width: int, *what: str) -> subprocess.CompletedProcess:
-    """Open a page from file:// without a network."""
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-    command += ["--hide-scrollbars", f"--window-size={width},1600", "--host-resolver-rules=MAP * ~NOTFOUND"]
-    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--user-data-dir={profile}"]
-    command += ["--enable-logging=stderr", *what, page.as_uri()]
-    return patience.run(command)
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    with browsers.browser(tmp_path_factory.mktemp("chromium") / "profile") as found:
+        yield found
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="chromium is not on PATH: pages are tested by parsing only")
+@in_a_browser
 @pytest.mark.parametrize("dark", [True, False])
-def test_a_browser_shows_the_page_offline_in_both_settings(page, tmp_path, dark):
+def test_a_browser_shows_the_page_offline_in_both_settings(page, tab, tmp_path, dark):
     from PIL import Image
 
     file, shot = tmp_path / "page.html", tmp_path / "shot.png"
     file.write_text(page)
-    done = browse(file, tmp_path / "profile", dark, 1100, f"--screenshot={shot}")
-    assert "CONSOLE" not in done.stderr and "ERR_" not in done.stderr
+    tab.show(file, dark=dark)
+    tab.picture(shot)
+    assert tab.complaints() == []
     pixels = np.asarray(Image.open(shot).convert("L"), np.float32)
     background = np.median(pixels)
     assert background < 40 if dark else background > 240
-    figure = pixels[:, pixels.shape[1] // 4]  # a column through text, figure and table
+    figure = pixels[:, pixels.shape[1] // 2]  # a column through text, figure and table
     assert np.abs(figure - background).max() > 100
 
 
-@pytest.mark.skipif(not CHROMIUM, reason="chromium is not on PATH: pages are tested by parsing only")
-def test_wide_tables_scroll_inside_themselves(page, tmp_path):
-    probe = (
-        "<script>document.title = JSON.stringify([document.documentElement.scrollWidth, innerWidth])</script>"
-    )
+@in_a_browser
+def test_wide_tables_scroll_inside_themselves(page, tab, tmp_path):
     file = tmp_path / "page.html"
-    file.write_text(page.replace("</body>", probe + "</body>"))
-    done = browse(file, tmp_path / "profile", False, 600, "--dump-dom")
-    inside, window = json.loads(re.search(r"<title>(.*?)</title>", done.stdout)[1])
-    assert inside <= window
+    file.write_text(page)
+    tab.show(file, width=600)
+    assert tab.run("document.documentElement.scrollWidth") <= 600
+    assert tab.run("document.querySelector('.table').scrollWidth") > 600
+
+
+@in_a_browser
+def test_no_script_of_a_caption_runs_even_where_it_is_not_escaped(page, tab, tmp_path):
+    """The page's policy is the second lock."""
+    file = tmp_path / "page.html"
+    bad = "<script>document.title = 'run'</script><img src='x' onerror='document.title = 1'></main>"
+    file.write_text(page.replace("</main>", bad))
+    tab.show(file)
+    assert tab.run("document.title") == "Do proxies win & how?"
+    assert "Content Security Policy" in " ".join(tab.complaints())

@@ -69,7 +69,7 @@ def test_one_run_makes_pages_results_and_an_index(house, first):
     assert results["tables"]["What each stage counted to"]["rows"] == [["base", 3], ["arm/seed0", 4]]
     assert results["run"]["profile"] == "quick" and results["run"]["seconds"] > 0
     page = (house.out / "00_first.html").read_text()
-    assert 'alt="bars, one a stage"' in page and "provenance footer" in page and "seeds" in page
+    assert 'alt="bars, one a stage"' in page and 'class="provenance"' in page and "seeds" in page
     assert 'href="02_third.html"' in page and len(page) < 3 * 2**20
     index = (house.out / "index.html").read_text()
     assert index.count("counted to 4") == 3 and "Does 01_second count?" in index

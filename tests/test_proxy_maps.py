@@ -55,3 +55,11 @@ def test_bad_input():
         proxy_maps(make(attention="full"), torch.randn(1, 2, 3, 24, 24))
     with pytest.raises(ClipVipError, match="one of the 3 layers, got 3"):
         proxy_maps(make(), torch.randn(1, 2, 3, 24, 24), layer=3)
+
+
+def test_the_heads_by_themselves_have_the_mean():
+    model, x = make(proxies=3), torch.randn(2, 4, 3, 24, 24)
+    heads = proxy_maps(model, x, 1, heads=True)
+    assert heads.shape == (2, 2, 3, 4, 3, 3)
+    torch.testing.assert_close(heads.mean(1), proxy_maps(model, x, 1))
+    assert (heads[:, 0] - heads[:, 1]).abs().max() > 1e-4

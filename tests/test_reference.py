@@ -111,8 +111,8 @@ def test_registered_is_what_was_written_under_the_registration_in_force(tmp_path
 
 def test_a_card_says_what_the_reference_says():
     found = reference.beside(rows("6", 5.0, 1), of(rows("6", 5.0, 5) + rows("7a", 5.0, 5)))
-    assert reference.in_short(found) == "Reference: claim 6 holds."
-    assert reference.in_short({}) == ""
+    assert reference.sums(found) == [("Video proxies beat full attention.", "holds", "Claim 6 holds")]
+    assert reference.sums({}) == []
 
 
 def test_other_metrics_and_claims_are_not_compared():
@@ -198,7 +198,9 @@ def test_the_answer_counts_claims_and_tells_what_holds():
     readme = answer.readme("# Title\n<!--answer-->old<!--/answer-->\nend\n", made)
     assert "->old" not in readme and f"* {holds}\n" in readme and readme.endswith("<!--/answer-->\nend\n")
     lead = answer.lead(made)
-    assert "7b contradicted, −2.0 pt from −2.5 to −1.5" in lead and lead.count("<p>") == 3
+    assert "7b contradicted, −2.0 pt from −2.5 to −1.5" in lead and lead.count("<li>") == 11
+    said = '<li>Video proxies beat full attention (6 +3.0 pt) <span data-verdict="holds">claim 6 holds</span></li>'
+    assert said in lead and lead.index('"holds"') < lead.index('"does not hold"') < lead.index('"not run"')
     assert answer.lead(None) == ""
 
 

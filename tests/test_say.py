@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.progress import InPlaceLine
-from clipvip_lib.say import say, shown
+from clipvip_lib.say import say, shown, with_minus
 from clipvip_lib.streams.skips import Books
 
 ODD = "a\n    1  +1.0000  forged\r\x1b[2J\x1b]0;title\x07\x9b31m\u2028\u202e\x7f\x00\t\ud800"
@@ -116,3 +116,17 @@ def test_progress_without_room_stops_nothing():
             line.show("a")
             line.say("b")
         line.end()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("-0.5 to -0.0", "−0.5 to 0.0"),
+        ("proxy-4, V-S and 10-20", "proxy-4, V-S and 10-20"),
+        ("(-1.25)", "(−1.25)"),
+        ("+0.0 points, +0.04", "0.0 points, +0.04"),
+        ("2209.06430 at 1e-4", "2209.06430 at 1e-4"),
+    ],
+)
+def test_one_minus_sign_and_no_signed_zero(text, said):
+    assert with_minus(text) == said

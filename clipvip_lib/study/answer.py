@@ -17,6 +17,7 @@ from clipvip_lib.statistics import claims
 from clipvip_lib.statistics import verdicts as rule
 from clipvip_lib.study import figures, reference, robustness
 from clipvip_lib.study.evidence import effect_text, signed
+from clipvip_lib.study.words import miniatures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -187,13 +188,32 @@ def lead(found: Mapping | None) -> str:
     if not found:
         return ""
     rows = found["statements"]
-    said = "".join(f"<p>{html.escape(sentence)}</p>" for sentence in sentences(found))
+    drawn = figures.renamed(figure(rows, found["metric"], found["conditions"]), miniatures)
     shown = figures.figure_html(
-        figure(rows, found["metric"], found["conditions"]), "What the paper states, and what was found", caption(found),
-        alt(rows),
-    )  # fmt: skip
-    answer = f'<section class="answer"><h2>The answer</h2>{said}{shown}</section>'
+        drawn, "What the paper states, and what was found", miniatures(caption(found)), miniatures(alt(rows))
+    )
+    first = html.escape(sentences(found)[0])
+    answer = f'<section class="answer"><h2>The answer</h2><p>{first}</p>{claims_html(found)}{shown}</section>'
     return answer + robustness.lead(found)
+
+
+def claims_html(found: Mapping) -> str:
+    """What each claim comes to, those that hold first: its sentence, the verdict, the effects of its statements."""
+    rows = found["statements"]
+    sums = {claim: rule.sum_up(claim, rows) for claim in claims.CLAIMS}
+    lines = [
+        f"<li>{html.escape(_said(claim, rows))} {verdict_html(f'claim {claim.id}', sums[claim])}</li>"
+        for word in SUMS
+        for claim in sums
+        if sums[claim].partition(" (")[0] == word
+    ]
+    return f'<ul class="verdicts">{"".join(lines)}</ul>'
+
+
+def verdict_html(what: str, word: str) -> str:
+    """A verdict with its colour and shape: "claim 6 holds"."""
+    kind = html.escape(word.partition(" (")[0], quote=True)
+    return f'<span data-verdict="{kind}">{html.escape(f"{what} {word}")}</span>'
 
 
 def readme(text: str, found: Mapping) -> str:

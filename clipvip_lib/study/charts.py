@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from clipvip_lib.study.figures import INK, PALETTE, interval_rows
+from clipvip_lib.study.figures import INK, PALETTE, interval_rows, told_interval
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,12 +87,13 @@ def interval_panels(
     size = (7.4, max(2.4, 0.5 + 0.42 * len(labels)))
     fig, axes = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (title, frame) in zip(axes[0], panels.items(), strict=True):
+        axis.set_title(title)
         found = frame.set_index(label).reindex(labels)  # where a panel lacks a row, nothing is drawn
         values, lows, highs = found[value], found["low"], found["high"]
         interval_rows(axis, labels, values, lows, highs, colours=colours, markers=markers, hollow=hollow)
         if at is not None:
             axis.axvline(at, color=INK["muted"][0], linewidth=1)
-        axis.set(title=title, xlabel=xlabel, xlim=limits)
+        axis.set(xlabel=xlabel, xlim=limits)
     return fig
 
 
@@ -122,6 +123,9 @@ def interval_series(
                 capsize=3,
                 label=name if axis is axes[0] else None,
             )
+            for place, (_, row) in enumerate(frame.iterrows()):
+                said = f"{title}, {row[label]}, {name}"
+                told_interval(axis, row[value], place + offset, said, row[value], row["low"], row["high"])
         labels = list(next(iter(series.values()))[label])
         axis.set(title=title, xlabel=xlabel, xlim=limits, ylim=(len(labels) - 0.4, -0.6))
         axis.set_yticks(range(len(labels)), labels)
@@ -175,9 +179,11 @@ def curves_over_baseline(
     axis.axhline(value, color=PALETTE["grey"][0], linestyle="--", label=name)
     ticks = sorted({step for frame in series.values() for step in frame[x]})
     for place, ((name, frame), (colour, marker)) in enumerate(zip(series.items(), SERIES, strict=False)):
+        at = (
+            frame[x] + (place - 1) * 0.012 * ticks[-1]
+        )  # a little apart, so that bars do not cover each other
         axis.errorbar(
-            frame[x]
-            + (place - 1) * 0.012 * ticks[-1],  # a little apart, so that bars do not cover each other
+            at,
             frame[y],
             yerr=[frame[y] - frame["low"], frame["high"] - frame[y]],
             color=PALETTE[colour][0],
@@ -186,6 +192,9 @@ def curves_over_baseline(
             capsize=3,
             label=name,
         )
+        for along, (_, row) in zip(at, frame.iterrows(), strict=True):
+            said = f"{name}, {xlabel} {row[x]:,.6g}"
+            told_interval(axis, along, row[y], said, row[y], row["low"], row["high"])
     axis.set(xlabel=xlabel, ylabel=ylabel, xlim=(0, None))
     axis.set_xticks([0, *ticks])
     fig.legend(loc="outside lower center", ncols=2)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import base64
 import html
 import io
+import json
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -137,7 +138,20 @@ def _smaller_raster(match: re.Match) -> str:
 
 
 def figure_html(fig: Figure, title: str, caption: str, alt: str) -> str:
-    """``<figure>`` with the SVG as an image (so that its rules and ids stay inside), title and caption."""
+    """``<figure>`` with the drawing as an image, title and caption. What ``tell`` was given is kept beside it, with the
+    place of each point, for the page's script."""
+    image = figure_image(fig, alt)
+    title, caption = shown(title), shown(caption)
+    told = _told(fig)
+    points = f' data-points="{html.escape(json.dumps(told, ensure_ascii=False), quote=True)}"' if told else ""
+    return (
+        f'<figure class="figure"{points}><p class="finding">{html.escape(title)}</p>{image}'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+    )
+
+
+def figure_image(fig: Figure, alt: str) -> str:
+    """``<img>`` with the SVG inside, so that its rules and ids stay there."""
     svg = figure_svg(fig)
     width = re.search(r'width="([\d.]+)pt"', svg)
     # A point is 4/3 of a CSS pixel. Wide figures shrink with the page.
@@ -146,12 +160,49 @@ def figure_html(fig: Figure, title: str, caption: str, alt: str) -> str:
         "\n", " "
     )
     source = source.replace("&", "&amp;").replace("<", "%3C").replace(">", "%3E")
-    title, caption, alt = shown(title), shown(caption), shown(alt)
-    return (
-        f'<figure class="figure"><h4>{html.escape(title)}</h4>'
-        f'<img alt="{html.escape(alt, quote=True)}" src="{source}"{size}>'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+    image = f'<img alt="{html.escape(shown(alt), quote=True)}" src="{source}"{size}>'
+    return f'<div class="drawing">{image}</div>'
+
+
+def renamed(fig: Figure, name: Callable[[str], str]) -> Figure:
+    """The figure with every text in it, also of its ticks, and what it tells, as ``name`` says it."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FixedLocator
+
+    for axis in fig.axes:
+        for ticks in (axis.xaxis, axis.yaxis):
+            if isinstance(ticks.get_major_locator(), FixedLocator):
+                labels = list(map(str, ticks.get_major_formatter().format_ticks(ticks.get_majorticklocs())))
+                if any(name(label) != label for label in labels):
+                    ticks.set_ticks(ticks.get_majorticklocs(), list(map(name, labels)))
+    for text in fig.findobj(Text):
+        if text.get_text() != name(text.get_text()):
+            text.set_text(name(text.get_text()))
+    vars(fig)["told"] = [(axis, x, y, name(text)) for axis, x, y, text in vars(fig).get("told", [])]
+    return fig
+
+
+def tell(axis: Axes, x: float, y: float, text: str) -> None:
+    """Have a page's reader told a text at a point of an axis, in its data's units."""
+    vars(axis.figure).setdefault("told", []).append((axis, float(x), float(y), text))
+
+
+def told_interval(axis: Axes, x: float, y: float, name: str, value: float, low: float, high: float) -> None:
+    """``tell`` a value with its interval: "proxy-4: 55.0 (53.1 to 56.2)"."""
+    from clipvip_lib.workshop.tables import cell_text, decimals
+
+    if not np.isfinite(value):
+        return
+    digits = decimals([value, low, high])
+    said = [cell_text(float(number), digits) for number in (value, low, high)]
+    tell(axis, x, y, shown(f"{name}: {said[0]} ({said[1]} to {said[2]})"))
+
+
+def _told(fig: Figure) -> list[list]:
+    """[[x, y, text], ...] of what was told, in shares of the drawn figure's width and height, from its top left."""
+    width, height = fig.bbox.size
+    places = [(axis.transData.transform((x, y)), text) for axis, x, y, text in vars(fig).get("told", [])]
+    return [[round(x / width, 4), round(1 - y / height, 4), text] for (x, y), text in places]
 
 
 def film_strip(
@@ -231,6 +282,8 @@ def interval_rows(
             markersize=7,
             capsize=3,
         )
+        name = f"{named}, {labels[row]}" if (named := axis.get_title(loc="left")) else labels[row]
+        told_interval(axis, value, row, " ".join(name.split()), value, low, high)
     axis.set_yticks(range(len(labels)), labels)
     axis.set_ylim(len(labels) - 0.4, -0.6)
     axis.grid(False, axis="y")

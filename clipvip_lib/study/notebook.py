@@ -1,9 +1,10 @@
-"""What a notebook calls: start, has, results, folder, table, figure, record, footer.
+"""What a notebook calls: start, has, results, folder, table, figure, players, picker, attention, record, footer.
 
 A notebook never computes what a stage computes and never retypes a number. ``results`` reads stages, and runs missing
 ones on workers, so a notebook works alone from a cold cache. Every table registers its numbers. ``record`` stores them
 with the headline as one JSON output, which the pipeline copies to results/*.json. Outputs that differ from run to run
 (header, footer, progress) belong in cells tagged ``nbval-ignore-output``; everything else is the same in every run.
+What is shown of the embedded world calls its sets by their own names (words.py).
 """
 
 from __future__ import annotations
@@ -14,23 +15,28 @@ import html
 import os
 import random
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.precision import in_words
+from clipvip_lib.say import with_minus
 from clipvip_lib.study.injected import check_injected, executed_cells
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
+from clipvip_lib.study.words import miniatures, named_frame
 from clipvip_lib.workshop.machine import product_rates
 from clipvip_lib.workshop.page_stage import RESULTS_MIME
 from clipvip_lib.workshop.provenance import provenance, provenance_lines
 from clipvip_lib.workshop.stages import Stage, closure, plain
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from clipvip_lib.study.players import Player
 
 
 def start(
@@ -82,7 +88,9 @@ class Study:
         self._recorded = False
         seed_everything(self.seeds[0])
         quiet_libraries()
-        self._show_provenance("header")
+        if self.of_the_world:
+            name_miniatures()
+        self._show_run()
         self._show_lacks()
 
     # --- reading stages ---------------------------------------------------------------------------------
@@ -159,6 +167,7 @@ class Study:
         digits: decimals of its floats; by default, column by column, as many as show three figures.
         A missing number is shown as a dash. Raises ClipVipError for a caption used twice or after ``record``.
         """
+        caption, frame = self._named(caption), self._named_frame(frame)
         self._before_record("table", caption)
         if caption in self._tables:
             raise ClipVipError(f"two tables are captioned {caption!r}: expected one each; reword one")
@@ -172,13 +181,77 @@ class Study:
 
         alt: what the figure shows, in words, for those who do not see it; must not be empty.
         """
+        from clipvip_lib.study.figures import figure_html, renamed
+
+        title, caption, alt = map(self._named, (title, caption, alt))
+        self._keep_figure(title, caption, alt)
+        drawn = figure_html(renamed(fig, self._named), title, caption, alt)
+        _display({"text/html": drawn, "text/plain": f"{title}. {alt}"})
+
+    def players(self, groups: Mapping[str, Sequence[Player]], title: str, caption: str = "") -> None:
+        """Show small videos that play, each group under what was asked for.
+
+        Raises ClipVipError after ``record``.
+        """
+        from clipvip_lib.study.players import players_html
+
+        title, caption = map(self._named, (title, caption))
+        shows = {
+            asked: [f"{player.mark} {player.text}".strip() for player in players]
+            for asked, players in groups.items()
+        }
+        self._keep_figure(title, caption, title, shows)
+        said = "\n".join(f"{asked} {'; '.join(found)}".strip() for asked, found in shows.items())
+        _display({"text/html": players_html(groups, title, caption), "text/plain": f"{title}\n{said}"})
+
+    def picker(self, data: Mapping, title: str, caption: str = "") -> None:
+        """Let a page's reader pick a query by typing. data: of ``players.picker_data``; show a table of it, too.
+
+        Raises ClipVipError after ``record``.
+        """
+        from clipvip_lib.study.players import picker_html
+
+        title, caption = map(self._named, (title, caption))
+        self._keep_figure(
+            title, caption, title, {name: data[name] for name in ("models", "queries", "texts")}
+        )
+        _display({"text/html": picker_html(data, title, caption), "text/plain": title})
+
+    def attention(
+        self,
+        clips: Mapping[str, tuple[np.ndarray, np.ndarray]],
+        still: Figure,
+        title: str,
+        caption: str = "",
+        *,
+        alt: str,
+    ) -> None:
+        """Let a page's reader choose clip, layer, head, proxy and frame of the proxies' attention.
+
+        clips: as ``players.attention_html``. still: what stands there without a script; alt: that in words.
+        Raises ClipVipError after ``record`` and without alt text.
+        """
+        from clipvip_lib.study.figures import figure_image
+        from clipvip_lib.study.players import attention_html
+
+        title, caption, alt = map(self._named, (title, caption, alt))
+        self._keep_figure(title, caption, alt)
+        made = attention_html(clips, title, caption, figure_image(still, alt))
+        _display({"text/html": made, "text/plain": f"{title}. {alt}"})
+
+    def _keep_figure(self, title: str, caption: str, alt: str, shows: Mapping | None = None) -> None:
         self._before_record("figure", title)
         if not alt.strip():
             raise ClipVipError(f"figure {title!r} has no alt text: expected its content in words; write some")
-        from clipvip_lib.study.figures import figure_html
+        kept = {"title": title, "caption": caption, "alt": alt}
+        self._figures.append(kept | ({"shows": plain(shows, f"figure {title!r}")} if shows else {}))
 
-        self._figures.append({"title": title, "caption": caption, "alt": alt})
-        _display({"text/html": figure_html(fig, title, caption, alt), "text/plain": f"{title}. {alt}"})
+    def _named(self, text: str) -> str:
+        """A text as the page says it: the embedded sets by their own names, one minus sign."""
+        return with_minus(miniatures(text) if self.of_the_world else text)
+
+    def _named_frame(self, frame: pd.DataFrame) -> pd.DataFrame:
+        return named_frame(frame) if self.of_the_world else frame
 
     def _before_record(self, what: str, title: str) -> None:
         if self._recorded:
@@ -192,6 +265,7 @@ class Study:
 
         Raises ClipVipError for an empty headline, NaN or infinity, and a second call.
         """
+        headline = self._named(headline)
         self._before_record("record", headline)
         if not headline.strip():
             raise ClipVipError(f"{self.name} records an empty headline: expected its verdict in a line")
@@ -210,7 +284,7 @@ class Study:
         _display(
             {
                 RESULTS_MIME: results,
-                "text/html": f'<p class="recorded"><strong>{html.escape(headline)}</strong><br>{what}</p>',
+                "text/html": f'<p class="recorded"><strong>{html.escape(headline)}</strong><br><span>{what}</span></p>',
                 "text/plain": f"{headline}\n{what}",
             }
         )
@@ -277,8 +351,21 @@ class Study:
             self.table(pd.DataFrame(rows), "This notebook lacks these and continues without them")
 
     def footer(self) -> None:
-        """Show the provenance foot."""
-        self._show_provenance("footer")
+        """Show where the page's numbers come from."""
+        lines = provenance_lines(provenance(self.profile_name, self.seeds, self.precision))
+        items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in lines)
+        text = "\n".join(f"{label}: {text}" for label, text in lines)
+        _display({"text/html": f'<dl class="provenance">{items}</dl>', "text/plain": text})
+
+    def _show_run(self) -> None:
+        """One line: what a reader must know before any number. The rest is in the footer."""
+        from clipvip_lib.workshop.tables import in_short
+
+        seeds = in_short(self.seeds)
+        said = f"Profile {self.profile_name}, seed{'s' if len(self.seeds) > 1 else ''} {seeds}."
+        if self.profile_name == "smoke":
+            said += " Smoke only tests the machinery: its numbers mean nothing."
+        _display({"text/html": f'<p class="run">{html.escape(said)}</p>', "text/plain": said})
 
     @property
     def precision(self) -> str:
@@ -286,18 +373,6 @@ class Study:
         name = getattr(self.profile, "precision", "")
         rates = functools.partial(product_rates, self.home)
         return name and in_words(name, self.profile.device, rates)
-
-    def _show_provenance(self, where: str) -> None:
-        lines = provenance_lines(provenance(self.profile_name, self.seeds, self.precision))
-        if where == "header":
-            lines = [
-                (label, text)
-                for label, text in lines
-                if label in ("commit", "profile", "seeds", "precision", "versions")
-            ]
-        items = "".join(f"<div><dt>{html.escape(k)}</dt><dd>{html.escape(v)}</dd></div>" for k, v in lines)
-        text = "\n".join(f"{label}: {text}" for label, text in lines)
-        _display({"text/html": f'<dl class="provenance {where}">{items}</dl>', "text/plain": text})
 
 
 def seed_everything(seed: int) -> None:
@@ -315,6 +390,16 @@ def quiet_libraries() -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if "transformers" in sys.modules:
         sys.modules["transformers"].utils.logging.disable_progress_bar()
+
+
+def name_miniatures() -> None:
+    """Have Markdown that a cell displays call the embedded sets by their own names."""
+    from IPython import get_ipython
+    from IPython.display import Markdown
+
+    if shell := get_ipython():
+        formatter = shell.display_formatter.formatters["text/markdown"]
+        formatter.for_type(Markdown, lambda shown: miniatures(shown.data))
 
 
 def _display(bundle: dict[str, object]) -> None:

@@ -11,9 +11,11 @@ from clipvip_lib.statistics.claims import STATEMENTS
 from clipvip_lib.study import answer
 from clipvip_lib.study import reference as reference_run
 from clipvip_lib.study.plan import Plan
+from clipvip_lib.study.words import MEANINGS
 from clipvip_lib.workshop import pages as html_pages
 from clipvip_lib.workshop.provenance import provenance, provenance_lines
 from clipvip_lib.workshop.stages import Stage
+from clipvip_lib.workshop.terms import with_glossary
 from clipvip_lib.workshop.workers import Outcome
 
 
@@ -54,7 +56,8 @@ def publish(
         where = pages[name].folder(home) / "page.html" if name in made else out / f"{name}.html"
         page = where.read_text(encoding="utf-8")
         if name in made:
-            page = html_pages.with_reference(page, sections[name])
+            page = html_pages.with_reference(with_glossary(page, MEANINGS), sections[name])
+        page = html_pages.with_outline(page)
         page = html_pages.with_navigation(page, plan.notebooks, available, current=name)
         _write(out / f"{name}.html", page)
     _write(
@@ -104,6 +107,7 @@ def _card(
         "number": name.split("_")[0],
         "question": html_pages.notebook_question(notebooks / f"{name}.ipynb"),
         "page": f"{name}.html" if there else None,
+        "verdicts": [],
         "headline": "not run",
         "facts": "",
         "status": "missing",
@@ -111,9 +115,10 @@ def _card(
     if there:
         recorded = files.read_json(results)
         seeds = ", ".join(map(str, recorded["seeds"]))
-        led = reference_run.in_short(recorded.get("beside") or {})
+        led = reference_run.sums(recorded.get("beside") or {})
         card |= {
-            "headline": f"{led} This run: {recorded['headline']}" if led else recorded["headline"],
+            "verdicts": led,
+            "headline": f"This run: {recorded['headline']}" if led else recorded["headline"],
             "facts": f"profile {recorded['profile']}, seeds {seeds}, {recorded['run']['seconds']:.0f} s",
             "status": "done",
         }

@@ -21,6 +21,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import PROFILES
 from clipvip_lib.statistics import claims, intervals
 from clipvip_lib.statistics import verdicts as rule
+from clipvip_lib.study.words import miniatures, named_frame
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,14 +151,14 @@ def checked(rows: Iterable[Mapping], reference: Iterable[Mapping], seeds: Sequen
     return list(found.values())
 
 
-def in_short(found: Mapping) -> str:
-    """What the reference says of a page's claims, for its card; "" if it says nothing."""
-    said = (
-        [f"claim {c.id} {rule.sum_up(c, found['statements'])}" for c in rule.claims_of(found["statements"])]
-        if found
-        else []
-    )
-    return f"Reference: {', '.join(said)}." if said else ""
+def sums(found: Mapping) -> list[tuple[str, str, str]]:
+    """What the reference says of a page's claims: their sentence, the kind of verdict, and the verdict in words."""
+    statements = found.get("statements", [])
+    return [
+        (claim.sentence, word.partition(" (")[0], f"Claim {claim.id} {word}")
+        for claim in rule.claims_of(statements)
+        for word in [rule.sum_up(claim, statements)]
+    ]
 
 
 def basis(reference: Mapping) -> str:
@@ -204,20 +205,20 @@ def section(found: Mapping, reference: Mapping, seeds: Sequence[int]) -> str:
 
     statements = found["statements"]
     said = "".join(
-        f"<li><strong>Claim {claim.id} {html.escape(rule.sum_up(claim, statements))}.</strong> "
-        f"{html.escape(claim.sentence)}</li>"
-        for claim in rule.claims_of(statements)
+        f'<li>{html.escape(sentence)} <span data-verdict="{html.escape(kind)}">{html.escape(word)}</span></li>'
+        for sentence, kind, word in sums(found)
     )
-    table = table_html(verdict_frame(statements), "The reference's verdicts on this page's statements")
-    output = f'<section class="code"><div class="output">{table}'
+    tables = [(verdict_frame(statements), "The reference's verdicts on this page's statements")]
     if found["checks"]:
-        output += table_html(
-            check_frame(found["checks"]), "This run's effects and where the reference expects them"
+        tables.append(
+            (check_frame(found["checks"]), "This run's effects and where the reference expects them")
         )
+    shown = "".join(table_html(named_frame(frame), caption) for frame, caption in tables)
+    words = miniatures(f"{basis(reference)} {checks_in_words(found['checks'], seeds)}")
     return (
-        f'<section class="text"><h2>What the reference run found</h2><ul>{said}</ul>'
-        f"<p>{html.escape(basis(reference))} {html.escape(checks_in_words(found['checks'], seeds))}</p></section>"
-        f"{output}</div></section>"
+        '<section class="text"><h2 id="what-the-reference-run-found">What the reference run found</h2>'
+        f'<ul class="verdicts">{said}</ul><p>{html.escape(words)}</p></section>'
+        f'<section class="code"><div class="output">{shown}</div></section>'
     )
 
 

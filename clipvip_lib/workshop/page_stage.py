@@ -77,7 +77,9 @@ def bare(source: str) -> str:
 def package_digest() -> str:
     """Hash of all source and data files of this package."""
     folder = Path(clipvip_lib.__file__).parent
-    found = [file for file in sorted(folder.rglob("*")) if file.suffix in (".py", ".j2", ".css", ".json")]
+    found = [
+        file for file in sorted(folder.rglob("*")) if file.suffix in (".py", ".j2", ".css", ".js", ".json")
+    ]
     return files.digest(folder, found)
 
 

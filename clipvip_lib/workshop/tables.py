@@ -1,20 +1,29 @@
-"""A pandas frame as an accessible HTML table, as plain text, and as JSON."""
+"""A pandas frame as an accessible HTML table, as plain text, and as JSON.
+
+The HTML says what is the same in every row once, in the caption; a number that nobody could verify is a dagger with
+one footnote; numbers stand below each other by their decimal points; a long table is folded under its caption.
+"""
 
 from __future__ import annotations
 
 import html
 import math
 import numbers
+import re
 from collections.abc import Iterable
 
 import pandas as pd
 
-from clipvip_lib.say import shown
+from clipvip_lib.say import shown, with_minus
 from clipvip_lib.workshop.stages import plain
 
 DASH = "–"
 WRAPS_FROM = 16  # characters: longer texts are wrapped, so that the columns after them stay visible
-LONG = ' class="long"'
+FOLDS_FROM = 13  # rows
+UNVERIFIED = "NOT VERIFIED"
+VERDICTS = ("verdict", "alone")  # columns that hold verdicts, each shown with its colour and shape
+_NUMBER = re.compile(r"[+−]?[\d,]+(\.\d+)?( %| pt)?")
+_RANGE = re.compile(r"[+−]?[\d.,]+( to |–)[+−]?[\d.,]+")
 
 
 def decimals(values: list[object]) -> int:
@@ -33,9 +42,8 @@ def cell_text(value: object, digits: int) -> str:
     if isinstance(value, numbers.Integral):
         return f"{value:,}"
     if _is_float(value):
-        text = f"{value:,.{digits}f}"
-        return text.replace("-", "−", 1)
-    return shown(str(value))
+        return with_minus(f"{value:,.{digits}f}")
+    return with_minus(shown(str(value)))
 
 
 def in_short(numbers: Iterable[int], form: str = "{}", dash: str = DASH, gap: str = ", ") -> str:
@@ -77,27 +85,91 @@ def _rows(frame: pd.DataFrame, digits: int | None) -> list[list[str]]:
 def table_html(frame: pd.DataFrame, caption: str, digits: int | None = None) -> str:
     """``<table>`` with a caption and headings that screen readers can name, in a frame that scrolls by itself."""
     flat, heads = _flat(frame)
-    number = [pd.api.types.is_numeric_dtype(flat.dtypes.iloc[i]) for i in range(flat.shape[1])]
-    cls = [' class="number"' if n else "" for n in number]
-    top = "".join(
-        f'<th scope="col"{c}>{html.escape(_heading(name))}</th>'
-        for name, c in zip(flat.columns, cls, strict=True)
-    )
+    names = [_heading(name) for name in flat.columns]
+    rows = _rows(flat, digits)
+    columns = [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in names]
+    same = _same_in_every_row(names, columns, heads)
+    shown_at = [i for i in range(len(names)) if i not in same]
+    kinds = {i: _kind(flat.iloc[:, i], columns[i], names[i]) for i in shown_at}
+    places = {i: max(map(_places, columns[i]), default=0) for i in shown_at}
+    top = "".join(f'<th scope="col"{_class(kinds[i])}>{html.escape(names[i])}</th>' for i in shown_at)
     body = []
-    for row in _rows(flat, digits):
-        cells = [
-            f'<th scope="row">{html.escape(text)}</th>'
-            if i < heads
-            else f"<td{cls[i] or (LONG if len(text) > WRAPS_FROM else '')}>{html.escape(text)}</td>"
-            for i, text in enumerate(row)
-        ]
+    for row in rows:
+        cells = [_cell(row[i], kinds[i], places[i], head=i < heads) for i in shown_at]
         body.append(f"<tr>{''.join(cells)}</tr>")
     label = html.escape(caption, quote=True)
-    return (
+    note = any(UNVERIFIED in column for column in columns)
+    table = (
         f'<div class="table" role="region" tabindex="0" aria-label="{label}"><table>'
-        f"<caption>{html.escape(caption)}</caption>"
+        f"<caption>{html.escape(caption)}{_constants(names, columns, same)}</caption>"
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        + ('<p class="footnote">† could not be verified</p>' if note else "")
     )
+    if len(rows) < FOLDS_FROM or not set(names).isdisjoint(
+        VERDICTS[:1]
+    ):  # verdicts are what a reader came to see
+        return table
+    what = html.escape(f"{caption}: {len(rows)} rows")
+    return f'<details class="fold"><summary>{what}</summary>{table}</details>'
+
+
+def _same_in_every_row(names: list[str], columns: list[list[str]], heads: int) -> list[int]:
+    """The columns that the caption can say once: the same in all of three or more rows, and two others stay."""
+    if not columns or len(columns[0]) < 3:
+        return []
+    same = [
+        i
+        for i, column in enumerate(columns)
+        if i >= max(heads, 1) and names[i] not in VERDICTS and len(set(column)) == 1 and column[0] != DASH
+    ]
+    return same if len(names) - len(same) >= 2 else []
+
+
+def _constants(names: list[str], columns: list[list[str]], same: list[int]) -> str:
+    said = [f'{html.escape(names[i])} <span data-column="{i}">{_value(columns[i][0])}</span>' for i in same]
+    return f'<span class="same">In every row: {", ".join(said)}</span>' if said else ""
+
+
+def _kind(values: pd.Series, texts: list[str], name: str) -> str:
+    """How a column is set: "number", "range", "verdict" or "" for words."""
+    if name in VERDICTS:
+        return "verdict"
+    if pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype):
+        return "number"
+    told = [text for text in texts if text not in (DASH, UNVERIFIED)]
+    numbers = [_NUMBER.fullmatch(text) for text in told]
+    if told and all(numbers) and len({number[2] for number in numbers}) == 1:
+        return "number"
+    one_each = [number or _RANGE.fullmatch(text) for number, text in zip(numbers, told, strict=True)]
+    return "range" if told and all(one_each) else ""
+
+
+def _class(*names: str) -> str:
+    kept = " ".join(name for name in names if name)
+    return f' class="{kept}"' if kept else ""
+
+
+def _places(text: str) -> int:
+    """Decimals of a number in words; -1 for a whole one, whose point takes room beside numbers with decimals."""
+    found = _NUMBER.fullmatch(text)
+    return len(found[1]) - 1 if found and found[1] else -1
+
+
+def _value(text: str) -> str:
+    return f"{DASH}<sup>†</sup>" if text == UNVERIFIED else html.escape(text)
+
+
+def _cell(text: str, kind: str, places: int, *, head: bool) -> str:
+    if head:
+        return f'<th scope="row"{_class(kind)}>{_value(text)}</th>'
+    if kind == "verdict":
+        return f'<td class="verdict"><span data-verdict="{html.escape(text, quote=True)}">{_value(text)}</span></td>'
+    if kind == "number" and places > 0 and _NUMBER.fullmatch(text) and (lacks := places - _places(text)):
+        width = lacks if _places(text) > 0 else places + 0.35  # a point is about a third of a digit
+        pad = f'<span class="pad" style="width:{width:g}ch"></span>'
+        unit = _NUMBER.fullmatch(text)[2] or ""
+        return f"<td{_class(kind)}>{_value(text.removesuffix(unit))}{pad}{unit}</td>"
+    return f"<td{_class(kind or ('long' if len(text) > WRAPS_FROM else ''))}>{_value(text)}</td>"
 
 
 def table_text(frame: pd.DataFrame, digits: int | None = None) -> str:
