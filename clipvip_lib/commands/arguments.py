@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 from clipvip_lib.precision import PRECISIONS, slower
 from clipvip_lib.say import say
@@ -42,6 +44,17 @@ def assignment(text: str) -> tuple[str, object]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def seconds(text: str) -> Fraction:
+    """A length of time of a millisecond or more, as somebody types it, exact."""
+    try:
+        value = Decimal(text)
+        if not 0 < value < 10**6 or value * 1000 != int(value * 1000):
+            raise InvalidOperation
+    except InvalidOperation:
+        raise argparse.ArgumentTypeError(f"expected seconds, such as 10 or 2.5, got {text!r}") from None
+    return Fraction(value)
 
 
 def precision(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import folder, precision, say_slower
+from clipvip_lib.commands.arguments import folder, precision, say_slower, seconds
 from clipvip_lib.say import say
 
 
@@ -42,6 +42,18 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--frames", type=int, metavar="N", help="frames of each video (default: the checkpoint's, 12)"
+    )
+    parser.add_argument(
+        "--windows",
+        type=seconds,
+        metavar="S",
+        help="cut videos into windows of S seconds, a row for each with its start and end (default: a video is a row)",
+    )
+    parser.add_argument(
+        "--stride",
+        type=seconds,
+        metavar="S",
+        help="seconds from the start of one window to the next (default: as long as a window)",
     )
     parser.add_argument(
         "--antialias",
@@ -87,6 +99,7 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.data.clips import list_clips
+    from clipvip_lib.data.windows import Windows
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.progress import Progress
@@ -98,6 +111,11 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if any(not source.strip() for source in arguments.sources):  # Path("") is the current folder
         raise ClipVipError("embed expected videos, got an empty name; write . for the current folder")
+    if arguments.stride is not None and arguments.windows is None:
+        raise ClipVipError("--stride belongs to --windows: expected both; leave it out or add --windows")
+    windows = None
+    if arguments.windows is not None:
+        windows = Windows(arguments.windows, arguments.stride or arguments.windows)
     if arguments.parquet:
         need_pyarrow()  # fail now, not after hours of embedding
     # Listed before torch is imported and the model loaded, so that a wrong path is reported at once.
@@ -139,6 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
             part=arguments.part,
             skip_bad=arguments.skip_bad,
             damaged=arguments.damaged,
+            windows=windows,
             progress=Progress("embed", stream=sys.stderr),
             **options,
         )
@@ -164,6 +183,7 @@ def _report(what: str, out: Path, embed, *arguments, **options) -> None:
     cut = f", {meta['cut']} of them cut at {meta['context_length']} tokens" if meta.get("cut") else ""
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
     left_out += f", {meta['damaged']} of them damaged (ids.jsonl)" if meta.get("damaged") else ""
+    what = "windows" if "window" in meta["settings"] else what
     say(
         f"{meta['rows']} {what}{cut}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
         f"{time.perf_counter() - start:.1f} s"

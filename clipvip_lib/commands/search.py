@@ -76,4 +76,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _place(result: dict) -> str:
-    return f"{result['path']}" + (f" ({result['key']})" if "key" in result else "")
+    key = f" ({result['key']})" if "key" in result else ""
+    window = f"  {result['start']:g}-{result['end']:g} s" if "start" in result else ""
+    return f"{result['path']}{key}{window}"
