@@ -77,8 +77,8 @@ class Tab:
             self.errors.append(json.dumps(about)[:500])
         elif event == "Runtime.consoleAPICalled" and about["type"] in ("error", "warning", "assert"):
             self.errors.append(json.dumps(about["args"])[:500])
-        elif event == "Network.requestWillBeSent":
-            self.requested.append(about["request"]["url"])
+        elif event == "Network.requestWillBeSent" and not about["request"]["url"].startswith("chrome"):
+            self.requested.append(about["request"]["url"])  # chrome://: of its own start page
 
     def open(self, address: str) -> None:
         self.call("Page.navigate", url=address)

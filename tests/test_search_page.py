@@ -138,17 +138,17 @@ def test_the_file_plays_in_a_browser_without_a_network(page, indexed, tmp_path, 
         assert tab.ask("document.querySelectorAll('li').length") == 3 * len(Features(indexed / "out"))
         assert tab.ask("getComputedStyle(document.querySelector('form')).display") == "none"
         found = "[...document.querySelectorAll('li')].find((li) => li.querySelector('h3').textContent === %s)"
-        for id, start, end in (("long#t=3", 3, 5), ("k#t=3", 0, 2)):
+        for id, start, end in (("long#t=1", 1, 3), ("k#t=3", 0, 2)):
             video = found % json.dumps(id) + ".querySelector('video')"
             assert tab.ask(f"{video}.currentTime") == pytest.approx(start, abs=0.05)
-            tab.ask(f"{video}.playbackRate = 8, {video}.play()")
+            tab.ask(f"{video}.play()")
             tab.until(f"{video}.paused || {video}.ended")  # at the end of the window
-            assert tab.ask(f"{video}.currentTime") == pytest.approx(end, abs=0.3)
+            assert tab.ask(f"{video}.currentTime") == pytest.approx(end, abs=0.9)  # the file ends at 5.6
         image = found % "'still#t=0'" + ".querySelector('img')"
         assert tab.ask(f"{image}.naturalWidth") == 64 and "still" in tab.ask(f"{image}.alt")
         assert tab.ask(WIDE) and tab.contrasts()[0][0] >= 4.5, tab.contrasts()[:3]
         assert tab.ask("[...document.querySelectorAll('video')].every((v) => v.getAttribute('aria-label'))")
-        assert all(url.startswith(("file:", "data:")) for url in tab.requested) and tab.errors == []
+        assert [url for url in tab.requested if not url.startswith(("file:", "data:"))] == tab.errors == []
 
 
 @browser
@@ -183,7 +183,8 @@ def test_what_is_typed_finds_the_video_which_plays(served, indexed, tmp_path, da
             video = f"[...document.querySelectorAll('li')].find((li) => li.querySelector('h3').textContent === '{id}')"
             assert tab.ask(f"{video}.querySelector('video').currentTime") == pytest.approx(start, abs=0.05)
         assert tab.ask(WIDE) and tab.contrasts()[0][0] >= 4.5, tab.contrasts()[:3]
-        assert all(url.startswith((served.server.url, "data:")) for url in tab.requested) and tab.errors == []
+        assert [url for url in tab.requested if not url.startswith((served.server.url, "data:"))] == []
+        assert tab.errors == []
         # An empty question is told
         tab.ask("document.getElementById('q').focus()")
         tab.type(" ")

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import folder, precision, say_slower, seconds
+from clipvip_lib.commands.arguments import device, folder, precision, say_loading, say_slower, seconds
 from clipvip_lib.say import say
 
 
@@ -93,15 +93,19 @@ def add(commands) -> None:
         metavar="N",
         help="videos in a part, the most a kill costs (default 256)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from clipvip_lib.data.clips import list_clips
+    from clipvip_lib.data.clips import list_clips, workers_of
     from clipvip_lib.data.windows import Windows
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.text_files import read_texts
+    from clipvip_lib.files import make_folder
+    from clipvip_lib.models.weight_names import expect_weights
     from clipvip_lib.progress import Progress
     from clipvip_lib.streams.parquet import need_pyarrow
 
@@ -116,6 +120,8 @@ def run(arguments: argparse.Namespace) -> int:
     windows = None
     if arguments.windows is not None:
         windows = Windows(arguments.windows, arguments.stride or arguments.windows)
+    expect_weights(arguments.weights, arguments.tag, arguments.attention)
+    workers_of(arguments.workers)
     if arguments.parquet:
         need_pyarrow()  # fail now, not after hours of embedding
     # Listed before torch is imported and the model loaded, so that a wrong path is reported at once.
@@ -123,6 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
     if note := clips.note():
         say(f"clipvip: {note}", sys.stderr)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
+    make_folder(arguments.out)
+    say_loading()
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
     from clipvip_lib.features.folder import PARQUET, write_parquet
 

@@ -21,7 +21,11 @@ def add(commands) -> None:
     )
     parser.add_argument("--only", type=names, default=[], metavar="04,05", help="only these notebooks")
     parser.add_argument(
-        "--seeds", type=numbers, default=[0], metavar="0,1", help="seeds of every arm (default 0)"
+        "--seeds",
+        type=numbers,
+        default=[0],
+        metavar="0-2",
+        help="seeds of every arm, such as 0,1 or 0-2 (default 0)",
     )
     parser.add_argument(
         "--force",

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import folder
+from clipvip_lib.commands.arguments import device, folder, say_loading
 
 
 def add(commands) -> None:
@@ -35,7 +35,9 @@ def add(commands) -> None:
     parser.add_argument(
         "--probes", type=int, metavar="N", help="number of index cells to search (default 32)"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line per query")
     parser.add_argument("--html", metavar="FILE", help="write a page too, in which the videos can be played")
     parser.add_argument(
@@ -62,7 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
     features = Features(arguments.features)  # report a wrong folder before torch is imported
     server = _bound(arguments)
-    say("clipvip: loading the model", sys.stderr)
+    say_loading()
     from clipvip_lib.features.search import PROBES, Searcher
 
     probes = PROBES if arguments.probes is None else arguments.probes
@@ -106,6 +108,7 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises ClipVipError for options that do not go together, names that are not there, and texts that are none."""
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.files import kind_of, make_folder
+    from clipvip_lib.models.weight_names import expect_weights
 
     if not arguments.queries and not arguments.video and arguments.serve is None:
         raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
@@ -124,10 +127,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ClipVipError(
                 f"cannot read {video!r}: expected a video to look for, it is not there; check the path"
             )
-    if arguments.weights is not None and arguments.tag is None and not kind_of(arguments.weights):
-        raise ClipVipError(
-            f"no file or folder {arguments.weights!r}: expected the weights that made the features; check the path"
-        )
+    if arguments.weights is not None:
+        expect_weights(arguments.weights, arguments.tag)
     if arguments.html is not None:
         if (
             Path(arguments.html).suffix.lower() not in (".html", ".htm")
