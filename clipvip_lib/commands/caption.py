@@ -12,6 +12,7 @@ from clipvip_lib.say import say
 def add(commands) -> None:
     parser = commands.add_parser(
         "caption",
+        example="clipvip caption --shards '/data/{00000..00099}.tar' --weights caption_large.pt --out captions/",
         help="caption the middle frames of a corpus's shards",
         description="Captions the middle frame of every clip of the shards with OFA (or a Hugging Face model) and "
         "writes SHARD.captions.jsonl, each once and whole. Shards that have it are skipped, so run it again after an "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -14,6 +15,7 @@ from clipvip_lib.say import say
 def add(commands) -> None:
     parser = commands.add_parser(
         "embed",
+        example="clipvip embed talks/ --weights model/ --out features/ --windows 10 --stride 5",
         help="write the features of videos and texts to a folder",
         description="Encodes videos (files, folders, folders of pictures, tar shards) into DIR/features.npy with "
         "DIR/ids.jsonl, and the texts of a file into DIR/texts/. What is done is skipped, so run it again after an "
@@ -94,7 +96,12 @@ def add(commands) -> None:
         help="videos in a part, the most a kill costs (default 256)",
     )
     parser.add_argument(
-        "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
+        "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU, if there)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON line, meta.json, for the videos and one for the texts",
     )
     parser.set_defaults(run=run)
 
@@ -153,6 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
     if clips:
         _report(
             "videos",
+            arguments.json,
             out,
             embed_videos,
             encoder,
@@ -170,13 +178,20 @@ def run(arguments: argparse.Namespace) -> int:
             **options,
         )
     if texts:
-        progress = Progress("texts", stream=sys.stderr)
+        options["progress"] = Progress("texts", stream=sys.stderr)
         _report(
-            "texts", out / "texts", embed_texts, encoder, texts, out / "texts", progress=progress, **options
+            "texts",
+            arguments.json,
+            out / "texts",
+            embed_texts,
+            encoder,
+            texts,
+            out / "texts",
+            **options,
         )
     for written in [out] * bool(clips) + [out / "texts"] * bool(texts):
         if arguments.parquet:
-            say(str(write_parquet(written)))
+            say(str(write_parquet(written)), sys.stderr if arguments.json else None)
         elif (copy := written / PARQUET).is_file() and copy.stat().st_mtime < (
             written / "ids.jsonl"
         ).stat().st_mtime:
@@ -185,9 +200,12 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _report(what: str, out: Path, embed, *arguments, **options) -> None:
+def _report(what: str, as_json: bool, out: Path, embed, *arguments, **options) -> None:
     start = time.perf_counter()
     meta = embed(*arguments, **options)
+    if as_json:
+        say(json.dumps({"kind": what, "folder": str(out), **meta}, ensure_ascii=False))
+        return
     cut = f", {meta['cut']} of them cut at {meta['context_length']} tokens" if meta.get("cut") else ""
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
     left_out += f", {meta['damaged']} of them damaged (ids.jsonl)" if meta.get("damaged") else ""

@@ -11,6 +11,7 @@ from clipvip_lib.errors import ClipVipError
 def add(commands) -> None:
     parser = commands.add_parser(
         "reproduce",
+        example="clipvip reproduce --profile smoke --only 04,05 --seeds 0-2",
         help="run the notebooks with every stage they need, and write the pages",
         description="Runs the study's notebooks with every stage they need, skips what is done, and "
         "writes one HTML page per notebook, an index and results/*.json. Run it again after an interruption "

@@ -14,6 +14,7 @@ from clipvip_lib.commands.arguments import device, folder, say_loading
 def add(commands) -> None:
     parser = commands.add_parser(
         "search",
+        example='clipvip search "a person cooking" --in features/ --top 5 --html found.html',
         help="find videos by a sentence or a video",
         description="Encodes texts and videos with the weights that made the features in DIR, and prints the nearest "
         "rows with their cosine similarities. Texts that `clipvip embed --texts` wrote are in DIR/texts. --html and "
@@ -36,7 +37,7 @@ def add(commands) -> None:
         "--probes", type=int, metavar="N", help="number of index cells to search (default 32)"
     )
     parser.add_argument(
-        "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
+        "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU, if there)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON line per query")
     parser.add_argument("--html", metavar="FILE", help="write a page too, in which the videos can be played")

@@ -22,6 +22,7 @@ LONGEST_TIMEOUT = 1e7  # seconds, four months
 def add(commands) -> None:
     parser = commands.add_parser(
         "train",
+        example="clipvip train --stage finetune --weights model/ --benchmark msrvtt --data /data/msrvtt --out run/",
         help="post-pretrain on shards, or fine-tune on a benchmark",
         description="Trains CLIP-ViP by one of the authors' recipes, on one device, or under torchrun on many: the "
         "batch is the global one and is divided over the ranks. Run the same command again to continue a stopped run, "
