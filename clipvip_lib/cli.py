@@ -8,7 +8,9 @@ on stderr and exits with code 2; a failed stage exits with 1.
 from __future__ import annotations
 
 import argparse
+import difflib
 import io
+import re
 import signal
 import sys
 from collections.abc import Sequence
@@ -33,10 +35,36 @@ KEPT = "what was done is kept; run the same command to continue"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse whose errors are sentences like every other error of this project."""
+    """argparse whose errors are sentences like every other error of this project, with the nearest name that there is.
+
+    example: a command line that its help shows.
+    """
+
+    def __init__(self, *arguments, example: str = "", **options) -> None:
+        super().__init__(*arguments, **options)
+        self.example = example
+
+    def format_help(self) -> str:
+        return super().format_help() + (f"\nexample:\n  {self.example}\n" if self.example else "")
+
+    def parse_args(self, args=None, namespace=None) -> argparse.Namespace:
+        found, rest = self.parse_known_args(args, namespace)
+        if rest:  # told by the command, which knows its options
+            for action in self._actions:
+                if isinstance(action, argparse._SubParsersAction) and found.command in action.choices:
+                    action.choices[found.command].error(f"unrecognized arguments: {' '.join(rest)}")
+            self.error(f"unrecognized arguments: {' '.join(rest)}")
+        return found
 
     def error(self, message: str) -> None:
-        raise ClipVipError(f"{message}; `{self.prog} --help` shows what there is")
+        known: list[str] = []
+        if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            known = re.findall(r"[\w-]+", match[2])
+        elif match := re.match(r"unrecognized arguments: (--[\w-]+)", message):
+            known = [name for name in self._option_string_actions if name.startswith("--")]
+        near = difflib.get_close_matches(match[1], known, n=1) if match else []
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ClipVipError(f"{message}{hint}; `{self.prog} --help` shows what there is")
 
 
 COMMANDS = tuple(

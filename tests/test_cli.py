@@ -1,13 +1,17 @@
 """The command line: one sentence for bad input, exit codes, the arguments that reach the pipeline."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from test_clips import write_shard
+from test_search import folder_of
 
-from clipvip_lib import cli
+from clipvip_lib import cli, files
 from clipvip_lib.errors import ClipVipError
 
 
@@ -54,9 +58,11 @@ def test_arguments_reach_the_pipeline(called):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ("reproduce --seeds a", "expected whole numbers like 0,1,2, got 'a'"),
-        ("reproduce --seeds ,", "expected whole numbers like 0,1,2, got ','"),
-        ("reproduce --seeds=", "expected whole numbers like 0,1,2, got ''"),
+        ("reproduce --seeds a", "expected whole numbers like 0,1,2 or 0-2, got 'a'"),
+        ("reproduce --seeds ,", "expected whole numbers like 0,1,2 or 0-2, got ','"),
+        ("reproduce --seeds=", "expected whole numbers like 0,1,2 or 0-2, got ''"),
+        ("reproduce --seeds 2-0", "expected whole numbers like 0,1,2 or 0-2, got '2-0'"),
+        ("reproduce --seeds 0-9999999999", "expected whole numbers like 0,1,2 or 0-2, got '0-9999999999'"),
         ("reproduce --only=", "expected names like 04,05, got ''"),
         ("reproduce --only ,", "expected names like 04,05, got ','"),
         ("reproduce --out=", "expected a folder, got ''"),
@@ -64,7 +70,9 @@ def test_arguments_reach_the_pipeline(called):
         ("reproduce --set 1x=2", "expected NAME=VALUE"),
         ("reproduce --workers two", "invalid int value: 'two'"),
         ("reproduce --nonsense", "unrecognized arguments: --nonsense"),
-        ("reproduced", "invalid choice: 'reproduced'"),
+        ("reproduced", "did you mean reproduce?"),
+        ("reproduce --profle smoke", "unrecognized arguments: --profle smoke; did you mean --profile?"),
+        ("reproduce --nonsense", "`clipvip reproduce --help` shows what there is"),
     ],
 )
 def test_bad_arguments_are_one_sentence_and_code_2(called, capsys, line, words):
@@ -72,6 +80,83 @@ def test_bad_arguments_are_one_sentence_and_code_2(called, capsys, line, words):
     said = capsys.readouterr().err
     assert said.startswith("clipvip: ") and words in said and said.count("\n") == 1
     assert called == []
+
+
+def test_seeds_may_be_a_range(called):
+    assert cli.main(["reproduce", "--seeds", "0-2,7"]) == 0
+    assert called[0][1]["seeds"] == [0, 1, 2, 7]
+
+
+COMMANDS = ("reproduce", "check-data", "convert-texts", "caption", "train", "embed", "search")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_has_an_example_that_is_right(command, capsys):
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    example = capsys.readouterr().out.rpartition("example:\n")[2].strip()
+    words = shlex.split(example)
+    assert words[:2] == ["clipvip", command]
+    assert cli.parser().parse_args(words[1:]).command == command
+
+
+@pytest.mark.bad_input(
+    "any command: a path, name or option that is wrong",
+    says="one sentence within a second, before torch is imported",
+)
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("reproduce --only 99", "unknown notebook '99'"),
+        ("reproduce --profile nope", "unknown profile 'nope'"),
+        ("check-data nope .", "unknown"),
+        ("check-data msrvtt absent", "absent"),
+        ("convert-texts --shards absent.tar --csv absent.csv", "absent"),
+        ("caption --shards absent.tar --weights W --out O", "absent.tar"),
+        ("caption --shards s.tar --weights absent --out O", "no file or folder 'absent'"),
+        ("caption --shards s.tar --weights W --out O --device tpu", "device 'tpu' cannot be used"),
+        ("train --stage postpretrain --shards s.tar --weights absent --out O", "no file or folder 'absent'"),
+        ("train --stage postpretrain --shards s.tar --weights ViT-B-23 --out O", "did you mean 'ViT-B-32'"),
+        ("train --stage postpretrain --shards absent.tar --weights W --out O", "first absent.tar"),
+        (
+            "train --stage postpretrain --shards s.tar --weights W --out O --attention proxi",
+            "did you mean 'proxy'",
+        ),
+        ("train --stage postpretrain --shards s.tar --weights W --out O --set stps=3", "stps"),
+        (
+            "train --stage finetune --benchmark msrvt --recipe finetune-msrvtt --data . --weights W --out O",
+            "msrvt",
+        ),
+        ("train --stage finetune --benchmark msrvtt --data absent --weights W --out O", "no folder 'absent'"),
+        ("embed absent.mp4 --weights W --out O", "no file or folder absent.mp4"),
+        ("embed s.tar --weights absent --out O", "no file or folder 'absent'"),
+        ("embed s.tar --weights W --out O --attention proxi", "did you mean 'proxy'"),
+        ("embed s.tar --weights W --out W/config.json", "cannot write to W/config.json"),
+        ("embed s.tar --weights W --out O --windows 0.01", "windows of at least 0.1 s"),
+        ("search dog --in absent", "no features in absent"),
+        ("search --video absent.mp4 --in O", "cannot read 'absent.mp4'"),
+        ("search dog --in O --html x.mp4", "that ends in .html"),
+        ("search --in O --serve 0.0.0.0:0", "expected --token"),
+    ],
+)
+def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, line, words):
+    (tmp_path / "W").mkdir()
+    (tmp_path / "W" / "config.json").write_text("{}")
+    write_shard(tmp_path / "s.tar", {"0": {"mp4": b"a video", "txt": b"a text"}})
+    folder_of(tmp_path / "O", np.eye(4, dtype=np.float32))
+    code = "import sys\nfrom clipvip_lib import cli\ncode = cli.main(sys.argv[1:])\n"
+    code += "print('torch' in sys.modules, code)"
+    home = {**os.environ, "CLIPVIP_HOME": str(tmp_path / "home"), "PYTHONPATH": str(files.CHECKOUT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line.split()],
+        env=home,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert words in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.stdout == "False 2\n"
 
 
 def test_without_a_command_the_help_is_shown(capsys):

@@ -185,7 +185,8 @@ def test_a_parquet_that_lacks_rows_does_not_stay(weights, tmp_path, capsys):
 
 def test_a_score_that_is_no_number_is_no_json(tmp_path, monkeypatch):
     nan = [{"text": "dog", "results": [{"score": float("nan")}]}]
-    monkeypatch.setattr("clipvip_lib.features.search.answer", lambda *_, **__: nan)
+    monkeypatch.setattr("clipvip_lib.features.search.Searcher.__init__", lambda *_: None)
+    monkeypatch.setattr("clipvip_lib.features.search.Searcher.answer", lambda *_: nan)
     monkeypatch.setattr("clipvip_lib.features.folder.Features", lambda folder: folder)
     with pytest.raises(ValueError, match="not JSON compliant"):
         run("search", "dog", "--in", tmp_path, "--json")

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 
 from clipvip_lib.precision import PRECISIONS, slower
 from clipvip_lib.say import say
 
+MOST_NUMBERS = 10_000  # that a range may mean
+
 
 def numbers(text: str) -> list[int]:
-    """``0,1,2`` as numbers."""
+    """``0,1,2`` or ``0-2`` as numbers."""
+    found: list[int] = []
     try:
-        return [int(part) for part in names(text)]
+        for part in names(text):
+            first, dash, last = part.partition("-")
+            ends = int(first), int(last if dash else first)
+            if not 0 <= ends[1] - ends[0] < MOST_NUMBERS:
+                raise ValueError
+            found += range(ends[0], ends[1] + 1)
     except (ValueError, argparse.ArgumentTypeError):
-        raise argparse.ArgumentTypeError(f"expected whole numbers like 0,1,2, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"expected whole numbers like 0,1,2 or 0-2, got {text!r}") from None
+    return found
 
 
 def names(text: str) -> list[str]:
@@ -42,6 +54,29 @@ def assignment(text: str) -> tuple[str, object]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def seconds(text: str) -> Fraction:
+    """A length of time of a millisecond or more, as somebody types it, exact."""
+    try:
+        value = Decimal(text)
+        if not 0 < value < 10**6 or value * 1000 != int(value * 1000):
+            raise InvalidOperation
+    except InvalidOperation:
+        raise argparse.ArgumentTypeError(f"expected seconds, such as 10 or 2.5, got {text!r}") from None
+    return Fraction(value)
+
+
+def device(text: str) -> str:
+    """A device's name; whether it is there, torch knows."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text, re.ASCII):
+        raise argparse.ArgumentTypeError(f"device {text!r} cannot be used; expected cpu, cuda or cuda:1")
+    return text
+
+
+def say_loading() -> None:
+    """Between the checks and the seconds that torch and weights take."""
+    say("clipvip: loading the model", sys.stderr)
 
 
 def precision(parser: argparse.ArgumentParser) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 
 from clipvip_lib.children import end_with_torchrun
-from clipvip_lib.commands.arguments import folder, precision, say_slower
+from clipvip_lib.commands.arguments import device, folder, precision, say_loading, say_slower
 from clipvip_lib.say import say
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "caption",
+        example="clipvip caption --shards '/data/{00000..00099}.tar' --weights caption_large.pt --out captions/",
         help="caption the middle frames of a corpus's shards",
         description="Captions the middle frame of every clip of the shards with OFA (or a Hugging Face model) and "
         "writes SHARD.captions.jsonl, each once and whole. Shards that have it are skipped, so run it again after an "
@@ -54,6 +55,7 @@ def add(commands) -> None:
     precision(parser)
     parser.add_argument(
         "--device",
+        type=device,
         default="auto",
         help="cpu, cuda, cuda:1 (default: this rank's GPU, or the CPU without one)",
     )
@@ -87,6 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from clipvip_lib.data.shards import expand
     from clipvip_lib.errors import ClipVipError
+    from clipvip_lib.files import kind_of
     from clipvip_lib.progress import Progress, quiet
     from clipvip_lib.streams.parquet import need_pyarrow
 
@@ -100,6 +103,12 @@ def run(arguments: argparse.Namespace) -> int:
         lambda: None if local else say(f"{gone}; run the same command again to continue", sys.stderr)
     )
     shards = expand(arguments.shards)  # report a wrong path before torch is imported
+    if arguments.weights is not None and not kind_of(arguments.weights):
+        raise ClipVipError(
+            f"no file or folder {arguments.weights!r}: expected OFA's caption weights; check the path"
+        )
+    if rank == 0:
+        say_loading()
     import torch
 
     from clipvip_lib.captions.caption_shards import caption_shards

@@ -11,6 +11,7 @@ SHOWN = 5  # sentences shown per finding; --json has all
 def add(commands) -> None:
     parser = commands.add_parser(
         "check-data",
+        example="clipvip check-data msrvtt /data/msrvtt --json found.json",
         help="check a downstream set: what is missing, damaged or doubled, and how long reading takes",
         description="Checks annotations and videos of a downstream set in about a minute and names every fault by a "
         "code word (docs/benchmarks.md). Exit code 0: fine, or warnings only; 1: errors; 2: it could not be checked.",

@@ -12,6 +12,7 @@ COLUMNS = "videoid,name"  # WebVid's
 def add(commands) -> None:
     parser = commands.add_parser(
         "convert-texts",
+        example="clipvip convert-texts --shards '/data/webvid/{00000..00099}.tar' --csv webvid.csv",
         help="put subtitles, captions or alt-texts beside the shards they belong to",
         description="Writes for each shard the texts of its samples, whole or not at all, as SHARD.texts.jsonl or "
         "SHARD.captions.jsonl; shards that already have them are skipped. A sample's id is looked up in one source: an "

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import folder, precision, say_slower
+from clipvip_lib.commands.arguments import device, folder, precision, say_loading, say_slower, seconds
 from clipvip_lib.say import say
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "embed",
+        example="clipvip embed talks/ --weights model/ --out features/ --windows 10 --stride 5",
         help="write the features of videos and texts to a folder",
         description="Encodes videos (files, folders, folders of pictures, tar shards) into DIR/features.npy with "
         "DIR/ids.jsonl, and the texts of a file into DIR/texts/. What is done is skipped, so run it again after an "
@@ -42,6 +44,18 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--frames", type=int, metavar="N", help="frames of each video (default: the checkpoint's, 12)"
+    )
+    parser.add_argument(
+        "--windows",
+        type=seconds,
+        metavar="S",
+        help="cut videos into windows of S seconds, a row for each with its start and end (default: a video is a row)",
+    )
+    parser.add_argument(
+        "--stride",
+        type=seconds,
+        metavar="S",
+        help="seconds from the start of one window to the next (default: as long as a window)",
     )
     parser.add_argument(
         "--antialias",
@@ -81,14 +95,24 @@ def add(commands) -> None:
         metavar="N",
         help="videos in a part, the most a kill costs (default 256)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU, if there)"
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON line, meta.json, for the videos and one for the texts",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from clipvip_lib.data.clips import list_clips
+    from clipvip_lib.data.clips import list_clips, workers_of
+    from clipvip_lib.data.windows import Windows
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.text_files import read_texts
+    from clipvip_lib.files import make_folder
+    from clipvip_lib.models.weight_names import expect_weights
     from clipvip_lib.progress import Progress
     from clipvip_lib.streams.parquet import need_pyarrow
 
@@ -98,6 +122,13 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if any(not source.strip() for source in arguments.sources):  # Path("") is the current folder
         raise ClipVipError("embed expected videos, got an empty name; write . for the current folder")
+    if arguments.stride is not None and arguments.windows is None:
+        raise ClipVipError("--stride belongs to --windows: expected both; leave it out or add --windows")
+    windows = None
+    if arguments.windows is not None:
+        windows = Windows(arguments.windows, arguments.stride or arguments.windows)
+    expect_weights(arguments.weights, arguments.tag, arguments.attention)
+    workers_of(arguments.workers)
     if arguments.parquet:
         need_pyarrow()  # fail now, not after hours of embedding
     # Listed before torch is imported and the model loaded, so that a wrong path is reported at once.
@@ -105,6 +136,8 @@ def run(arguments: argparse.Namespace) -> int:
     if note := clips.note():
         say(f"clipvip: {note}", sys.stderr)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
+    make_folder(arguments.out)
+    say_loading()
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
     from clipvip_lib.features.folder import PARQUET, write_parquet
 
@@ -127,6 +160,7 @@ def run(arguments: argparse.Namespace) -> int:
     if clips:
         _report(
             "videos",
+            arguments.json,
             out,
             embed_videos,
             encoder,
@@ -139,17 +173,25 @@ def run(arguments: argparse.Namespace) -> int:
             part=arguments.part,
             skip_bad=arguments.skip_bad,
             damaged=arguments.damaged,
+            windows=windows,
             progress=Progress("embed", stream=sys.stderr),
             **options,
         )
     if texts:
-        progress = Progress("texts", stream=sys.stderr)
+        options["progress"] = Progress("texts", stream=sys.stderr)
         _report(
-            "texts", out / "texts", embed_texts, encoder, texts, out / "texts", progress=progress, **options
+            "texts",
+            arguments.json,
+            out / "texts",
+            embed_texts,
+            encoder,
+            texts,
+            out / "texts",
+            **options,
         )
     for written in [out] * bool(clips) + [out / "texts"] * bool(texts):
         if arguments.parquet:
-            say(str(write_parquet(written)))
+            say(str(write_parquet(written)), sys.stderr if arguments.json else None)
         elif (copy := written / PARQUET).is_file() and copy.stat().st_mtime < (
             written / "ids.jsonl"
         ).stat().st_mtime:
@@ -158,12 +200,16 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _report(what: str, out: Path, embed, *arguments, **options) -> None:
+def _report(what: str, as_json: bool, out: Path, embed, *arguments, **options) -> None:
     start = time.perf_counter()
     meta = embed(*arguments, **options)
+    if as_json:
+        say(json.dumps({"kind": what, "folder": str(out), **meta}, ensure_ascii=False))
+        return
     cut = f", {meta['cut']} of them cut at {meta['context_length']} tokens" if meta.get("cut") else ""
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
     left_out += f", {meta['damaged']} of them damaged (ids.jsonl)" if meta.get("damaged") else ""
+    what = "windows" if "window" in meta["settings"] else what
     say(
         f"{meta['rows']} {what}{cut}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
         f"{time.perf_counter() - start:.1f} s"

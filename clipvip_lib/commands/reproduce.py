@@ -11,6 +11,7 @@ from clipvip_lib.errors import ClipVipError
 def add(commands) -> None:
     parser = commands.add_parser(
         "reproduce",
+        example="clipvip reproduce --profile smoke --only 04,05 --seeds 0-2",
         help="run the notebooks with every stage they need, and write the pages",
         description="Runs the study's notebooks with every stage they need, skips what is done, and "
         "writes one HTML page per notebook, an index and results/*.json. Run it again after an interruption "
@@ -21,7 +22,11 @@ def add(commands) -> None:
     )
     parser.add_argument("--only", type=names, default=[], metavar="04,05", help="only these notebooks")
     parser.add_argument(
-        "--seeds", type=numbers, default=[0], metavar="0,1", help="seeds of every arm (default 0)"
+        "--seeds",
+        type=numbers,
+        default=[0],
+        metavar="0-2",
+        help="seeds of every arm, such as 0,1 or 0-2 (default 0)",
     )
     parser.add_argument(
         "--force",

@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
+from pathlib import Path
 
-from clipvip_lib.commands.arguments import folder
+from clipvip_lib.commands.arguments import device, folder, say_loading
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "search",
+        example='clipvip search "a person cooking" --in features/ --top 5 --html found.html',
         help="find videos by a sentence or a video",
         description="Encodes texts and videos with the weights that made the features in DIR, and prints the nearest "
-        "rows with their cosine similarities. Texts that `clipvip embed --texts` wrote are in DIR/texts.",
+        "rows with their cosine similarities. Texts that `clipvip embed --texts` wrote are in DIR/texts. --html and "
+        "--serve show them as a page with players.",
     )
     parser.add_argument("queries", nargs="*", metavar="TEXT", help='what to look for: "a person cooking"')
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video to look for")
@@ -32,36 +36,53 @@ def add(commands) -> None:
     parser.add_argument(
         "--probes", type=int, metavar="N", help="number of index cells to search (default 32)"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    parser.add_argument(
+        "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU, if there)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line per query")
+    parser.add_argument("--html", metavar="FILE", help="write a page too, in which the videos can be played")
+    parser.add_argument(
+        "--serve",
+        nargs="?",
+        const="127.0.0.1:8000",
+        metavar="HOST:PORT",
+        help="answer in a browser, with the model loaded once, until Ctrl-C (default 127.0.0.1:8000; port 0: any)",
+    )
+    parser.add_argument(
+        "--token",
+        nargs="?",
+        const="",
+        metavar="WORD",
+        help="of --serve: who asks must know it; without WORD one is made; needed where other machines reach HOST",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.folder import Features
     from clipvip_lib.say import say
 
-    if not arguments.queries and not arguments.video:
-        raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
-    if arguments.probes is not None and not arguments.faiss:
-        raise ClipVipError("--probes belongs to --faiss: expected both; leave it out or add --faiss")
-    if arguments.tag is not None and arguments.weights is None:
-        raise ClipVipError("--tag belongs to --weights: expected both; leave it out or add --weights")
+    _check(arguments)
     features = Features(arguments.features)  # report a wrong folder before torch is imported
-    from clipvip_lib.features.search import PROBES, answer
+    server = _bound(arguments)
+    say_loading()
+    from clipvip_lib.features.search import PROBES, Searcher
 
     probes = PROBES if arguments.probes is None else arguments.probes
-    found = answer(
-        features,
-        arguments.queries,
-        arguments.video,
-        top=arguments.top,
-        weights=arguments.weights,
-        pretrained_tag=arguments.tag,
-        device=arguments.device,
-        probes=probes if arguments.faiss else None,
+    searcher = Searcher(
+        features, arguments.weights, arguments.tag, arguments.device, probes if arguments.faiss else None
     )
+    start = time.perf_counter()
+    found = []
+    if arguments.queries or arguments.video:
+        found = searcher.answer(arguments.queries, arguments.video, arguments.top)
+    if len(found) == 1:
+        found[0]["seconds"] = round(time.perf_counter() - start, 4)
+    if server is not None:
+        from clipvip_lib.features.serve import serve
+
+        serve(server, searcher, found, arguments.top)
+        return 0
     for query in found:
         if arguments.json:
             say(json.dumps(query, ensure_ascii=False, allow_nan=False))
@@ -72,8 +93,68 @@ def run(arguments: argparse.Namespace) -> int:
         for rank, result in enumerate(query["results"], 1):
             about = result["text"] if "text" in result else _place(result)
             say(f"{rank:>5}  {result['score']:+.4f}  {result['id']}  {about}")
+    if arguments.html is not None:
+        from clipvip_lib.features.search_page import file_page
+        from clipvip_lib.files import write_bytes
+
+        page = file_page(features, found, Path(arguments.html), arguments.top)
+        write_bytes(arguments.html, page.encode())
+        say(
+            f"clipvip: {arguments.html}, {len(page.encode()) / 2**20:.1f} MiB, opens in a browser", sys.stderr
+        )
     return 0
 
 
+def _check(arguments: argparse.Namespace) -> None:
+    """Raises ClipVipError for options that do not go together, names that are not there, and texts that are none."""
+    from clipvip_lib.errors import ClipVipError
+    from clipvip_lib.files import kind_of, make_folder
+    from clipvip_lib.models.weight_names import expect_weights
+
+    if not arguments.queries and not arguments.video and arguments.serve is None:
+        raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
+    for name, needs in (("probes", "faiss"), ("tag", "weights"), ("token", "serve")):
+        if getattr(arguments, name) is not None and getattr(arguments, needs) in (None, False):
+            raise ClipVipError(f"--{name} belongs to --{needs}: expected both; leave it out or add --{needs}")
+    if arguments.serve is not None and (arguments.json or arguments.html is not None):
+        other = "--json" if arguments.json else "--html"
+        raise ClipVipError(
+            f"--serve shows results in a browser: expected no {other}; leave one of the two out"
+        )
+    if arguments.top < 1:
+        raise ClipVipError(f"expected top of at least 1, got {arguments.top}; ask for one result or more")
+    for video in arguments.video:
+        if not kind_of(video):
+            raise ClipVipError(
+                f"cannot read {video!r}: expected a video to look for, it is not there; check the path"
+            )
+    if arguments.weights is not None:
+        expect_weights(arguments.weights, arguments.tag)
+    if arguments.html is not None:
+        if (
+            Path(arguments.html).suffix.lower() not in (".html", ".htm")
+            or kind_of(arguments.html) == "folder"
+        ):
+            raise ClipVipError(
+                f"--html expected a file to write that ends in .html, got {arguments.html!r}; name another one"
+            )
+        make_folder(Path(arguments.html).parent)
+
+
+def _bound(arguments: argparse.Namespace):
+    """The server of --serve, which has its port but does not answer yet, or None."""
+    if arguments.serve is None:
+        return None
+    import secrets
+
+    from clipvip_lib.features.serve import Server, address_of
+
+    return Server(
+        address_of(arguments.serve), secrets.token_urlsafe(24) if arguments.token == "" else arguments.token
+    )
+
+
 def _place(result: dict) -> str:
-    return f"{result['path']}" + (f" ({result['key']})" if "key" in result else "")
+    key = f" ({result['key']})" if "key" in result else ""
+    window = f"  {result['start']:g}-{result['end']:g} s" if "start" in result else ""
+    return f"{result['path']}{key}{window}"

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 from clipvip_lib.children import end_if_orphaned, end_with_torchrun
-from clipvip_lib.commands.arguments import assignment, folder, numbers
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.commands.arguments import assignment, folder, numbers, say_loading
+from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.say import say
 from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
 
@@ -22,6 +22,7 @@ LONGEST_TIMEOUT = 1e7  # seconds, four months
 def add(commands) -> None:
     parser = commands.add_parser(
         "train",
+        example="clipvip train --stage finetune --weights model/ --benchmark msrvtt --data /data/msrvtt --out run/",
         help="post-pretrain on shards, or fine-tune on a benchmark",
         description="Trains CLIP-ViP by one of the authors' recipes, on one device, or under torchrun on many: the "
         "batch is the global one and is divided over the ranks. Run the same command again to continue a stopped run, "
@@ -125,6 +126,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     if arguments.show:
         return show(arguments, recipe_name)
+    if os.environ.get("RANK", "0") == "0":
+        say_loading()
     ranks = None
     end_with_torchrun(lambda: _say_orphaned(arguments.out))
     try:
@@ -225,7 +228,7 @@ def _kept(out: str, told: bool = True) -> str:
 
 def check(arguments: argparse.Namespace) -> str:
     """Whether the options go together; returns the recipe's name. Raises ClipVipError."""
-    from clipvip_lib.training.recipes import RECIPES
+    from clipvip_lib.training.recipes import RECIPES, get_recipe
 
     post = arguments.stage == "postpretrain"
     if post and not (arguments.shards or arguments.frames_store):
@@ -261,7 +264,30 @@ def check(arguments: argparse.Namespace) -> str:
         raise ClipVipError(
             f"--stage {arguments.stage} expected a recipe of its own, got {name!r}; name one of {', '.join(fitting)}"
         )
+    if not arguments.show:
+        get_recipe(name, **dict(arguments.set))
+        _expect_files(arguments)
     return name
+
+
+def _expect_files(arguments: argparse.Namespace) -> None:
+    """Raises ClipVipError for weights and data that are not there: now, not after torch was imported by every rank."""
+    from clipvip_lib.data.shards import expand
+    from clipvip_lib.files import kind_of
+    from clipvip_lib.models.weight_names import expect_weights
+
+    expect_weights(arguments.weights, arguments.tag, arguments.attention)
+    if arguments.shards:
+        expand(arguments.shards)
+    if arguments.benchmark:
+        from clipvip_lib.data.benchmarks import SETS
+
+        if arguments.benchmark not in SETS:
+            raise unknown("set", arguments.benchmark, SETS)
+    if arguments.data and kind_of(arguments.data) != "folder":
+        raise ClipVipError(
+            f"no folder {arguments.data!r}: expected the annotations and videos of the set; check the path"
+        )
 
 
 def _expect_numbers(arguments: argparse.Namespace) -> None:

@@ -7,13 +7,16 @@ works, and a thread needs neither a second import of torch nor a guarded main mo
 
 from __future__ import annotations
 
+import contextlib
 import os
+import queue
 import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -21,8 +24,9 @@ import numpy as np
 
 from clipvip_lib.data.frame_folders import PICTURES, is_picture, read
 from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, expand, read_media, scan_members
-from clipvip_lib.data.video import Reading, uniform_indices
+from clipvip_lib.data.video import Reading, VideoError, uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
+from clipvip_lib.data.windows import Window, Windows, read_windows
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import kind_of, named
 
@@ -35,6 +39,7 @@ OfShard = Callable[
 ]  # the clips of a shard, given its name below the source
 MOST_WORKERS = 16
 MOST_ASKED = 1024
+DEPTH = 4  # windows of a clip that wait in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +67,10 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The frames of a clip, uint8 [N, size, size, 3], and how many the video shows; or why it cannot be read.
+    """The frames of a clip or a window, uint8 [N, size, size, 3], and how many it shows; or why it cannot be read.
 
-    damage: what the decoder said of damage, if the clip was accepted in spite of it.
+    damage: what the decoder said of damage, if the clip was accepted in spite of it; window: if windows were asked for
+    (its own frames are None). Of a clip with an error nothing comes after it.
     """
 
     clip: Clip
@@ -72,6 +78,7 @@ class Decoded:
     total: int = 0
     error: ClipVipError | None = None
     damage: str = ""
+    window: Window | None = None
 
 
 # ------------------------------------------------------------------------------------------------------- listing
@@ -316,6 +323,37 @@ def read_clip(
     return replace(found, frames=resize(found.frames, size, antialias))
 
 
+def read_windows_of(
+    clip: Clip,
+    windows: Windows,
+    frames: int,
+    size: int,
+    antialias: bool = False,
+    damaged: str = "refuse",
+    wanted: Callable[[int], bool] = lambda number: True,
+) -> Iterator[Window]:
+    """The windows of a clip in order, each with N uniform frames, uint8 [N, size, size, 3] (data/windows.py).
+
+    A still image of a shard is one window. Raises ClipVipError as `read_clip`, and for a frame folder, which has no
+    times; it may come after windows.
+    """
+    from clipvip_lib.data.transform import resize
+
+    source = Path(clip.path) if clip.entry is None else read_media(clip.path, clip.entry)
+    if isinstance(source, bytes) and is_picture(source):
+        if wanted(0):
+            yield Window(0, 0.0, 0.0, read_clip(clip, frames, size, antialias).frames, 1, "", True)
+        return
+    if isinstance(source, Path) and source.is_dir():
+        raise VideoError(
+            f"{clip.name} is a folder of pictures: expected a video, whose frames have times, for windows; embed it "
+            "without --windows"
+        )
+    yield from read_windows(
+        source, windows, frames, lambda shown: resize(shown, size, antialias), clip.name, damaged, wanted
+    )
+
+
 def decode_ahead(
     clips: Sequence[Clip],
     frames: int,
@@ -324,12 +362,15 @@ def decode_ahead(
     workers: int | None = None,
     ahead: int = 8,
     damaged: str = "refuse",
+    windows: Windows | None = None,
+    wanted: Callable[[Clip, int], bool] = lambda clip, number: True,
 ) -> Iterator[Decoded]:
-    """The frames of clips, in their order, decoded in threads while the caller computes.
+    """The frames of clips, or of their windows, in order, decoded in threads while the caller computes.
 
     A clip that cannot be read comes with its error, and the caller decides. At most ``ahead`` clips (or two per
-    worker) wait in memory. ``workers``: threads, by default one per core; 0 decodes when asked. ``damaged``: as for
-    `read_clip`.
+    worker) wait in memory, of each at most DEPTH windows. ``workers``: threads, by default one per core; 0 decodes when
+    asked. ``damaged``: as for `read_clip`. ``wanted``: whether a window (by its number) is to be read; the last one
+    of a clip may therefore not come.
 
     Raises ClipVipError for fewer workers than 0.
     """
@@ -337,37 +378,72 @@ def decode_ahead(
 
     workers = workers_of(workers)
 
-    def decode(clip: Clip) -> Decoded:
+    def decode(clip: Clip) -> Iterator[Decoded]:
         try:
-            found = read_clip(clip, frames, size, antialias, damaged)
-            return Decoded(clip, found.frames, found.total, damage=found.damage)
+            if windows is None:
+                found = read_clip(clip, frames, size, antialias, damaged)
+                yield Decoded(clip, found.frames, found.total, damage=found.damage)
+                return
+            for each in read_windows_of(
+                clip, windows, frames, size, antialias, damaged, partial(wanted, clip)
+            ):
+                about = replace(each, frames=None)
+                yield Decoded(clip, each.frames, each.total, damage=each.damage, window=about)
         except ClipVipError as error:
-            return Decoded(clip, error=error)
+            yield Decoded(clip, error=error)
 
     if workers == 0:
-        yield from map(decode, clips)
+        for clip in clips:
+            yield from decode(clip)
         return
     torch.get_num_threads()  # so that the caller's thread has its number before a worker sets its own to 1
-    waiting: deque = deque()
+    waiting: deque[tuple[Future, queue.Queue]] = deque()
     rest = iter(clips)
     own: set[threading.Thread] = set()
+    given_up = threading.Event()
 
     def start() -> None:
         own.add(threading.current_thread())
         torch.set_num_threads(1)
 
+    def fill(clip: Clip, ready: queue.Queue) -> None:
+        try:
+            with contextlib.closing(decode(clip)) as found:
+                for each in found:
+                    if not _put(ready, each, given_up):
+                        return
+        finally:
+            _put(ready, None, given_up)
+
+    def submit(clip: Clip) -> None:
+        ready: queue.Queue = queue.Queue(DEPTH)
+        waiting.append((pool.submit(fill, clip, ready), ready))
+
     pool = ThreadPoolExecutor(workers, "decode", initializer=start)
     try:
         for clip in islice(rest, max(ahead, 2 * workers)):
-            waiting.append(pool.submit(decode, clip))
+            submit(clip)
         while waiting:
-            done = waiting.popleft().result()
+            # The pool takes clips in order, so the one that is waited for never waits for a later one.
+            future, ready = waiting.popleft()
+            while (found := ready.get()) is not None:
+                yield found
+            future.result()
             for clip in islice(rest, 1):
-                waiting.append(pool.submit(decode, clip))
-            yield done
+                submit(clip)
     finally:
+        given_up.set()
         # Where the caller gave up, the collector may end this in one of the pool's own threads: none waits for itself.
         pool.shutdown(wait=threading.current_thread() not in own, cancel_futures=True)
+
+
+def _put(ready: queue.Queue, item: object, given_up: threading.Event) -> bool:
+    """Whether there came to be room for an item before the reader gave up."""
+    while not given_up.is_set():
+        with contextlib.suppress(queue.Full):
+            ready.put(item, timeout=0.2)
+            return True
+    return False
 
 
 def workers_of(workers: int | None) -> int:

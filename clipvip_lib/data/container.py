@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import io
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -34,12 +35,15 @@ class Look:
     """What the container says.
 
     frames: pictures to be shown, exact where ``doubt`` is empty; stream: index of the video stream; doubt: why the
-    decoder may show another number of pictures, empty if it must not.
+    decoder may show another number of pictures, empty if it must not; times: when each picture is shown, in ticks of
+    ``tick`` seconds and sorted, empty if some packet does not say so.
     """
 
     frames: int
     stream: int
     doubt: str
+    times: tuple[int, ...]
+    tick: Fraction
 
 
 def describe(source: str | Path | bytes, name: str | None = None) -> str:
@@ -62,13 +66,15 @@ def look(source: str | Path | bytes, name: str | None = None) -> Look:
         stream = main_stream(container, label)
         # Read now: PyAV's objects dangle once the container is closed.
         index, announced, codec = stream.index, stream.frames, stream.codec_context.name
+        tick = stream.time_base
         family, packets = container.format.name, _walk(container, stream)
     frames = len(packets.times) - packets.hidden
     if frames == 0:
         raise VideoError(
             f"{label} has a video stream but no frame to show: expected at least one; fetch it again"
         )
-    return Look(frames, index, _doubt(family, codec, packets, announced))
+    shown = () if None in packets.shown else tuple(sorted(packets.shown))
+    return Look(frames, index, _doubt(family, codec, packets, announced), shown, tick)
 
 
 @contextlib.contextmanager
@@ -88,13 +94,19 @@ def open_container(source: str | Path | bytes, label: str) -> Iterator[av.contai
             f"{label} is not a readable video: expected a whole MP4, Matroska or other video file, "
             f"got bytes without its headers or its index; check the download"
         ) from error
-    with container:
-        try:
-            yield container
-        except ClipVipError:
-            raise
-        except Exception as error:
-            raise VideoError(f"{label} is damaged or cut: {reason(error)}; fetch it again") from error
+    with container, as_video_error(label):
+        yield container
+
+
+@contextlib.contextmanager
+def as_video_error(label: str) -> Iterator[None]:
+    """Whatever PyAV raises in the ``with`` becomes a VideoError."""
+    try:
+        yield
+    except ClipVipError:
+        raise
+    except Exception as error:
+        raise VideoError(f"{label} is damaged or cut: {reason(error)}; fetch it again") from error
 
 
 def reason(error: Exception) -> str:
@@ -119,21 +131,25 @@ def _is_cover(stream: av.VideoStream) -> bool:
 
 @dataclass
 class _Packets:
-    """Of a stream: when each is shown, how many an edit list hides, and whether the first needs none before it."""
+    """Of a stream: the time of each, of those that no edit list hides, how many one hides, and whether the first needs
+    none before it."""
 
-    times: list[int | None]
+    times: list[int | None] = field(default_factory=list)
+    shown: list[int | None] = field(default_factory=list)
     hidden: int = 0
     whole_start: bool = False
 
 
 def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
-    found = _Packets([])
+    found = _Packets()
     for packet in container.demux(stream):
         if packet.size:
             if not found.times:
                 found.whole_start = _needs_nothing_before(stream.codec_context, packet)
             found.hidden += packet.is_discard
             found.times.append(packet.pts)
+            if not packet.is_discard:
+                found.shown.append(packet.pts)
     return found
 
 

@@ -121,6 +121,13 @@ def _first(entry: Entry) -> str:
     return next((extension for extension in MEDIA if entry.files.get(extension, (0, 0))[1]), "")
 
 
+def media_of(entry: Entry) -> tuple[str, tuple[int, int]]:
+    """(extension, (first byte, number of bytes)) of what is shown of a sample; ("", (0, 0)) if it must not be read or
+    there is nothing."""
+    extension = "" if entry.error else _first(entry)
+    return extension, entry.files.get(extension, (0, 0))
+
+
 def read_files(shard: str | Path, entry: Entry, extensions: Iterable[str]) -> dict[str, bytes]:
     """Those files of a sample that are there, by extension. Raises ClipVipError if they cannot or must not be read."""
     if entry.error:

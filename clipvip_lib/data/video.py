@@ -19,13 +19,22 @@ from pathlib import Path
 import av
 import numpy as np
 
-from clipvip_lib.data.container import Look, VideoError, describe, look, open_container, reason
+from clipvip_lib.data.container import (
+    Look,
+    VideoError,
+    as_video_error,
+    describe,
+    look,
+    open_container,
+    reason,
+)
 from clipvip_lib.data.rgb import ToRgb
-from clipvip_lib.data.turns import UPRIGHT, Matrix, Turns, turned
+from clipvip_lib.data.turns import Matrix, Turns, turned
 from clipvip_lib.errors import unknown
 
 __all__ = [
     "DAMAGED",
+    "Pictures",
     "Reading",
     "VideoError",
     "check_video",
@@ -146,42 +155,66 @@ class _Decoded:
     """frames: [H, W, 3] by index, those that were wanted, as stored; total: of all frames; turn: that of all."""
 
     frames: dict[int, np.ndarray]
-    total: int = 0
-    turn: Matrix = UPRIGHT
-    damage: str = ""
+    total: int
+    turn: Matrix
+    damage: str
 
 
 def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False) -> _Decoded:
     chosen = set(np.asarray(wanted).ravel().tolist())
-    found, turns = _Decoded({}), Turns()
+    pictures, frames = Pictures(source, seen, label, accept), {}
+    for index, frame in enumerate(pictures):
+        if index == 0 or index in chosen:  # the first too: its size is that of all
+            frames[index] = pictures.rgb(frame)
+    turn = pictures.turns.common(source, seen.stream, label)
+    return _Decoded(frames, pictures.total, turn, pictures.damage)
 
-    def complain(what: str) -> None:
-        if not accept:
+
+class Pictures:
+    """All pictures of a video in the order of presentation, for a ``for``; those that an edit list hides do not appear.
+
+    turns: what they say of being turned; damage: what the decoder said first, if ``accept``; total: how many came.
+
+    Raises VideoError if the decoder says that it hid damage (unless ``accept``), or nothing can be decoded.
+    """
+
+    def __init__(self, source: Source, seen: Look, label: str, accept: bool = False) -> None:
+        self.source, self.seen, self.label, self.accept = source, seen, label, accept
+        self.turns, self.damage, self.total = Turns(), "", 0
+        self._to_rgb = ToRgb(label)
+
+    def __iter__(self) -> Iterator[av.VideoFrame]:
+        with open_container(self.source, self.label) as container:
+            stream = container.streams[self.seen.stream]
+            stream.codec_context.thread_count = 1
+            for frame in _shown(container, stream, self._complain):
+                self.turns.add(frame)
+                self.total += 1
+                yield frame
+        if self.total == 0:
             raise VideoError(
-                f"{label} is damaged: {what}; fetch it again, or accept what the decoder makes up "
+                f"no frame of {self.label} can be decoded: expected at least one; fetch it again"
+            )
+        if not self.seen.doubt and self.total < self.seen.frames:
+            self._complain(
+                f"{self.seen.frames - self.total} of {self.seen.frames} pictures cannot be decoded"
+            )
+
+    def rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """uint8 [H, W, 3], as stored: not turned. All have the size of the first that was asked for."""
+        with as_video_error(self.label):
+            return self._to_rgb(frame)
+
+    def _complain(self, what: str) -> None:
+        if not self.accept:
+            raise VideoError(
+                f"{self.label} is damaged: {what}; fetch it again, or accept what the decoder makes up "
                 '(--damaged accept, damaged="accept")'
             )
-        found.damage = found.damage or what
-
-    with open_container(source, label) as container:
-        stream = container.streams[seen.stream]
-        stream.codec_context.thread_count = 1
-        to_rgb = ToRgb(label)
-        for frame in _shown(container, stream, complain):
-            turns.add(frame)
-            if found.total == 0 or found.total in chosen:  # the first too: its size is that of all
-                found.frames[found.total] = to_rgb(frame)
-            found.total += 1
-    if found.total == 0:
-        raise VideoError(f"no frame of {label} can be decoded: expected at least one; fetch it again")
-    if not seen.doubt and found.total < seen.frames:
-        complain(f"{seen.frames - found.total} of {seen.frames} pictures cannot be decoded")
-    found.turn = turns.common(source, seen.stream, label)
-    return found
+        self.damage = self.damage or what
 
 
 def _shown(container, stream, complain: Callable[[str], None]) -> Iterator[av.VideoFrame]:
-    """Frames in the order of presentation; those that an edit list hides do not appear."""
     for packet in container.demux(stream):
         try:
             frames = packet.decode()

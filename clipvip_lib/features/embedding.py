@@ -19,6 +19,7 @@ import torch
 from clipvip_lib import __version__
 from clipvip_lib.data.clips import Clip, workers_of
 from clipvip_lib.data.video import VideoError
+from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.writer import PART, FeatureWriter
 from clipvip_lib.models.checkpoints import load_clip_vip
@@ -39,6 +40,7 @@ from clipvip_lib.precision import choose
 from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.say import is_unicode
 
+WINDOW_MARK = "#t="
 MOST_FRAMES = 4096  # of a video: more would only fill the memory
 DEVICES = ("cpu", "cuda")
 #: What settings must say for a query to be encoded as the rows were.
@@ -135,12 +137,14 @@ def embed_videos(
     part: int = PART,
     skip_bad: int = 0,
     damaged: str = "refuse",
+    windows: Windows | None = None,
     progress: ProgressCallback = lambda done, total, note: None,
 ) -> dict:
     """Write the features of clips (data/clips.py) to the folder ``out`` (features/folder.py); returns its meta.json.
 
     What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, and "key"
-    in a shard; frames: how many the video shows; "damage" where a damaged video was accepted.
+    in a shard; frames: how many the video shows; "damage" where a damaged video was accepted. With windows there is a
+    row for each window of a clip, with "start" and "end" in seconds, and "last" at a video's last one.
 
     Args:
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
@@ -150,6 +154,7 @@ def embed_videos(
         part: videos in a part, the most that a kill can cost.
         skip_bad: how many videos may be unreadable; they are listed in skipped.jsonl and have no row.
         damaged: "refuse" (then such a video is unreadable), or "accept" what a decoder makes up for damaged pictures.
+        windows: long videos are cut into these (data/windows.py); each finished one is kept.
 
     Raises VideoError naming the first unreadable video too many; ClipVipError if ``out`` was made with other weights or
     settings, or nothing is left to write.
@@ -170,9 +175,15 @@ def embed_videos(
         "size": image_size(encoder.model),
         "antialias": antialias,
     }
-    ids = [clip.id for clip in clips]
+    if windows is not None:
+        settings |= {"window": float(windows.length), "stride": float(windows.stride)}
+        if odd := next((clip for clip in clips if WINDOW_MARK in clip.id), None):
+            raise ClipVipError(
+                f"the id {odd.id!r} has {WINDOW_MARK} in it: expected that in the ids of windows only; rename the video"
+            )
     with FeatureWriter(out, settings, part) as writer:
-        todo = [clip for clip in clips if not writer.has(clip.id, clip.stamp)]
+        before = {clip.id: _ids_before(writer, clip, windows) for clip in clips}
+        todo = [clip for clip in clips if before[clip.id] is None]
         done = len(clips) - len(todo)
         skipped = writer.skipped([clip.id for clip in clips if writer.has(clip.id, clip.stamp)])
         if skipped > skip_bad:
@@ -180,27 +191,64 @@ def embed_videos(
                 f"{skipped} videos could not be read before (see {Path(out) / 'skipped.jsonl'}): expected at most "
                 f"{skip_bad}; fix them, or allow them with --skip-bad {skipped}"
             )
+
+        def wanted(clip: Clip, number: int) -> bool:
+            return not writer.has(_window_id(clip, windows, number), clip.stamp)
+
         progress(done, len(clips), "embedded before" if not todo else "")
         options = {"precision": precision, "batch": batch, "workers": workers, "damaged": damaged}
-        for clip, feature in encode_clips(encoder.model, todo, frames=frames, antialias=antialias, **options):
-            row = _row(clip.clip)
+        options |= {"frames": frames, "antialias": antialias, "windows": windows, "wanted": wanted}
+        seconds = ""
+        for clip, feature in encode_clips(encoder.model, todo, **options):
+            ended = True
             if clip.error is None:
-                damage = {"damage": clip.damage} if clip.damage else {}
-                writer.add({**row, "frames": clip.total, **damage}, clip.clip.stamp, feature)
+                row = _row(clip.clip) | {"frames": clip.total}
+                if (window := clip.window) is not None:
+                    row["id"] = _window_id(clip.clip, windows, window.number)
+                    row |= {"start": window.start, "end": window.end}
+                    row |= {"last": True} if window.last else {}
+                    ended, seconds = (
+                        window.last,
+                        "" if window.last else f"{clip.clip.id} at {window.end:.0f} s",
+                    )
+                writer.add(row | ({"damage": clip.damage} if clip.damage else {}), clip.clip.stamp, feature)
             else:
                 skipped += 1
                 if skipped > skip_bad:
                     raise VideoError(
                         f"{clip.error} (--skip-bad {skipped} would leave it out)"
                     ) from clip.error
-                writer.skip(row, clip.clip.stamp, str(clip.error))
-            done += 1
-            progress(done, len(clips), f"{skipped} skipped" if skipped else "")
+                writer.skip(_row(clip.clip), clip.clip.stamp, str(clip.error))
+            done += ended
+            progress(
+                done,
+                len(clips),
+                ", ".join([f"{skipped} skipped"] * bool(skipped) + [seconds] * bool(seconds)),
+            )
+        writer.flush()
+        ids = [id for clip in clips for id in before[clip.id] or _ids_before(writer, clip, windows) or ()]
         return writer.join(ids, _versions())
 
 
 def _row(clip: Clip) -> dict:
     return {"id": clip.id, "path": clip.path} | ({"key": clip.key} if clip.key else {})
+
+
+def _window_id(clip: Clip, windows: Windows, number: int) -> str:
+    """``ID#t=15``: where in the video a window begins, as a URL says it (W3C's media fragments)."""
+    return f"{clip.id}{WINDOW_MARK}{float(windows.start(number)):.3f}".rstrip("0").rstrip(".")
+
+
+def _ids_before(writer: FeatureWriter, clip: Clip, windows: Windows | None) -> list[str] | None:
+    """The ids of a clip's rows, if all are there (or it was skipped); else None."""
+    if windows is None or writer.has(clip.id, clip.stamp):
+        return [clip.id] if writer.has(clip.id, clip.stamp) else None
+    ids: list[str] = []
+    while writer.has(id := _window_id(clip, windows, len(ids)), clip.stamp):
+        ids.append(id)
+        if writer.is_last(id):
+            return ids
+    return None
 
 
 # --------------------------------------------------------------------------------------------------------- texts

@@ -28,7 +28,16 @@ from clipvip_lib.streams.parquet import need_pyarrow
 
 #: The columns of ids.jsonl by what the rows are, as Parquet's types.
 COLUMNS = {
-    "videos": {"id": "string", "path": "string", "key": "string", "frames": "int64", "damage": "string"},
+    "videos": {
+        "id": "string",
+        "path": "string",
+        "key": "string",
+        "frames": "int64",
+        "start": "float64",
+        "end": "float64",
+        "last": "bool",
+        "damage": "string",
+    },
     "texts": {"id": "string", "text": "string"},
 }
 

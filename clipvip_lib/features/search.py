@@ -31,6 +31,69 @@ INDEX, INDEX_ABOUT = "features.faiss", "features.faiss.json"
 PROBES = 32
 
 
+class Searcher:
+    """A folder of features and the model that made them, loaded once.
+
+    Queries are encoded by the weights that made the features, in the same precision, videos with as many frames.
+    weights, pretrained_tag: where they are now, if they moved; probes: search with FAISS; None is exact.
+
+    Raises ClipVipError as ``embedding.encoder_of``.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        weights: str | None = None,
+        pretrained_tag: str | None = None,
+        device: str = "auto",
+        probes: int | None = None,
+    ) -> None:
+        self.features, self.probes = features, probes
+        self.encoder = encoder_of(features.settings, weights, pretrained_tag, device)
+
+    def answer(
+        self, texts: Sequence[str] = (), videos: Sequence[str | Path] = (), top: int = 10
+    ) -> list[dict]:
+        """For each text, then each video, {"text" or "video", "results"}, and "cut": true for a text that is longer
+        than the model's context. A result is {"rank", "score", "row"} and what ids.jsonl says of the row.
+
+        Raises ClipVipError as ``search`` and ``faiss_search``; VideoError for a video.
+        """
+        check_asked(texts, videos)
+        settings = self.features.settings
+        queries, asked = [], []
+        if texts:
+            queries.append(self.encoder.texts(list(texts), precision=settings["precision"]))
+            is_cut = self.encoder.tokenizer.is_cut
+            asked += [{"text": text} | ({"cut": True} if is_cut(text) else {}) for text in texts]
+        if videos:
+            like = {name: settings[name] for name in ("frames", "antialias") if name in settings}
+            model = self.encoder.model
+            queries.append(encode_videos(model, list(videos), precision=settings["precision"], **like))
+        asked += [{"video": str(video)} for video in videos]
+        found = self._found(np.concatenate(queries), top)
+        return [query | {"results": results} for query, results in zip(asked, found, strict=True)]
+
+    def near(self, row: int, top: int = 10) -> list[dict]:
+        """The results nearest to a row, itself first. Raises ClipVipError if there is no such row."""
+        if not 0 <= row < len(self.features):
+            raise ClipVipError(f"no row {row}: expected 0 to {len(self.features) - 1}; name another")
+        return self._found(np.asarray(self.features.array[row : row + 1], np.float32), top)[0]
+
+    def _found(self, queries: np.ndarray, top: int) -> list[list[dict]]:
+        if self.probes is None:
+            rows, scores = search(self.features, queries, top)
+        else:
+            rows, scores = faiss_search(self.features, queries, top, self.probes)
+        return [
+            [
+                {"rank": rank, "score": float(score), "row": int(row), **self.features.row(int(row))}
+                for rank, (row, score) in enumerate(zip(found, cosines, strict=True), 1)
+            ]
+            for found, cosines in zip(rows, scores, strict=True)
+        ]
+
+
 def answer(
     features: Features,
     texts: Sequence[str] = (),
@@ -42,45 +105,13 @@ def answer(
     device: str = "auto",
     probes: int | None = None,
 ) -> list[dict]:
-    """What `clipvip search` tells: for each text, then each video, {"text" or "video", "results"}, and "cut": true
-    for a text that is longer than the model's context.
-
-    A result is {"rank", "score", "row"} and what ids.jsonl says of the row. Queries are encoded by the weights that
-    made the features, in the same precision, videos with as many frames. probes: search with FAISS; None is exact.
-
-    Raises ClipVipError as ``embedding.encoder_of``, ``search`` and ``faiss_search``; VideoError for a video.
-    """
-    _check_asked(texts, videos)
-    encoder = encoder_of(features.settings, weights, pretrained_tag, device)
-    precision = features.settings["precision"]
-    queries, asked = [], []
-    if texts:
-        queries.append(encoder.texts(list(texts), precision=precision))
-        is_cut = encoder.tokenizer.is_cut
-        asked += [{"text": text} | ({"cut": True} if is_cut(text) else {}) for text in texts]
-    if videos:
-        like = {
-            name: features.settings[name] for name in ("frames", "antialias") if name in features.settings
-        }
-        queries.append(encode_videos(encoder.model, list(videos), precision=precision, **like))
-    asked += [{"video": str(video)} for video in videos]
-    stacked = np.concatenate(queries)
-    rows, scores = (
-        search(features, stacked, top) if probes is None else faiss_search(features, stacked, top, probes)
-    )
-    return [
-        query
-        | {
-            "results": [
-                {"rank": rank, "score": float(score), "row": int(row), **features.row(int(row))}
-                for rank, (row, score) in enumerate(zip(found, cosines, strict=True), 1)
-            ]
-        }
-        for query, found, cosines in zip(asked, rows, scores, strict=True)
-    ]
+    """What `clipvip search` tells: `Searcher.answer` of a model that is loaded for it."""
+    check_asked(texts, videos)
+    return Searcher(features, weights, pretrained_tag, device, probes).answer(texts, videos, top)
 
 
-def _check_asked(texts: Sequence[str], videos: Sequence[str | Path]) -> None:
+def check_asked(texts: Sequence[str], videos: Sequence[str | Path]) -> None:
+    """Raises ClipVipError for nothing, or nothing but spaces, or what is not Unicode."""
     if not len(texts) and not len(videos):
         raise ClipVipError("search expected a text or a video to look for, got neither")
     for asked in map(str, [*texts, *videos]):

@@ -25,11 +25,13 @@ PART = 256
 
 @dataclass
 class _Known:
-    """What is known of an item: its stamp, the part that tells of it, and whether it was skipped."""
+    """What is known of an item: its stamp, the part that tells of it, whether it was skipped, and whether it is a
+    video's last window."""
 
     stamp: str
     part: int
     skipped: bool
+    last: bool
 
 
 @dataclass
@@ -122,7 +124,9 @@ class FeatureWriter:
 
     def _note(self, rows: Sequence[dict], skipped: Sequence[dict], part: int) -> None:
         for was_skipped, told in ((False, rows), (True, skipped)):
-            self._known |= {row["id"]: _Known(row["stamp"], part, was_skipped) for row in told}
+            self._known |= {
+                row["id"]: _Known(row["stamp"], part, was_skipped, bool(row.get("last"))) for row in told
+            }
 
     # ---- rows ----
 
@@ -133,6 +137,10 @@ class FeatureWriter:
     def skipped(self, ids: Sequence[str]) -> int:
         """How many of these ids were skipped."""
         return sum(self._known[id].skipped for id in ids if id in self._known)
+
+    def is_last(self, id: str) -> bool:
+        """Whether a known item is the last window of its video."""
+        return self._known[id].last
 
     def add(self, row: dict, stamp: str, feature: np.ndarray) -> None:
         """A row: what is known of it ("id" first) and its feature [E].

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import difflib
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -40,6 +39,7 @@ from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_weights import SIGN_OF_OFA, config_of_folder, ofa_from_state
 from clipvip_lib.models.open_clip_weights import from_open_clip
 from clipvip_lib.models.weight_files import read_folder, read_weights, refuse_prefixes
+from clipvip_lib.models.weight_names import expect_weights
 
 TEMPORAL = "vision_model.embeddings.temporal_embedding"
 PROXIES = "vision_model.embeddings.added_cls"
@@ -130,13 +130,10 @@ def load_clip_vip(
 
 
 def _read(source: str | Path, pretrained_tag: str | Path | None) -> Source:
+    expect_weights(source, pretrained_tag)
     path = Path(source)
     if not path.exists():
         return Source(f"{source}, {pretrained_tag}", *_read_open_clip(str(source), pretrained_tag))
-    if pretrained_tag is not None:
-        raise ClipVipError(
-            f"{source} is a file or folder, pretrained_tag= belongs to an open_clip name; leave it out"
-        )
     config, state = read_folder(path) if path.is_dir() else (None, read_weights(path))
     return Source(str(source), config, state)
 
@@ -445,13 +442,6 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
     """
     import open_clip  # here and not above: it costs seconds, and few need it
 
-    if name not in open_clip.list_models():
-        near = difflib.get_close_matches(name, open_clip.list_models(), 1)
-        raise ClipVipError(
-            f"no file or folder {name!r}, and no open_clip model of that name; give a path that exists (of a Hugging "
-            "Face model: download its folder first) or a name of open_clip.list_models()"
-            + (f"; did you mean {near[0]!r}?" if near else "")
-        )
     if "hf_model_name" in open_clip.get_model_config(name).get("text_cfg", {}):
         raise ClipVipError(
             f"open_clip model {name} has another text tower than CLIP's; take a plain ViT (ViT-B-32, ..)"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from clipvip_lib.data.clips import Clip, Decoded, decode_ahead
+from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.precision import autocast
@@ -84,8 +85,13 @@ def encode_clips(
     batch: int | None = None,
     workers: int | None = None,
     damaged: str = "refuse",
+    windows: Windows | None = None,
+    wanted: Callable[[Clip, int], bool] = lambda clip, number: True,
 ) -> Iterator[tuple[Decoded, np.ndarray | None]]:
-    """(clip without its frames, feature float32 [E]) of each clip, in order; None where the clip has an error."""
+    """(clip without its frames, feature float32 [E]) of each clip, in order; None where the clip has an error.
+
+    windows, wanted: of each window in its place, as ``clips.decode_ahead``.
+    """
     frames = model.config.temporal_size if frames is None else frames
     batch = batch_of(model, frames, batch)
     size, antialias = image_size(model), resize_rule(model, antialias)
@@ -97,7 +103,7 @@ def encode_clips(
         for clip in waiting:
             yield replace(clip, frames=None), None if clip.error is not None else next(rows)
 
-    for clip in decode_ahead(clips, frames, size, antialias, workers, 2 * batch, damaged):
+    for clip in decode_ahead(clips, frames, size, antialias, workers, 2 * batch, damaged, windows, wanted):
         waiting.append(clip)
         if len(waiting) == batch:
             yield from encoded()

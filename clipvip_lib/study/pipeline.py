@@ -66,8 +66,14 @@ def reproduce(
     stream = stream or sys.stdout
     plan, notebooks = plan or study_plan(), notebooks or files.shipped("notebooks")
     given, further = split_settings(profile, dict(set or {}))
-    sized, seeds = plan.profile(profile, **given), check_seeds(list(seeds))
+    # In the order of what each takes: a profile may time this machine, which imports torch.
+    seeds = check_seeds(list(seeds))
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
+    sized = plan.profile(profile, **given)
+    needed = {name: plan.stages_for(name, sized, seeds) for name in names}
+    to_force(
+        [stage for stages in needed.values() for stage in stages], [f"page/{name}" for name in names], force
+    )
     check_workers(workers)
     if said := slower(given.get("precision", ""), getattr(sized, "device", "cpu")):
         say(said, stream)
@@ -85,7 +91,7 @@ def reproduce(
                 (notebooks / f"{name}.ipynb").read_text(encoding="utf-8"),
                 parameters[name],
                 sized,
-                plan.stages_for(name, sized, seeds),
+                needed[name],
             )
             for name in names
         }
@@ -203,6 +209,21 @@ def only_run(home: Path) -> Lock:
         ) from None
 
 
+def to_force(stages: list[Stage], others: list[str], patterns: Iterable[str]) -> set[str]:
+    """The names of stages, of those that they need and of ``others`` that fit ``--force``.
+
+    Raises ClipVipError for a pattern that fits none.
+    """
+    names = [stage.name for stage in closure(stages)] + others
+    forced: set[str] = set()
+    for pattern in patterns:
+        fits = {name for name in names if _fits(name, pattern)}
+        if not fits:
+            raise _unknown_stage(pattern, names)
+        forced |= fits
+    return forced
+
+
 def forget(pages: list[Stage], patterns: Iterable[str], home: Path, record) -> None:
     """Discard the stages that fit ``--force``, and those that depend on them.
 
@@ -210,12 +231,7 @@ def forget(pages: list[Stage], patterns: Iterable[str], home: Path, record) -> N
     """
     empty_bin(home)
     stages = closure(pages)
-    forced: set[str] = set()
-    for pattern in patterns:
-        fits = {s.name for s in stages if _fits(s.name, pattern)}
-        if not fits:
-            raise _unknown_stage(pattern, [s.name for s in stages])
-        forced |= fits
+    forced = to_force(stages, [], patterns)
     for stage in stages:  # inputs come before dependents
         if stage.name in forced or any(up.name in forced for up in stage.inputs.values()):
             forced.add(stage.name)

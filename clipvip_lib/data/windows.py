@@ -1,0 +1,205 @@
+"""Windows of a long video: pieces of some seconds, their frames chosen as those of a cut clip would be.
+
+The video is decoded once, in order, and only the chosen frames of the windows that are under way stay in memory, shrunk
+as they come. Which frames to choose depends on how many a window has. The times of the packets tell that before any is
+decoded, and each decoded frame is held against them. Where they do not agree (hidden frames, containers without times),
+the times are taken from the decoder, which costs a second pass, and reading resumes with the first unfinished window.
+
+A window begins every ``stride`` from the first frame on, as long as some frame is in no window before it. So the end of
+a video is never dropped, its last window may be shorter, and a video shorter than a window is one.
+"""
+
+from __future__ import annotations
+
+import bisect
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from clipvip_lib.data.container import Look, VideoError, describe, look
+from clipvip_lib.data.turns import UPRIGHT, Matrix, turned
+from clipvip_lib.data.video import Pictures, uniform_indices
+from clipvip_lib.errors import ClipVipError
+
+MOST = 100_000  # windows of a video; 139 hours at a stride of 5 s
+SHORTEST = Fraction(1, 10)  # second: less would be a frame or none
+Shrink = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """length, stride: seconds, exact to the millisecond. Raises ClipVipError for windows that leave frames out."""
+
+    length: Fraction
+    stride: Fraction
+
+    def __post_init__(self) -> None:
+        for name, value in (("windows", self.length), ("a stride", self.stride)):
+            if value < SHORTEST:
+                raise ClipVipError(
+                    f"expected {name} of at least {float(SHORTEST):g} s, got {float(value):g}; 10 is usual"
+                )
+        if self.stride > self.length:
+            raise ClipVipError(
+                f"expected a stride of at most the window's {float(self.length):g} s, got {float(self.stride):g}: what "
+                "lies between two windows would never be found; make it smaller"
+            )
+
+    def start(self, number: int) -> Fraction:
+        """Where a window begins, in seconds from the first frame."""
+        return number * self.stride
+
+
+@dataclass(frozen=True)
+class Window:
+    """number: from zero; start, end: seconds from the first frame, of the last window up to the end of the video;
+    frames: uint8 [N, ...] as shrunk; total: frames in it; damage: as in ``video.Reading``, of all that was decoded so
+    far; last: whether it is the video's last."""
+
+    number: int
+    start: float
+    end: float
+    frames: np.ndarray
+    total: int
+    damage: str
+    last: bool
+
+
+class _OtherTimes(VideoError):
+    """A decoded frame is not shown when it was thought to be. Of the decoder's own times, it is an error."""
+
+
+def read_windows(
+    source: str | Path | bytes,
+    windows: Windows | None,
+    frames: int,
+    shrink: Shrink,
+    name: str | None = None,
+    damaged: str = "refuse",
+    wanted: Callable[[int], bool] = lambda number: True,
+) -> Iterator[Window]:
+    """The windows of a video in order, each with N uniform frames, as ``video.read_frames`` of the cut clip gives them.
+
+    Args:
+        windows: None takes the whole video as one.
+        shrink: makes uint8 [1, H, W, 3], upright, small, because one frame after the other is kept.
+        wanted: by its number, whether a window is to be read; others are passed over.
+
+    Raises VideoError as ``video.read_frames``, and for a video whose frames have no times. It may come after windows.
+    """
+    label, seen = describe(source, name), look(source, name)
+    job, done = _Job(source, seen, label, windows, frames, shrink, damaged == "accept", wanted), 0
+    try:
+        for window in job.read(seen.times):
+            yield window
+            done = window.number + 1
+        return
+    except _OtherTimes:
+        times = tuple(frame.pts for frame in Pictures(source, seen, label, job.accept))
+    yield from job.read(times, done)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    number: int
+    start: Fraction
+    end: Fraction
+    chosen: tuple[int, ...]
+    until: int  # the first frame behind it
+    total: int
+
+
+def plan(times: Sequence[Fraction], windows: Windows | None, frames: int) -> list[_Planned]:
+    """What each window shows, by the times of all frames, in seconds from the first one and sorted."""
+    gap = times[-1] / (len(times) - 1) if len(times) > 1 else Fraction(0)
+    finish = times[-1] + gap
+    windows = windows or Windows(finish + 1, finish + 1)
+    planned, covered = [], 0
+    while covered < len(times):
+        number = len(planned)
+        start = windows.start(number)
+        low = bisect.bisect_left(times, start)
+        high = bisect.bisect_left(times, start + windows.length)
+        # A picture that stands still is shown in every window up to the next one.
+        low = low if low < high else max(low - 1, 0)
+        high = max(high, low + 1)
+        chosen = tuple((low + uniform_indices(high - low, frames)).tolist())
+        end = min(start + windows.length, finish)
+        planned.append(_Planned(number, start, end, chosen, high, high - low))
+        covered = high
+    return planned
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What `read_windows` was asked for."""
+
+    source: str | Path | bytes
+    seen: Look
+    label: str
+    windows: Windows | None
+    frames: int
+    shrink: Shrink
+    accept: bool
+    wanted: Callable[[int], bool]
+
+    def read(self, times: Sequence[int | None], done: int = 0) -> Iterator[Window]:
+        """The windows from number ``done`` on, by the times of all frames; _OtherTimes if these are wrong."""
+        todo = [each for each in self._planned(times) if each.number >= done]
+        last = todo[-1].number if todo else -1
+        todo = deque(each for each in todo if self.wanted(each.number))
+        needed = {index for each in todo for index in each.chosen}
+        kept: dict[int, np.ndarray] = {}
+        pictures, turn = Pictures(self.source, self.seen, self.label, self.accept), UPRIGHT
+
+        def finished(shown: int) -> Iterator[Window]:
+            while todo and todo[0].until <= shown:
+                each = todo.popleft()
+                found = np.stack([kept[index] for index in each.chosen])
+                for index in [index for index in kept if not todo or index < todo[0].chosen[0]]:
+                    del kept[index]
+                at, end, is_last = float(each.start), float(each.end), each.number == last
+                yield Window(each.number, at, end, found, each.total, pictures.damage, is_last)
+
+        with contextlib.closing(iter(pictures)) as shown:
+            for index, frame in enumerate(shown):
+                if index >= len(times) or frame.pts != times[index]:
+                    raise _OtherTimes(self._odd)
+                yield from finished(index)  # now it is known that no further frame belongs to them
+                # The first is converted too: its size is that of all.
+                rgb = pictures.rgb(frame) if index == 0 or index in needed else None
+                if index == 0:
+                    turn = self._turn(pictures)
+                if index in needed:
+                    kept[index] = self.shrink(turned(rgb[None], turn))[0]
+        if pictures.total < len(times) or self._turn(pictures) != turn:
+            raise _OtherTimes(self._odd)
+        yield from finished(len(times))
+
+    def _planned(self, times: Sequence[int | None]) -> list[_Planned]:
+        if not times or None in times or any(two < one for one, two in pairwise(times)):
+            raise _OtherTimes(self._odd)
+        since = [(time - times[0]) * self.seen.tick for time in times]
+        stride = since[-1] + 1 if self.windows is None else self.windows.stride
+        if since[-1] / stride > MOST:
+            raise VideoError(
+                f"{self.label} would have more than {MOST} windows: expected fewer, its frames last until "
+                f"{float(since[-1]):.0f} s; take longer strides, or write it again with ffmpeg if that is wrong"
+            )
+        return plan(since, self.windows, self.frames)
+
+    def _turn(self, pictures: Pictures) -> Matrix:
+        return pictures.turns.common(self.source, self.seen.stream, self.label)
+
+    @property
+    def _odd(self) -> str:
+        return (
+            f"{self.label} does not say when its frames are shown: expected times that grow; write it again with "
+            "ffmpeg as .mp4 or .mkv"
+        )

@@ -1,0 +1,418 @@
+"""The search server with a real model, real videos and real requests: what it answers, and whom it refuses."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from urllib.parse import quote
+
+import patience
+import pytest
+import videos
+from hypothesis import given
+from hypothesis import strategies as st
+from small_clip import save_small, write_videos
+from test_clips import jpeg, write_pictures, write_shard
+from test_embed_commands import run
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features import search as module
+from clipvip_lib.features.folder import Features
+from clipvip_lib.features.serve import Refused, Server, address_of, wanted_part
+
+ODD = "v\x1b[31m<script>alert(1)<∕script>"  # a folder's / is not in names
+TOKEN = "a-token-of-some-length"
+
+
+@pytest.fixture(scope="module")
+def indexed(tmp_path_factory) -> Path:
+    """A folder with weights, videos and features of them: files, one with an odd name, a shard, pictures."""
+    root = tmp_path_factory.mktemp("indexed")
+    write_videos(root / "videos", 3)
+    (root / "videos" / f"{ODD}.mp4").write_bytes(videos.encode(30))
+    write_shard(root / "videos" / "0.tar", {"k": {"mp4": videos.encode(60)}, "still": {"jpg": jpeg()}})
+    write_pictures(root / "videos" / "frames", videos.pictures(5))
+    (root / "secret.mp4").write_bytes(b"not indexed")
+    save_small(root / "weights")
+    assert run("embed", root / "videos", "--weights", root / "weights", "--out", root / "out") == 0
+    return root
+
+
+class Served:
+    """A server in a thread, and its answers."""
+
+    def __init__(self, folder: Path, token: str | None = None) -> None:
+        self.server = Server(address_of("127.0.0.1:0"), token)
+        self.features = Features(folder)
+        searcher = module.Searcher(self.features)
+        arguments = (searcher, [], 5)
+        self.thread = threading.Thread(target=self.server.answer_with, args=arguments, daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.thread.join()
+
+    def ask(self, path: str, method: str = "GET", body: bytes | None = None, **headers: str):
+        """(status, headers, body) of a request; a name's _ is a -."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=60)
+        try:
+            named = {name.replace("_", "-"): value for name, value in headers.items()}
+            connection.request(method, path, body, named)
+            answer = connection.getresponse()
+            return answer.status, dict(answer.getheaders()), answer.read()
+        finally:
+            connection.close()
+
+    def row(self, id: str) -> int:
+        return next(i for i in range(len(self.features)) if self.features.row(i)["id"] == id)
+
+
+@pytest.fixture(scope="module")
+def served(indexed):
+    served = Served(indexed / "out")
+    yield served
+    served.close()
+
+
+def test_a_text_a_clip_and_a_row_find_videos(served, indexed):
+    status, headers, body = served.ask("/api/search?q=a+dog+runs&top=3")
+    answer = json.loads(body)
+    assert status == 200 and headers["Content-Type"] == "application/json"
+    (query,) = answer["queries"]
+    expected = module.answer(served.features, ["a dog runs"], top=3)[0]["results"]
+    assert query["asked"] == "a dog runs" and query["seconds"] > 0
+    assert [each["row"] for each in query["results"]] == [each["row"] for each in expected]
+    assert [each["score"] for each in query["results"]] == pytest.approx([each["score"] for each in expected])
+    assert set(answer["items"]) == {str(each["row"]) for each in expected}
+    clip = (indexed / "videos" / "v01.mp4").read_bytes()
+    status, _, body = served.ask("/api/search?top=2&name=mine.mp4", "POST", clip)
+    found = json.loads(body)["queries"][0]
+    assert status == 200 and found["asked"] == "mine.mp4"
+    assert found["results"][0]["row"] == served.row("v01") and found["results"][0]["score"] > 0.9999
+    row = served.row("k")
+    near = json.loads(served.ask(f"/api/search?like={row}")[2])["queries"][0]
+    assert near["asked"] == "Like k" and near["results"][0]["row"] == row and len(near["results"]) == 5
+
+
+def test_every_kind_of_row_is_served_and_nothing_of_a_request_is_a_path(served, indexed):
+    shard = {"k": videos.encode(60), "still": jpeg()}
+    for id, content, kind in (
+        ("v00", (indexed / "videos" / "v00.mp4").read_bytes(), "video/mp4"),
+        ("k", shard["k"], "video/mp4"),
+        ("still", shard["still"], "image/jpeg"),
+        ("frames", (indexed / "videos" / "frames" / "frames_002.png").read_bytes(), "image/png"),
+    ):
+        status, headers, body = served.ask(f"/media/{served.row(id)}")
+        assert (status, headers["Content-Type"], body) == (200, kind, content)
+        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Accept-Ranges"] == "bytes"
+        status, headers, body = served.ask(f"/media/{served.row(id)}", "HEAD")
+        assert (status, int(headers["Content-Length"]), body) == (200, len(content), b"")
+
+
+@pytest.mark.bad_input(
+    "search --serve: a path, `..` or a number of no row in the address",
+    says="404 and a sentence; nothing is read",
+)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/media/../secret.mp4",
+        "/media/..%2f..%2fsecret.mp4",
+        "/../../etc/passwd",
+        "//etc/passwd",
+        "/media//etc/passwd",
+        "/etc/passwd",
+        "/media/-1",
+        "/media/7",
+        "/media/999999999999999",
+        "/media/9999999999999999999999",
+        "/media/0/../1",
+        "/media/٣",
+        "/media/0%00",
+        "http://elsewhere/media/0",
+        "/media/",
+        "/nothing",
+    ],
+)
+def test_no_path_of_a_request_is_read(served, indexed, path):
+    path = quote(path, safe="/:%.")
+    for each in (path, path.replace("secret.mp4", quote(str(indexed / "secret.mp4"), safe=""))):
+        status, _, body = served.ask(each, Host="localhost")
+        assert status == 404 and set(json.loads(body)) == {"error"}
+
+
+@pytest.mark.bad_input("search --serve: a range that is not there", says="416 with the length")
+def test_ranges(served):
+    path = f"/media/{served.row('k')}"
+    content = videos.encode(60)
+    size = len(content)
+    for asked, begin, end in (
+        ("bytes=0-9", 0, 10),
+        ("bytes=10-", 10, size),
+        ("bytes=-7", size - 7, size),
+        (f"bytes={size - 1}-{10**30}", size - 1, size),
+        (f"bytes=-{10**30}", 0, size),
+        ("Bytes=5-5", 5, 6),
+    ):
+        status, headers, body = served.ask(path, Range=asked)
+        assert (status, body) == (206, content[begin:end]), asked
+        assert headers["Content-Range"] == f"bytes {begin}-{end - 1}/{size}"
+        assert int(headers["Content-Length"]) == end - begin
+    for asked in (f"bytes={size}-", f"bytes={10**40}-{10**41}", "bytes=-0"):
+        status, headers, body = served.ask(path, Range=asked)
+        assert (status, headers["Content-Range"]) == (416, f"bytes */{size}") and b"error" in body
+    for asked in (
+        "bytes=9-3",
+        "bytes=-",
+        "bytes=--5",
+        "bytes=0-1,3-4",
+        "bytes=a-b",
+        "lines=1-2",
+        "bytes=-1-2",
+        "x",
+    ):
+        status, headers, body = served.ask(path, Range=asked)  # not understood: the whole, as RFC 9110 has it
+        assert (status, body) == (200, content) and "Content-Range" not in headers
+    tag = served.ask(path)[1]["ETag"]
+    assert served.ask(path, If_None_Match=tag)[0] == 304
+    assert served.ask(path, Range="bytes=0-9", If_Range=tag)[0] == 206
+    assert served.ask(path, Range="bytes=0-9", If_Range='"another"')[2] == content
+
+
+@given(st.text("0123456789-,= bytes", max_size=30), st.integers(0, 50))
+def test_any_range_is_within_the_file(text, length):
+    try:
+        part = wanted_part("bytes=" + text, length)
+    except Refused as refused:
+        assert refused.status == 416
+    else:
+        assert part is None or 0 <= part[0] < part[1] <= length
+
+
+@pytest.mark.bad_input(
+    "search --serve: a Host that is not its own, or another page's request", says="403 and a sentence"
+)
+def test_other_hosts_and_other_pages_are_refused(served):
+    port = served.server.port
+    for host in (
+        "evil.com",
+        f"evil.com:{port}",
+        "127.0.0.1.evil.com",
+        "localhost.evil.com",
+        "",
+        "a b",
+        "10.0.0.1",
+    ):
+        for path in ("/", "/media/0", "/api/search?q=dog"):
+            status, _, body = served.ask(path, Host=host)
+            assert status == 403 and "Host" in json.loads(body)["error"]
+    for host in (f"localhost:{port}", "127.0.0.1", f"[::1]:{port}", "LOCALHOST:9000"):
+        assert served.ask("/media/0", Host=host)[0] == 200
+    assert served.ask("/api/search?q=dog", Origin="http://evil.com")[0] == 403
+    assert served.ask("/api/search", "POST", b"x", Origin="null")[0] == 403
+    assert served.ask("/media/0", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")[0] == 403
+    assert served.ask("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+    assert served.ask("/api/search?q=dog", Sec_Fetch_Site="same-origin")[0] == 200
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 403 ")
+    with socket.create_connection(("127.0.0.1", port)) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: evil.com\r\n\r\n")
+        assert raw.recv(100).startswith(b"HTTP/1.1 403 ")
+
+
+@pytest.mark.bad_input("search --serve: a question that is none", says="400, 411 or 413 and a sentence")
+@pytest.mark.parametrize(
+    ("path", "method", "status", "words"),
+    [
+        ("/api/search?q=", "GET", 400, "expected a text or a video to look for, got ''"),
+        ("/api/search", "GET", 400, "expected a text or a video to look for"),
+        ("/api/search?q=%ff", "GET", 400, "in UTF-8"),
+        ("/api/search?q=dog&top=0", "GET", 400, "expected top from 1 to 200, got '0'"),
+        ("/api/search?q=dog&top=1e9", "GET", 400, "expected top from 1 to 200, got '1e9'"),
+        ("/api/search?like=-1", "GET", 400, "expected like from 0 to 6"),
+        ("/api/search?like=7", "GET", 400, "expected like from 0 to 6"),
+        ("/api/search?name=a%0ab.mp4", "POST", 400, "a\\nb.mp4 is not a readable video"),
+        ("/", "POST", 404, "expected a clip"),
+    ],
+)
+def test_bad_questions_are_answered_with_a_sentence(served, path, method, status, words):
+    found, _, body = served.ask(path, method, b"no video" if method == "POST" else None)
+    assert found == status and words in json.loads(body)["error"]
+
+
+def test_a_clip_needs_a_length_and_not_too_much(served):
+    for header, status in (("", 411), ("Content-Length: -5\r\n", 411), (f"Content-Length: {2**40}\r\n", 413)):
+        with socket.create_connection(("127.0.0.1", served.server.port)) as raw:
+            raw.sendall(f"POST /api/search HTTP/1.1\r\nHost: localhost\r\n{header}\r\n".encode())
+            answer = b""
+            while piece := raw.recv(4096):
+                answer += piece
+        assert answer.startswith(f"HTTP/1.1 {status} ".encode()) and b"expected a clip" in answer
+
+
+def test_names_are_shown_as_names(served):
+    row = next(i for i in range(len(served.features)) if "script" in served.features.row(i)["id"])
+    item = json.loads(served.ask(f"/api/search?like={row}&top=1")[2])["items"][str(row)]
+    assert "\\u001b[31m<script>" in item["id"] and "\x1b" not in item["id"] + item["about"]
+    status, headers, body = served.ask("/")
+    text = body.decode()
+    rule = headers["Content-Security-Policy"]
+    assert status == 200 and "default-src 'none'" in rule and "frame-ancestors 'none'" in rule
+    assert "unsafe" not in rule and "http" not in rule and text.count("<script") == 2 and "{{" not in text
+
+
+@pytest.mark.fault(
+    "search --serve: a video is moved away or cut while it is served",
+    sees="404 and a sentence in place of the player",
+    keeps="the server",
+)
+def test_a_video_that_is_gone_or_no_video_is_told(indexed, tmp_path):
+    shutil.copytree(indexed / "videos", tmp_path / "v")
+    line = ("embed", tmp_path / "v", "--weights", indexed / "weights", "--out", tmp_path / "out")
+    assert run(*line) == 0
+    served = Served(tmp_path / "out")
+    try:
+        (tmp_path / "v" / "v00.mp4").unlink()
+        os.mkfifo(tmp_path / "v" / "v00.mp4")
+        (tmp_path / "v" / "v01.mp4").unlink()
+        shard = tmp_path / "v" / "0.tar"
+        shard.write_bytes(shard.read_bytes()[:3000])
+        for id, words in (("v00", "is not what was embedded"), ("v01", "No such file"), ("k", "is damaged")):
+            status, _, body = served.ask(f"/media/{served.row(id)}")
+            assert status == 404 and words in json.loads(body)["error"]
+            item = json.loads(served.ask(f"/api/search?like={served.row(id)}&top=1")[2])["items"]
+            assert item[str(served.row(id))]["kind"] == "none"
+        assert served.ask(f"/media/{served.row('v02')}")[0] == 200
+    finally:
+        served.close()
+
+
+def test_an_index_from_elsewhere_opens_no_other_files(indexed, tmp_path):
+    from clipvip_lib.features.writer import FeatureWriter
+
+    settings = dict(Features(indexed / "out").settings)
+    with FeatureWriter(tmp_path / "out", settings) as writer:
+        for id, path in (("a", "/etc/passwd"), ("b", str(indexed / "weights" / "config.json"))):
+            writer.add({"id": id, "path": path}, "1", Features(indexed / "out").array[0])
+        writer.join(["a", "b"])
+    served = Served(tmp_path / "out")
+    try:
+        for row in (0, 1):
+            status, _, body = served.ask(f"/media/{row}")
+            assert status == 404 and "has no suffix of a video" in json.loads(body)["error"]
+    finally:
+        served.close()
+
+
+# ------------------------------------------------------------------------------------------------------- tokens
+
+
+@pytest.mark.bad_input("search --serve: a wrong token, or none", says="401 and a sentence")
+def test_a_token_is_asked_for_everything(indexed):
+    served = Served(indexed / "out", TOKEN)
+    try:
+        for path in (
+            "/",
+            "/media/0",
+            "/api/search?q=dog",
+            "/api/search?q=dog&token=" + TOKEN,
+            "/?token=wrong",
+            "/x",
+        ):
+            assert served.ask(path)[0] == 401
+        assert served.ask("/", Cookie=f"clipvip-{served.server.port}=wrong")[0] == 401
+        assert served.ask("/", Authorization="Bearer wrong")[0] == 401
+        assert served.ask("/", Cookie="\x7f;=;;")[0] == 401
+        status, headers, _ = served.ask(f"/?token={TOKEN}")
+        assert status == 303 and headers["Location"] == "/"
+        assert "HttpOnly" in headers["Set-Cookie"] and "SameSite=Lax" in headers["Set-Cookie"]
+        cookie = headers["Set-Cookie"].partition(";")[0]
+        assert served.ask("/", Cookie=cookie)[0] == served.ask("/media/0", Cookie=cookie)[0] == 200
+        assert served.ask("/media/0", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert served.ask("/", Cookie=cookie, Host="evil.com")[0] == 403
+        assert TOKEN not in served.ask("/", Cookie=cookie)[2].decode()
+        assert served.server.url.endswith(f"/?token={TOKEN}")
+    finally:
+        served.close()
+
+
+def test_an_address_of_other_machines_takes_their_names_for_it():
+    server = Server(address_of("0.0.0.0:0"), TOKEN)
+    try:
+        own = (f"{socket.gethostname()}:1", "192.168.0.5:8000", "[fe80::1]:8000", "localhost")
+        assert all(server.is_ours(host) for host in own)
+        assert not server.is_ours("evil.com") and not server.is_ours("1.2.3.4.evil.com")
+    finally:
+        server.server_close()
+
+
+@pytest.mark.bad_input(
+    "search --serve: an address, a port or a token that makes no sense", says="one sentence"
+)
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ("0.0.0.0:0", "other machines reach 0.0.0.0: expected --token"),
+        ("[::]:0", "other machines reach [::]: expected --token"),
+        ("0 --token short", "--token expected 16 or more letters"),
+        ("127.0.0.1:99999", "--serve expected HOST:PORT or PORT"),
+        ("a:b:c", "--serve expected HOST:PORT or PORT"),
+        ("a-dog-that-runs.invalid", "expected the address of this machine"),
+        ("192.0.2.1:0 --token", "cannot serve on 192.0.2.1:0"),
+        ("0 --json", "--serve shows results in a browser: expected no --json"),
+    ],
+)
+def test_bad_addresses_are_one_sentence(indexed, asked, words):
+    with pytest.raises(ClipVipError) as caught:
+        run("search", "--in", indexed / "out", "--serve", *asked.split())
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.bad_input(
+    "search --serve: a port that is taken", says="`expected a free port`, before the model is loaded"
+)
+def test_a_taken_port_is_a_sentence_before_the_model_is_loaded(indexed, monkeypatch):
+    monkeypatch.setattr(module, "Searcher", None)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ClipVipError, match=rf"cannot serve on 127.0.0.1:{port} .*expected a free port"):
+            run("search", "--in", indexed / "out", "--serve", port)
+
+
+@pytest.mark.fault(
+    "search --serve: Ctrl-C", sees="how many searches were answered; exit code 0", keeps="the features"
+)
+def test_the_command_serves_until_ctrl_c_and_loads_once(indexed):
+    code = (
+        "import sys; from clipvip_lib import cli; from clipvip_lib.features import search as m; load = m.encoder_of\n"
+        "m.encoder_of = lambda *a: print('LOADED', flush=True) or load(*a)\n"
+        "sys.exit(cli.main(sys.argv[1:]))"
+    )
+    line = [sys.executable, "-u", "-c", code, "search", "a dog", "--in", str(indexed / "out"), "--serve", "0"]
+    with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout.readline() == "LOADED\n"
+            said = process.stdout.readline()
+            port = int(re.match(r"http://127\.0\.0\.1:(\d+)/ searches 7 rows of .*; Ctrl-C ends it", said)[1])
+            for _ in range(3):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+                connection.request("GET", "/api/search?q=a+dog")
+                assert connection.getresponse().status == 200
+                connection.close()
+            process.send_signal(signal.SIGINT)
+            out, err = patience.wait(process)
+        finally:
+            patience.kill(process.pid)
+    assert process.returncode == 0 and out == ""
+    assert err == f"clipvip: loading the model\nclipvip: no longer at 127.0.0.1:{port}; answered 3 searches\n"
