@@ -224,3 +224,32 @@ def test_a_notebook_alone_works_from_a_cold_cache_and_any_folder(tmp_path):
     assert results["numbers"] == {"largest": 5} and results["seeds"] == [0, 1]
     assert list(elsewhere.iterdir()) == []
     assert not list((tmp_path / "home").rglob("*.partial"))
+
+
+def test_what_moves_is_recorded_in_words_and_the_embedded_sets_have_names_of_their_own(study, shown):
+    from clipvip_lib.data.corpora import encode_h264
+    from clipvip_lib.study.players import Player
+
+    film = encode_h264(np.zeros((3, 16, 16, 3), np.uint8))
+    groups = {
+        "“a ring”": [
+            Player(film, "1 · 0.50", "a ring on msrvtt"),
+            Player(film, "7", "its own video", own=True),
+        ]
+    }
+    study.players(groups, "On msrvtt -0.5 points", "didemo")
+    study.table(pd.DataFrame({"msrvtt": [-0.04]}), "On didemo", digits=1)
+    study.record(headline="msrvtt: -1")
+    results = shown[-1][notebook.RESULTS_MIME]
+    assert results["figures"] == [
+        {
+            "title": "On mini-MSRVTT −0.5 points",
+            "caption": "mini-DiDeMo",
+            "alt": "On mini-MSRVTT −0.5 points",
+            "shows": {"“a ring”": ["1 · 0.50 a ring on msrvtt", "7 its own video"]},
+        }
+    ]
+    assert results["headline"] == "mini-MSRVTT: −1"
+    assert results["tables"]["On mini-DiDeMo"] == {"columns": ["mini-MSRVTT"], "rows": [[-0.04]]}
+    page = shown[1]["text/html"] + shown[2]["text/html"]
+    assert page.count("<video ") == 2 and "a ring on msrvtt" in page and '<td class="number">0.0</td>' in page

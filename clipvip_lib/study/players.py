@@ -51,17 +51,21 @@ def small_video(path: Path) -> bytes:
 
 
 def moving(frames: np.ndarray, fps: int = 2) -> bytes:
-    """Frames uint8 [N, H, W, 3] as a small H.264 video; sides become even and at most 160 pixels, small ones are
-    enlarged by a whole number."""
+    """Frames uint8 [N, H, W, 3] as a small H.264 video, ``sized``."""
+    return encode_h264(sized(frames), fps)
+
+
+def sized(frames: np.ndarray) -> np.ndarray:
+    """Frames uint8 [N, H, W, 3] with even sides of at most 160 pixels; small ones are enlarged by a whole number."""
     from PIL import Image
 
     larger = max(1, SIDE // max(frames.shape[1:3]))
     frames = frames.repeat(larger, 1).repeat(larger, 2)
     scale = min(1.0, SIDE / max(frames.shape[1:3]))
     height, width = (max(2, 2 * round(scale * side / 2)) for side in frames.shape[1:3])
-    if (height, width) != frames.shape[1:3]:
-        frames = np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames])
-    return encode_h264(frames, fps)
+    if (height, width) == frames.shape[1:3]:
+        return frames
+    return np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames])
 
 
 def players_html(groups: Mapping[str, Sequence[Player]], title: str, caption: str) -> str:
@@ -151,7 +155,7 @@ def attention_html(
         "clips": [
             {
                 "text": shown(name),
-                "frames": [_base64(encode_jpeg(_enlarged(frame))) for frame in frames],
+                "frames": [_base64(encode_jpeg(frame)) for frame in sized(frames)],
                 "maps": _base64(_as_bytes(shares)),
             }
             for name, (frames, shares) in clips.items()
@@ -167,11 +171,6 @@ def attention_html(
 def _as_bytes(shares: np.ndarray) -> bytes:
     """Shares of attention as bytes: a step is a 255th of the largest of all."""
     return np.rint(255 * shares / max(float(shares.max()), 1e-9)).astype(np.uint8).tobytes()
-
-
-def _enlarged(frame: np.ndarray) -> np.ndarray:
-    larger = max(1, SIDE // max(frame.shape[:2]))
-    return frame.repeat(larger, 0).repeat(larger, 1)
 
 
 def _base64(content: bytes) -> str:
