@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 from clipvip_lib.children import end_with_torchrun
 from clipvip_lib.commands.arguments import device, folder, precision, say_loading, say_slower
@@ -67,7 +68,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--skip-share",
-        type=float,
+        type=share,
         default=0.0,
         metavar="SHARE",
         help="share of a shard's samples that may be skipped if they cannot be read (default: 0)",
@@ -80,6 +81,17 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < 1:  # NaN is neither
+        raise argparse.ArgumentTypeError(f"expected a share to skip of at least 0 and below 1, got {text}")
+    return found
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -103,6 +115,10 @@ def run(arguments: argparse.Namespace) -> int:
         lambda: None if local else say(f"{gone}; run the same command again to continue", sys.stderr)
     )
     shards = expand(arguments.shards)  # report a wrong path before torch is imported
+    if arguments.hugging_face is not None and (arguments.bpe or arguments.size):
+        raise ClipVipError(
+            "--bpe and --size belong to OFA: a Hugging Face model has its own tokenizer and image size; leave them out"
+        )
     if arguments.weights is not None and not kind_of(arguments.weights):
         raise ClipVipError(
             f"no file or folder {arguments.weights!r}: expected OFA's caption weights; check the path"
@@ -147,7 +163,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _captioner(arguments: argparse.Namespace, device: str):
     from clipvip_lib.captions.captioners import HuggingFaceCaptioner, load_ofa_captioner
-    from clipvip_lib.errors import ClipVipError
 
     if arguments.hugging_face is None:
         return load_ofa_captioner(
@@ -158,10 +173,6 @@ def _captioner(arguments: argparse.Namespace, device: str):
             max_tokens=arguments.max_tokens,
             precision=arguments.precision,
             device=device,
-        )
-    if arguments.bpe or arguments.size:
-        raise ClipVipError(
-            "--bpe and --size belong to OFA: a Hugging Face model has its own tokenizer and image size; leave them out"
         )
     return HuggingFaceCaptioner(
         arguments.hugging_face,

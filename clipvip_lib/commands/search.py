@@ -99,9 +99,7 @@ def run(arguments: argparse.Namespace) -> int:
 
         page = file_page(features, found, Path(arguments.html), arguments.top)
         write_bytes(arguments.html, page.encode())
-        say(
-            f"clipvip: {arguments.html}, {len(page.encode()) / 2**20:.1f} MiB, opens in a browser", sys.stderr
-        )
+        say(f"clipvip: {arguments.html}, {len(page.encode()) / 1024:.0f} KiB, opens in a browser", sys.stderr)
     return 0
 
 
