@@ -15,10 +15,11 @@ from collections.abc import Sequence
 
 from clipvip_lib import __version__
 from clipvip_lib.commands import caption, check_data, convert_texts, embed, reproduce, search, train
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import ClipVipError, lack_of_memory
 from clipvip_lib.say import CannotSay, give_up, say
 from clipvip_lib.stop_signals import signals_raise
 
+LESS_MEMORY = "choose a smaller batch or fewer workers, or end other programs"
 KEPT = "what was done is kept; run the same command to continue"
 
 
@@ -58,6 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except CannotSay as error:
         say(f"clipvip: cannot write to standard output: {error}; free some space; {KEPT}", sys.stderr)
+        return 2
+    except Exception as error:
+        if not lack_of_memory(type(error).__name__, str(error)):
+            raise
+        say(f"clipvip: the memory does not suffice; {LESS_MEMORY}; {KEPT}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         say(f"clipvip: interrupted; {KEPT}", sys.stderr)

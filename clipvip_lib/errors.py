@@ -7,6 +7,15 @@ from collections.abc import Iterable
 
 from clipvip_lib.say import shown
 
+# What torch, Python's threads, the system and the loader of libraries say.
+NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "can't start new thread",
+)
+
 
 class ClipVipError(ValueError):
     """Bad input or a state that a user can fix; its text is one sentence, shown without a traceback.
@@ -16,6 +25,12 @@ class ClipVipError(ValueError):
 
     def __str__(self) -> str:
         return shown(super().__str__())
+
+
+def lack_of_memory(kind: str, words: str) -> bool:
+    """Whether an exception of this kind, with these words, says that there is no more memory: Python's, numpy's and
+    torch's exceptions of their own, and those that have only words for it."""
+    return kind.endswith("MemoryError") or any(said in words for said in NO_MEMORY)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ClipVipError:

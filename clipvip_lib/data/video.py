@@ -19,6 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from clipvip_lib.data import hangs
 from clipvip_lib.data.container import Look, VideoError, describe, look, open_container, reason
 from clipvip_lib.data.rgb import ToRgb
 from clipvip_lib.data.turns import UPRIGHT, Matrix, Turns, turned
@@ -183,6 +184,7 @@ def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False
 def _shown(container, stream, complain: Callable[[str], None]) -> Iterator[av.VideoFrame]:
     """Frames in the order of presentation; those that an edit list hides do not appear."""
     for packet in container.demux(stream):
+        hangs.alive()
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:
