@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from clipvip_lib import __version__
 from clipvip_lib.commands import caption, check_data, convert_texts, embed, reproduce, search, train
-from clipvip_lib.errors import ClipVipError, lack_of_memory
+from clipvip_lib.errors import NO_ROOM, ClipVipError, lack_of_memory
 from clipvip_lib.say import CannotSay, give_up, say
 from clipvip_lib.stop_signals import signals_raise
 
@@ -61,9 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"clipvip: cannot write to standard output: {error}; free some space; {KEPT}", sys.stderr)
         return 2
     except Exception as error:
-        if not lack_of_memory(type(error).__name__, str(error)):
+        if lack_of_memory(type(error).__name__, str(error)):
+            said = f"the memory does not suffice; {LESS_MEMORY}"
+        elif NO_ROOM in str(error):
+            said = f"{NO_ROOM}; free some space"
+        else:
             raise
-        say(f"clipvip: the memory does not suffice; {LESS_MEMORY}; {KEPT}", sys.stderr)
+        say(f"clipvip: {said}; {KEPT}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         say(f"clipvip: interrupted; {KEPT}", sys.stderr)

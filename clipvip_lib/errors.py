@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 from clipvip_lib.say import shown
@@ -15,6 +17,8 @@ NO_MEMORY = (
     "Cannot allocate memory",
     "can't start new thread",
 )
+
+NO_ROOM = os.strerror(errno.ENOSPC)  # libraries that raise errors of their own have these words in them
 
 
 class ClipVipError(ValueError):

@@ -73,6 +73,7 @@ class Growth:
 
     def repeat(self, count: int, do: Callable[[int], None]) -> Growth:
         process = psutil.Process()
+        gc.freeze()  # what is there stays: not to be looked through again and again
         for number in range(count):
             do(number)
             self.done += 1
@@ -81,6 +82,7 @@ class Growth:
                 self.at.append(self.done)
                 self.mib.append(process.memory_info().rss / 2**20)
                 self.descriptors.append(process.num_fds())
+        gc.unfreeze()
         return self
 
     @property
