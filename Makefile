@@ -7,6 +7,7 @@ STAMP  := $(VENV)/.clipvip-setup
 RUNNING := .venv-setup-running
 PROFILE ?= mini
 SEEDS   ?= 0
+MINUTES ?= 20
 # A Python >= 3.11 of your choice: make setup PYTHON=/path/to/python
 PYTHON  ?=
 
@@ -18,7 +19,7 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
   papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality smoke-results registration evidence condition answer faults lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality smoke-results registration evidence condition answer faults soak lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -111,6 +112,9 @@ answer: setup ## judge that evidence again: verdicts, figure, and README's answe
 
 faults: setup ## write docs/faults.md from the marks of the tests
 	@$(PY) tests/faults.py
+
+soak: setup ## read, search and kill for MINUTES (20), at least; writes docs/soak.md
+	@$(PY) tests/soak.py $(MINUTES)
 
 lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \

@@ -27,10 +27,11 @@ from clipvip_lib.commands import (
     search,
     train,
 )
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import NO_ROOM, ClipVipError, lack_of_memory
 from clipvip_lib.say import CannotSay, give_up, say
 from clipvip_lib.stop_signals import signals_raise
 
+LESS_MEMORY = "choose a smaller batch or fewer workers, or end other programs"
 KEPT = "what was done is kept; run the same command to continue"
 
 
@@ -98,6 +99,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except CannotSay as error:
         say(f"clipvip: cannot write to standard output: {error}; free some space; {KEPT}", sys.stderr)
+        return 2
+    except Exception as error:
+        if lack_of_memory(type(error).__name__, str(error)):
+            said = f"the memory does not suffice; {LESS_MEMORY}"
+        elif NO_ROOM in str(error):
+            said = f"{NO_ROOM}; free some space"
+        else:
+            raise
+        say(f"clipvip: {said}; {KEPT}", sys.stderr)
         return 2
     except KeyboardInterrupt:
         say(f"clipvip: interrupted; {KEPT}", sys.stderr)

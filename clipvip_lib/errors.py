@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 from clipvip_lib.say import shown
+
+# What torch, Python's threads, the system and the loader of libraries say.
+NO_MEMORY = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "can't start new thread",
+)
+
+NO_ROOM = os.strerror(errno.ENOSPC)  # libraries that raise errors of their own have these words in them
 
 
 class ClipVipError(ValueError):
@@ -16,6 +29,12 @@ class ClipVipError(ValueError):
 
     def __str__(self) -> str:
         return shown(super().__str__())
+
+
+def lack_of_memory(kind: str, words: str) -> bool:
+    """Whether an exception of this kind, with these words, says that there is no more memory: Python's, numpy's and
+    torch's exceptions of their own, and those that have only words for it."""
+    return kind.endswith("MemoryError") or any(said in words for said in NO_MEMORY)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ClipVipError:

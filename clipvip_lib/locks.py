@@ -79,9 +79,10 @@ class Lock:
 
     def release(self) -> None:
         """Let go. Nothing happens the second time."""
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        # Forgotten first: Ctrl-C after the closing must not let a second call close somebody else's file.
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
 
     def __enter__(self) -> Lock:
         return self

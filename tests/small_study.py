@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import resource
 import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
-from clipvip_lib import files
+from clipvip_lib import cli, files
 from clipvip_lib.errors import unknown
-from clipvip_lib.study.plan import Plan
-from clipvip_lib.workshop.stages import Stage, version
+from clipvip_lib.profiles import get_profile, in_precision
+from clipvip_lib.study import pipeline
+from clipvip_lib.study.plan import Plan, study_plan
+from clipvip_lib.workshop.stages import Stage, closure, version
 
 NOTEBOOKS = ("00_first", "01_second", "02_third")
 
@@ -28,12 +32,34 @@ def count(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict
         progress(i + 1, config["n"], "counting")
     if config.get("mood") == "raise":
         raise RuntimeError("the count\nwent wrong")
+    if config.get("mood") == "hungry":
+        exhaust_memory()
     if config.get("mood") in ("die", "bus"):
         os.kill(os.getpid(), signal.SIGKILL if config["mood"] == "die" else signal.SIGBUS)
     below = sum(json.loads((f / "result.json").read_text())["result"]["sum"] for f in inputs.values())
     with (folder.parent / "ran.txt").open("a") as log:
         log.write(f"{config.get('tag', '')}\n")
     return {"sum": config["n"] + below, "resumed_at": first, "threads": os.environ.get("OMP_NUM_THREADS")}
+
+
+def exhaust_memory() -> None:
+    """Take memory until there is no more; a limit on this process says when."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, before[1]))
+    try:
+        held = []
+        while True:
+            held.append(bytearray(2**22))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def diverging() -> Stage:
+    """The study's own pre-training at smoke size, with a learning rate at which the loss becomes NaN."""
+    sized = get_profile("smoke", **{"pretrain.lr": 1e30, "pretrain.clip_norm": 1e30})
+    stages = closure(study_plan().stages_for("00_start_here", in_precision(sized, "float32"), [0]))
+    return next(stage for stage in stages if stage.name == "clip/seed0")
 
 
 def stages_for(notebook: str, profile, seeds: list[int]) -> list[Stage]:
@@ -46,6 +72,9 @@ def stages_for(notebook: str, profile, seeds: list[int]) -> list[Stage]:
         )
         for s in seeds
     ]
+    if profile.mood == "faulty" and notebook != "02_third":
+        hungry = Stage("hungry", function, {"n": 3, "tag": "hungry", "mood": "hungry"}, {"base": base})
+        return [diverging() if notebook == "00_first" else hungry]
     if notebook == "02_third":
         config = {"n": 1, "tag": "odd", "mood": profile.mood}
         return [Stage("odd", function, config, {"base": base})]
@@ -53,11 +82,13 @@ def stages_for(notebook: str, profile, seeds: list[int]) -> list[Stage]:
 
 
 def profile(name: str):
-    """quick; slow: a pause at each step; broken: one stage raises; deadly: one kills its worker."""
+    """quick; slow: a pause at each step; broken: one stage raises; deadly: one kills its worker; faulty: one stage's
+    loss becomes NaN, one exhausts its memory."""
     known = {
         "quick": SimpleNamespace(n=3, pause=0.0, mood=""),
         "slow": SimpleNamespace(n=30, pause=0.1, mood=""),
         "broken": SimpleNamespace(n=3, pause=0.0, mood="raise"),
+        "faulty": SimpleNamespace(n=3, pause=0.0, mood="faulty"),
         "deadly": SimpleNamespace(n=3, pause=0.0, mood="die"),
     }
     if name not in known:
@@ -126,3 +157,14 @@ def write_notebooks(folder: Path) -> Path:
     write_notebook(folder, "01_second", [SHORT])
     write_notebook(folder, "02_third", [SHORT], extra="\nnote = 'none'")
     return folder
+
+
+def command(line: list[str]) -> int:
+    """``HOME NOTEBOOKS`` and a command line of ``clipvip``, which then means this study."""
+    home, notebooks, *rest = line
+    os.environ["CLIPVIP_HOME"] = home
+    pipeline.reproduce = functools.partial(REPRODUCE, plan=PLAN, notebooks=Path(notebooks))
+    return cli.main(rest)
+
+
+REPRODUCE = pipeline.reproduce

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -376,6 +377,25 @@ def test_everything_is_on_the_disk_before_the_rename(tmp_path, monkeypatch):
     record = next(i for i, path in enumerate(done) if Path(path).name.startswith("result.json"))
     assert str(partial / "count.json") in done[:record] and done[record + 1] == str(partial)
     assert record < at and done[at + 1 :] == [str(folder.parent)]
+
+
+@pytest.mark.fault(
+    "cache: the clock was set back (an attempt and a finished stage of tomorrow)",
+    sees="nothing; the stage resumes, and is not run again once it is done",
+    keeps="the result; no time is counted below zero",
+)
+def test_a_clock_that_was_set_back_costs_nothing(tmp_path):
+    partial = stage().partial_folder(tmp_path)
+    partial.mkdir(parents=True)
+    tomorrow = time.time() + 86_400
+    (partial / "attempts.jsonl").write_text(json.dumps({"started": tomorrow, "spent_before": 0.0}) + "\n")
+    assert run_stage(stage(), tmp_path)["sum"] == 3
+    assert stage().facts(tmp_path)["attempts"] == 2 and 0 <= stage().facts(tmp_path)["seconds"] < 60
+    for path in tmp_path.rglob("*"):
+        os.utime(path, (tomorrow, tomorrow))
+    before = stage().facts(tmp_path)
+    run_stage(stage(), tmp_path)
+    assert stage().facts(tmp_path) == before
 
 
 @pytest.mark.fault("cache: the note of attempts is junk", sees="nothing", keeps="the stage's result")

@@ -157,6 +157,7 @@ def run(arguments: argparse.Namespace) -> int:
     say_slower(arguments.precision, encoder.model.device)
     out = Path(arguments.out)
     options = {"precision": arguments.precision, "stored": "float16" if arguments.float16 else "float32"}
+    copies = [copy for copy in (out / PARQUET, out / "texts" / PARQUET) if copy.is_file()]
     if clips:
         _report(
             "videos",
@@ -192,11 +193,11 @@ def run(arguments: argparse.Namespace) -> int:
     for written in [out] * bool(clips) + [out / "texts"] * bool(texts):
         if arguments.parquet:
             say(str(write_parquet(written)), sys.stderr if arguments.json else None)
-        elif (copy := written / PARQUET).is_file() and copy.stat().st_mtime < (
-            written / "ids.jsonl"
-        ).stat().st_mtime:
-            copy.unlink()  # of fewer clips
-            say(f"clipvip: removed {copy}, which lacked rows; --parquet writes it again", sys.stderr)
+        elif written / PARQUET in copies and not (written / PARQUET).exists():
+            say(
+                f"clipvip: removed {written / PARQUET}, which lacked rows; --parquet writes it again",
+                sys.stderr,
+            )
     return 0
 
 

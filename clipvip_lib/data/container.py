@@ -19,6 +19,7 @@ from pathlib import Path
 
 import av
 
+from clipvip_lib.data import hangs
 from clipvip_lib.data.structure import announced_end
 from clipvip_lib.errors import ClipVipError
 
@@ -86,16 +87,17 @@ def open_container(source: str | Path | bytes, label: str) -> Iterator[av.contai
     no name for.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else str(Path(source).absolute())
-    try:
-        # Titles in another alphabet's encoding are not a reason to refuse a video.
-        container = av.open(file, options={"format_whitelist": DEMUXERS}, metadata_errors="replace")
-    except Exception as error:
-        raise VideoError(
-            f"{label} is not a readable video: expected a whole MP4, Matroska or other video file, "
-            f"got bytes without its headers or its index; check the download"
-        ) from error
-    with container, as_video_error(label):
-        yield container
+    with hangs.watched(label):
+        try:
+            # Titles in another alphabet's encoding are not a reason to refuse a video.
+            container = av.open(file, options={"format_whitelist": DEMUXERS}, metadata_errors="replace")
+        except Exception as error:
+            raise VideoError(
+                f"{label} is not a readable video: expected a whole MP4, Matroska or other video file, "
+                f"got bytes without its headers or its index; check the download"
+            ) from error
+        with container, as_video_error(label):
+            yield container
 
 
 @contextlib.contextmanager
@@ -143,6 +145,7 @@ class _Packets:
 def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
     found = _Packets()
     for packet in container.demux(stream):
+        hangs.alive()
         if packet.size:
             if not found.times:
                 found.whole_start = _needs_nothing_before(stream.codec_context, packet)
@@ -197,7 +200,10 @@ def _expect_whole_file(source: str | Path | bytes, label: str) -> None:
     if not isinstance(source, str | Path | bytes):
         raise VideoError(f"expected a path or the bytes of a video, got {type(source).__name__}")
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file:
+        with (
+            hangs.watched(label),
+            io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as file,
+        ):
             size = file.seek(0, io.SEEK_END)
             end = announced_end(file, size)
     except OSError as error:

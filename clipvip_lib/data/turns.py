@@ -13,6 +13,7 @@ import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
 
+from clipvip_lib.data import hangs
 from clipvip_lib.data.container import VideoError, open_container
 from clipvip_lib.data.rgb import Chain
 
@@ -72,6 +73,7 @@ def _messages_agree(source: str | Path | bytes, index: int, label: str) -> bool:
             return False
         messages = BitStreamFilterContext("h264_metadata=display_orientation=extract", stream)
         for packet in container.demux(stream):
+            hangs.alive()
             for each in messages.filter(packet) if packet.size else ():
                 if each.has_sidedata("display_matrix"):
                     told.add(bytes(each.get_sidedata("display_matrix")))

@@ -19,6 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 
+from clipvip_lib.data import hangs
 from clipvip_lib.data.container import (
     Look,
     VideoError,
@@ -216,6 +217,7 @@ class Pictures:
 
 def _shown(container, stream, complain: Callable[[str], None]) -> Iterator[av.VideoFrame]:
     for packet in container.demux(stream):
+        hangs.alive()
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.features.folder import is_that_of, lines, read_part, write_part
+from clipvip_lib.features.folder import PARQUET, is_that_of, lines, read_part, write_part
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.say import is_unicode
@@ -218,6 +218,7 @@ class FeatureWriter:
         if not self._changed and (old := self._joined_before(meta)) is not None:
             return old
         path.unlink(missing_ok=True)
+        (self.folder / PARQUET).unlink(missing_ok=True)  # of other rows
         with atomic_path(features) as partial:
             self._write_features(partial, found.moves, (meta["rows"], meta["width"]))
             with partial.open("rb") as file:

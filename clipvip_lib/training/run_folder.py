@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes
+from clipvip_lib.files import atomic_path, make_folder, read_json, sync, write_bytes
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
@@ -197,8 +197,14 @@ class RunFolder:
         with together(self.ranks):
             if self.ranks.main:
                 partial = make_folder(self.path / f"{name}.partial")
-                model.save_pretrained(partial)
-                tokenizer.save(partial / TOKENIZER)
+                try:
+                    model.save_pretrained(partial)
+                    tokenizer.save(partial / TOKENIZER)
+                    for path in (*partial.iterdir(), partial):
+                        sync(path)
+                except BaseException:
+                    shutil.rmtree(partial, ignore_errors=True)  # on a full disk it takes the room
+                    raise
                 shutil.rmtree(self.path / name, ignore_errors=True)
                 partial.rename(self.path / name)
 

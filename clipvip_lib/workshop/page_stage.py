@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import clipvip_lib
 from clipvip_lib import files
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import ClipVipError, lack_of_memory
 from clipvip_lib.workshop.provenance import provenance, versions
 from clipvip_lib.workshop.stages import Stage, library_versions, version
 
@@ -176,6 +176,8 @@ def _why(error: Exception) -> str:
     if type(error).__name__ == "PapermillExecutionError":
         words = " ".join(str(error.evalue).split())
         what = words if error.ename == "ClipVipError" else f"{error.ename}: {words[:300]}"
+        if lack_of_memory(error.ename, words):
+            what = "it ran out of memory; use fewer --workers"
         return f"cell {error.exec_count} of the notebook: {what}"
     if type(error).__name__ == "DeadKernelError":
         return "the notebook's kernel died, most often for lack of memory; use fewer --workers"

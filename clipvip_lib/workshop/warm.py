@@ -157,8 +157,14 @@ def main(given: Sequence[str]) -> None:
 
 
 def preload(modules: Iterable[str]) -> bool:
-    """Import the modules. Returns whether this process still has one thread, and so may be forked."""
+    """Import the modules. Returns whether this process still has one thread, and so may be forked.
+
+    Ends this process where its parent is gone: nobody looks at the connection before all is imported.
+    """
+    parent = os.getppid()
     for name in modules:
+        if os.getppid() != parent:
+            os._exit(1)
         try:
             importlib.import_module(name)
         except Exception:

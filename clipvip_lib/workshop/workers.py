@@ -24,7 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from clipvip_lib import files
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import NO_ROOM, ClipVipError, lack_of_memory
 from clipvip_lib.progress import duration
 from clipvip_lib.say import shown
 from clipvip_lib.stop_signals import signals_raise
@@ -419,11 +419,13 @@ def sentence(error: BaseException) -> str:
     words = shown(" ".join(Exception.__str__(error).split()))
     if isinstance(error, ClipVipError):
         return words
+    if lack_of_memory(type(error).__name__, words):
+        return "it ran out of memory; use fewer --workers"
     if isinstance(error, OSError) and error.strerror:
         advice = (
             "; free some space or set CLIPVIP_HOME to another folder" if error.errno in files.FULL else ""
         )
         return f"{error.strerror}{f': {error.filename}' if error.filename else ''}{advice}"
-    if isinstance(error, MemoryError):
-        return "it ran out of memory; use fewer --workers"
+    if NO_ROOM in words:
+        return f"{NO_ROOM}; free some space or set CLIPVIP_HOME to another folder"
     return f"{type(error).__name__}: {words[:300]}" if words else type(error).__name__
