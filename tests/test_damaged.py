@@ -236,7 +236,11 @@ def test_a_stream_names_what_it_accepted(files, verdicts, tmp_path):
         ClipStream([tmp_path / "0.tar"], damaged="repair", **options)
 
 
-def test_training_accepts_where_it_decodes():
+def test_training_accepts_where_it_decodes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("w", "s", "d"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a.tar").touch()
     line = "train --stage postpretrain --weights w --out o --shards a.tar --damaged accept"
     assert train.check(parsed(train, line.split())) == "postpretrain"
     stored = line.replace("--shards a.tar", "--frames-store s")
