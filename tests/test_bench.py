@@ -21,6 +21,7 @@ from clipvip_lib.bench import (
     moving_textures,
     pack,
     search,
+    study,
     train,
 )
 from clipvip_lib.bench.authors_attention import authors_attention
@@ -145,6 +146,11 @@ def test_captioning():
     (row,) = found["rows"]
     assert row["images_a_second"] == pytest.approx(2 / row["seconds"], rel=0.1)
     assert 1 < found["tokens_of_a_caption"] <= 17
+
+
+def test_the_steps_of_the_study():
+    rows = study.measure(repeats=1, profile="smoke")["rows"]
+    assert len(rows) == 6 and all(row["gflop"] > 0 and row["share_of_the_product"] > 0 for row in rows)
 
 
 def test_searching_finds_nearly_all_of_the_nearest_in_fewer_cells():
