@@ -30,6 +30,8 @@ class Tab:
         ]
         # No name is looked up: what a page fetches from elsewhere fails.
         command += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", "--remote-debugging-port=0"]
+        if width > 1000:  # a desk with a mouse; the headless browser has none
+            command += ["--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.numbers, self.errors, self.requested = itertools.count(1), [], []
         try:
@@ -99,6 +101,15 @@ class Tab:
         key = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13, "text": "\r"}
         for kind in ("keyDown", "keyUp"):
             self.call("Input.dispatchKeyEvent", type=kind, **key)
+
+    def point(self, selector: str) -> None:
+        """Move the mouse to the middle of an element, which is scrolled to."""
+        place = f"document.querySelector('{selector}')"
+        self.ask(f"{place}.scrollIntoView({{block: 'center'}})")
+        box = self.ask(
+            f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({place}.getBoundingClientRect())"
+        )
+        self.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0], y=box[1])
 
     def choose(self, selector: str, file: Path) -> None:
         """Choose a file in an ``<input type=file>``."""

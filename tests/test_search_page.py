@@ -144,6 +144,13 @@ def test_the_file_plays_in_a_browser_without_a_network(page, indexed, tmp_path, 
             tab.ask(f"{video}.play()")
             tab.until(f"{video}.paused || {video}.ended")  # at the end of the window
             assert tab.ask(f"{video}.currentTime") == pytest.approx(end, abs=0.9)  # the file ends at 5.6
+        tab.point("h1")
+        controls = "document.querySelector('video').controls"
+        assert tab.ask(controls) is (width == 390)  # a finger has nothing to point with
+        tab.point("video")
+        tab.until(controls)
+        tab.point("h1")
+        tab.until(f"{controls} === {str(width == 390).lower()}")
         image = found % "'still#t=0'" + ".querySelector('img')"
         assert tab.ask(f"{image}.naturalWidth") == 64 and "still" in tab.ask(f"{image}.alt")
         assert tab.ask(WIDE) and tab.contrasts()[0][0] >= 4.5, tab.contrasts()[:3]

@@ -120,6 +120,8 @@ def add(commands) -> None:
 def run(arguments: argparse.Namespace) -> int:
     try:
         recipe_name = check(arguments)
+        if not arguments.show:
+            _expect_files(arguments)
     except ClipVipError:
         if os.environ.get("RANK", "0") != "0":  # every rank would say the same
             return 2
@@ -264,9 +266,7 @@ def check(arguments: argparse.Namespace) -> str:
         raise ClipVipError(
             f"--stage {arguments.stage} expected a recipe of its own, got {name!r}; name one of {', '.join(fitting)}"
         )
-    if not arguments.show:
-        get_recipe(name, **dict(arguments.set))
-        _expect_files(arguments)
+    get_recipe(name, **dict(arguments.set))
     return name
 
 

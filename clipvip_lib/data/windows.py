@@ -58,9 +58,9 @@ class Windows:
 
 @dataclass(frozen=True)
 class Window:
-    """number: from zero; start, end: seconds from the first frame, of the last window up to the end of the video;
-    frames: uint8 [N, ...] as shrunk; total: frames in it; damage: as in ``video.Reading``, of all that was decoded so
-    far; last: whether it is the video's last."""
+    """number: from zero; start, end: seconds from the first frame, the end to the millisecond and at most that of the
+    video; frames: uint8 [N, ...] as shrunk; total: frames in it; damage: as in ``video.Reading``, of all that was
+    decoded so far; last: whether it is the video's last."""
 
     number: int
     start: float
@@ -164,7 +164,7 @@ class _Job:
                 found = np.stack([kept[index] for index in each.chosen])
                 for index in [index for index in kept if not todo or index < todo[0].chosen[0]]:
                     del kept[index]
-                at, end, is_last = float(each.start), float(each.end), each.number == last
+                at, end, is_last = float(each.start), round(float(each.end), 3), each.number == last
                 yield Window(each.number, at, end, found, each.total, pictures.damage, is_last)
 
         with contextlib.closing(iter(pictures)) as shown:
