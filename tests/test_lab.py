@@ -1,5 +1,6 @@
 """JupyterLab leaves the checkout clean, and an interrupted cell ends with a sentence."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -48,11 +49,17 @@ def lab(tmp_path_factory):
         with urllib.request.urlopen(request, timeout=120) as answer:
             return json.loads(answer.read())
 
+    def answers() -> bool:
+        with contextlib.suppress(OSError):  # its file is there before it listens
+            return bool(url()) and bool(ask("GET", "status"))
+        return False
+
     try:
-        patience.until(url, "the server", process)
+        patience.until(answers, "the server", process)
         yield folder / "notebooks", ask
     finally:
         patience.kill(process.pid)
+        process.wait()
 
 
 def run_through(model: dict) -> None:
