@@ -233,10 +233,6 @@ def test_the_index_has_a_card_a_notebook():
 
 # --- in a browser ----------------------------------------------------------------------------------------
 
-in_a_browser = pytest.mark.skipif(
-    not browsers.CHROMIUM, reason="chromium is not on PATH: pages are tested by parsing only"
-)
-
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory):
@@ -244,7 +240,7 @@ def tab(tmp_path_factory):
         yield found
 
 
-@in_a_browser
+@browsers.in_a_browser
 @pytest.mark.parametrize("dark", [True, False])
 def test_a_browser_shows_the_page_offline_in_both_settings(page, tab, tmp_path, dark):
     from PIL import Image
@@ -261,7 +257,7 @@ def test_a_browser_shows_the_page_offline_in_both_settings(page, tab, tmp_path, 
     assert np.abs(figure - background).max() > 100
 
 
-@in_a_browser
+@browsers.in_a_browser
 def test_wide_tables_scroll_inside_themselves(page, tab, tmp_path):
     file = tmp_path / "page.html"
     file.write_text(page)
@@ -270,7 +266,7 @@ def test_wide_tables_scroll_inside_themselves(page, tab, tmp_path):
     assert tab.run("document.querySelector('.table').scrollWidth") > 600
 
 
-@in_a_browser
+@browsers.in_a_browser
 def test_no_script_of_a_caption_runs_even_where_it_is_not_escaped(page, tab, tmp_path):
     """The page's policy is the second lock."""
     file = tmp_path / "page.html"
