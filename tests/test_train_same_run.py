@@ -55,11 +55,16 @@ def tune(made, data, out):
     return [*map(str, [*given, "--weights", made / "model"]), *settings(steps=2, evaluations=1)]
 
 
+def told(capsys) -> str:
+    """What was said, without the line that every training begins with."""
+    return capsys.readouterr().err.removeprefix("clipvip: loading the model\n")
+
+
 def refused(capsys, line, sentence):
     """The command ends with 2 and one sentence of this kind."""
     capsys.readouterr()
     assert cli.main(line) == 2
-    said = [row for row in capsys.readouterr().err.splitlines() if row.startswith("clipvip:")]
+    said = [row for row in told(capsys).splitlines() if row.startswith("clipvip:")]
     assert len(said) == 1 and re.search(sentence, said[0]), said
 
 
@@ -211,7 +216,7 @@ def test_a_stop_while_stores_are_decoded_is_told_without_a_checkpoint(made, tmp_
     with monkeypatch.context() as patch:
         patch.setattr(stores, "_write", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store")) == 143
-    said = capsys.readouterr().err
+    said = told(capsys)
     assert said.count("clipvip: ") == 1 and "what was done" not in said
     assert "clipvip: stopped by SIGTERM; no checkpoint was written yet; run the same command" in said
     assert cli.main(post(made, "a", tmp_path / "out", "--frames-store", tmp_path / "store")) == 0
@@ -232,21 +237,21 @@ def ends(monkeypatch, error: BaseException) -> None:
         (RankLost("expected 2 ranks"), 1, "expected 2 ranks; "),
     ],
 )
-def test_what_a_stop_at_any_time_keeps_is_said(tmp_path, monkeypatch, capsys, error, code, begins):
-    def told() -> str:
-        assert cli.main(post(tmp_path, "a", tmp_path)) == code
-        said = capsys.readouterr().err
+def test_what_a_stop_at_any_time_keeps_is_said(made, tmp_path, monkeypatch, capsys, error, code, begins):
+    def said_at_the_end() -> str:
+        assert cli.main(post(made, "a", tmp_path)) == code
+        said = told(capsys)
         assert said.startswith(f"clipvip: {begins}") and said.count("clipvip: ") == 1
         return said
 
     ends(monkeypatch, error)
-    assert "; no checkpoint was written yet" in told()
+    assert "; no checkpoint was written yet" in said_at_the_end()
     (tmp_path / "result.json").write_text("{}")
-    assert f"; {tmp_path}/result.json is kept" in told()
+    assert f"; {tmp_path}/result.json is kept" in said_at_the_end()
     torch.save({"step": 12, "model": {"w": torch.ones(3)}}, tmp_path / "checkpoint.pt")
-    assert f"; {tmp_path}/checkpoint.pt of step 12 is kept" in told()
+    assert f"; {tmp_path}/checkpoint.pt of step 12 is kept" in said_at_the_end()
     (tmp_path / "checkpoint.pt").write_bytes(b"half")
-    assert f"; {tmp_path}/checkpoint.pt is kept" in told()
+    assert f"; {tmp_path}/checkpoint.pt is kept" in said_at_the_end()
 
 
 @pytest.mark.fault(
@@ -254,7 +259,7 @@ def test_what_a_stop_at_any_time_keeps_is_said(tmp_path, monkeypatch, capsys, er
     sees="`clipvip: expected 2 ranks; no checkpoint was written yet`, exit code 1",
     keeps="not looked at by the test",
 )
-def test_a_signal_in_the_wake_of_a_lost_rank_does_not_take_its_sentence(tmp_path, monkeypatch, capsys):
+def test_a_signal_in_the_wake_of_a_lost_rank_does_not_take_its_sentence(made, tmp_path, monkeypatch, capsys):
     """torchrun ends the ranks that live on; its signal may come at any moment after the loss."""
 
     def lost_then_stopped(*_):
@@ -264,39 +269,41 @@ def test_a_signal_in_the_wake_of_a_lost_rank_does_not_take_its_sentence(tmp_path
             raise SystemExit(143)
 
     monkeypatch.setattr(run, "train_as_told", lost_then_stopped)
-    assert cli.main(post(tmp_path, "a", tmp_path)) == 1
-    assert capsys.readouterr().err == "clipvip: expected 2 ranks; no checkpoint was written yet\n"
+    assert cli.main(post(made, "a", tmp_path)) == 1
+    assert told(capsys) == "clipvip: expected 2 ranks; no checkpoint was written yet\n"
     ends(monkeypatch, RankLost("expected 3 ranks"))
-    told = ranks.say_once
-    monkeypatch.setattr(ranks, "say_once", lambda *what: (os.kill(os.getpid(), signal.SIGTERM), told(*what)))
-    assert cli.main(post(tmp_path, "a", tmp_path)) == 1
-    assert capsys.readouterr().err == "clipvip: expected 3 ranks; no checkpoint was written yet\n"
+    say_once = ranks.say_once
+    monkeypatch.setattr(
+        ranks, "say_once", lambda *what: (os.kill(os.getpid(), signal.SIGTERM), say_once(*what))
+    )
+    assert cli.main(post(made, "a", tmp_path)) == 1
+    assert told(capsys) == "clipvip: expected 3 ranks; no checkpoint was written yet\n"
 
 
-def test_an_end_that_is_no_stop_stays_one(tmp_path, monkeypatch, capsys):
+def test_an_end_that_is_no_stop_stays_one(made, tmp_path, monkeypatch, capsys):
     ends(monkeypatch, SystemExit(3))
     with pytest.raises(SystemExit) as caught:
-        cli.main(post(tmp_path, "a", tmp_path))
-    assert caught.value.code == 3 and "stopped by" not in capsys.readouterr().err
+        cli.main(post(made, "a", tmp_path))
+    assert caught.value.code == 3 and "stopped by" not in told(capsys)
 
 
-def test_under_torchrun_a_rank_says_who_may_have_sent_the_signal(tmp_path, monkeypatch, capsys):
+def test_under_torchrun_a_rank_says_who_may_have_sent_the_signal(made, tmp_path, monkeypatch, capsys):
     ends(monkeypatch, SystemExit(143))
     monkeypatch.setattr(ranks, "start", lambda _: Ranks())
     monkeypatch.setenv("RANK", "1")
-    assert cli.main(post(tmp_path, "a", tmp_path)) == 143
-    assert capsys.readouterr().err == (
+    assert cli.main(post(made, "a", tmp_path)) == 143
+    assert told(capsys) == (
         "clipvip: stopped by SIGTERM, sent by torchrun or another process "
         "(if a rank died, torchrun's report names it); "
         "no checkpoint was written yet; run the same command again to continue\n"
     )
     ends(monkeypatch, KeyboardInterrupt())  # somebody at a terminal, not torchrun
-    assert cli.main(post(tmp_path, "a", tmp_path)) == 130
-    assert "torchrun" not in capsys.readouterr().err
+    assert cli.main(post(made, "a", tmp_path)) == 130
+    assert "torchrun" not in told(capsys)
     torch.save({"step": 12}, tmp_path / "checkpoint.pt")
     monkeypatch.setattr(ranks, "start", lambda _: os.kill(os.getpid(), signal.SIGTERM))  # not yet joined
-    assert cli.main(post(tmp_path, "a", tmp_path)) == 143
-    assert f"; {tmp_path}/checkpoint.pt is kept; " in capsys.readouterr().err
+    assert cli.main(post(made, "a", tmp_path)) == 143
+    assert f"; {tmp_path}/checkpoint.pt is kept; " in told(capsys)
 
 
 @pytest.mark.fault(
@@ -353,6 +360,10 @@ def test_a_result_that_is_none_or_lost_its_model_is_one_sentence(made, tmp_path,
 @pytest.mark.parametrize("asked", ("999", "-3", "0", "1,3"))
 def test_snapshots_that_no_step_writes_are_refused(made, tmp_path, capsys, asked):
     line = post(made, "a", tmp_path / "out", f"--snapshots={asked}")
-    refused(capsys, line, "--snapshots expected numbers of steps from 1 to 2, got")
+    refused(capsys, line, "--snapshots:? expected (whole numbers like|numbers of steps from 1 to 2, got)")
     line = post(made, "a", tmp_path / "out", f"--snapshots={asked}", steps=0, samples=16)
-    refused(capsys, line, "--snapshots expected numbers of steps from 1 to (2|the last one), got")
+    refused(
+        capsys,
+        line,
+        "--snapshots:? expected (whole numbers like|numbers of steps from 1 to (2|the last one), got)",
+    )
