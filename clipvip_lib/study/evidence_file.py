@@ -151,7 +151,7 @@ def joined(first: Stored, second: Stored) -> Stored:
         )
     if len({run.get("registration", "") for run in first.runs + second.runs}) > 1:
         raise ClipVipError(
-            "evidence of another registration: expected one for all seeds, because what was fixed before the run differs; "
+            "evidence of another registration: expected one for all seeds, fixed before the run; "
             "begin a file of its own"
         )
     if lost := sorted(first.columns ^ second.columns):
