@@ -93,6 +93,9 @@ def test_evidence_of_other_versions_arms_or_places_is_not_joined_and_no_seed_is_
     other = dataclasses.replace(more, runs=(more.runs[0] | {"stages": {"finetune": 99}},))
     with pytest.raises(ClipVipError, match="other versions of the stages"):
         joined(few, other)
+    unregistered = dataclasses.replace(more, runs=(more.runs[0] | {"registration": "another"},))
+    with pytest.raises(ClipVipError, match="another registration"):
+        joined(few, unregistered)
     with pytest.raises(ClipVipError, match="lacks R@10 of .* the same arms in both"):
         joined(dataclasses.replace(few, hits={1: few.hits[1]}), more)
     with pytest.raises(ClipVipError, match=r"seeds \[3, 4, 6\] leave some out"):

@@ -80,7 +80,10 @@ def test_a_registration_that_evidence_rests_on_is_not_written_again(exploratory,
     jobs.register(tmp_path, path)  # nothing rests on it yet
     assert path.read_bytes() == before
     rests = dataclasses.replace(exploratory, runs=({"registration": evidence_file.registration()},))
-    evidence_file.write(rests, tmp_path / "registered.npz")
-    with pytest.raises(ClipVipError, match=r"registered.npz rests on .*before the run"):
-        jobs.register(tmp_path, path)
+    for folder in (tmp_path / "conditions", tmp_path):
+        file = files.make_folder(folder) / "registered.npz"
+        evidence_file.write(rests, file)
+        with pytest.raises(ClipVipError, match=r"registered.npz rests on .*before the run"):
+            jobs.register(tmp_path, path)
+        file.unlink()
     assert path.read_bytes() == before

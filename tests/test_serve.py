@@ -416,3 +416,24 @@ def test_the_command_serves_until_ctrl_c_and_loads_once(indexed):
             patience.kill(process.pid)
     assert process.returncode == 0 and out == ""
     assert err == f"clipvip: loading the model\nclipvip: no longer at 127.0.0.1:{port}; answered 3 searches\n"
+
+
+@pytest.mark.parametrize(
+    "head",
+    ["POST /api/search HTTP/1.1\r\nOrigin: http://elsewhere.example", "GET /media/999 HTTP/1.1"],
+    ids=["refused before its path is looked at", "a GET with a body"],
+)
+def test_a_body_is_never_read_as_the_next_request(served, head):
+    """Or another page could send requests that bear no Origin, within the body of one that is refused."""
+    host = f"Host: 127.0.0.1:{served.server.port}"
+    hidden = f"GET /media/0 HTTP/1.1\r\n{host}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", served.server.port), timeout=30) as connection:
+        connection.sendall(f"{head}\r\n{host}\r\nContent-Length: {len(hidden)}\r\n\r\n{hidden}".encode())
+        connection.settimeout(3)
+        answer = b""
+        try:
+            while piece := connection.recv(65536):
+                answer += piece
+        except (TimeoutError, ConnectionResetError):
+            pass
+    assert answer.count(b"HTTP/1.1 ") == 1 and answer.split()[1] in (b"403", b"404")

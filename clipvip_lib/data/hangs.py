@@ -42,14 +42,43 @@ def watched(label: str) -> Iterator[None]:
         return
     reader = _Reader(label)
     with _lock:
-        _readers.add(reader)
         if _watcher is None or not _watcher.is_alive():  # a fork has no thread of its parent's
             _watcher = threading.Thread(target=_watch, name="hangs", daemon=True)
             _watcher.start()
-    _here.reader = reader
+    _enter(reader)
     try:
         yield
     finally:
+        _leave(reader)
+
+
+@contextlib.contextmanager
+def resting() -> Iterator[None]:
+    """Around the ``yield`` of a generator that reads: in the body nobody waits for the decoder. Whoever asks for more
+    may take hours, read another video in between, or be another thread."""
+    reader = getattr(_here, "reader", None)
+    if reader is None:
+        yield
+        return
+    _leave(reader)
+    try:
+        yield
+    finally:
+        reader.signs += 1
+        _enter(reader)
+
+
+def _enter(reader: _Reader) -> None:
+    if (
+        getattr(_here, "reader", None) is None
+    ):  # else this thread reads another video, and is watched for that
+        _here.reader = reader
+        with _lock:
+            _readers.add(reader)
+
+
+def _leave(reader: _Reader) -> None:
+    if getattr(_here, "reader", None) is reader:
         _here.reader = None
         with _lock:
             _readers.discard(reader)

@@ -191,7 +191,8 @@ class Pictures:
             for frame in _shown(container, stream, self._complain):
                 self.turns.add(frame)
                 self.total += 1
-                yield frame
+                with hangs.resting():
+                    yield frame
         if self.total == 0:
             raise VideoError(
                 f"no frame of {self.label} can be decoded: expected at least one; fetch it again"

@@ -180,6 +180,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, answer) -> None:
         path, _, query = self.path.partition("?")
+        if self.command == "POST" or "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
+            self.close_connection = True  # what is left of a body would be read as the next request
         try:
             self._check_sender()
             fields = self._fields(query)
@@ -259,7 +261,6 @@ class Handler(BaseHTTPRequestHandler):
             raise Refused(404, "nothing is here: expected /, /api/search or /media/ROW")
 
     def _post(self, path: str, fields: dict[str, str]) -> None:
-        self.close_connection = True  # what is left of a refused body would be read as the next request
         if path != "/api/search":
             raise Refused(404, "nothing is here: expected a clip, sent to /api/search")
         length = self.headers.get("Content-Length", "")

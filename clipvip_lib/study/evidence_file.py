@@ -149,6 +149,11 @@ def joined(first: Stored, second: Stored) -> Stored:
         raise ClipVipError(
             "evidence of other versions of the stages (another commit): expected one study; begin a file of its own"
         )
+    if len({run.get("registration", "") for run in first.runs + second.runs}) > 1:
+        raise ClipVipError(
+            "evidence of another registration: expected one for all seeds, fixed before the run; "
+            "begin a file of its own"
+        )
     if lost := sorted(first.columns ^ second.columns):
         raise ClipVipError(
             f"one evidence lacks {lost[0]} and {len(lost) - 1} more: expected the same arms in both"

@@ -144,7 +144,7 @@ def write(stored: Stored, path: Path = REGISTRATION, folder: Path | None = None)
 
     Raises ClipVipError if some does: it would be registered after the fact.
     """
-    for file in sorted(folder.glob("*.npz")) if folder and path.is_file() else []:
+    for file in sorted(folder.rglob("*.npz")) if folder and path.is_file() else []:
         if evidence_file.registration() in {run.get("registration") for run in evidence_file.read(file).runs}:
             raise ClipVipError(
                 f"{file} rests on {path}: expected a registration before the run; move that evidence away as "
