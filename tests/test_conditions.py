@@ -68,6 +68,9 @@ def test_a_condition_is_trained_kept_and_told(smoke, tmp_path, monkeypatch, caps
     assert result["history"] == [] and result["best_step"] == 0
     rows = conditions.effects(tmp_path / "conditions")
     assert [row["statement"] for row in rows] == ["3a", "6", "6", "7a", "7a", "8d", "8d", "10a", "10a"]
+    shutil.copy(tmp_path / "conditions/fine-tuning-none.npz", tmp_path / "conditions/no-order.npz")
+    with pytest.raises(ClipVipError, match=r"no-order.npz is evidence of another profile: .* 'no-order'"):
+        conditions.effects(tmp_path / "conditions")
     with pytest.raises(ClipVipError, match="fine-tuning-quarter"):
         jobs.add_condition("smoke", "fine-tuning-quartr", folder=tmp_path)
     capsys.readouterr()

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipvip_lib.errors import unknown
-from clipvip_lib.profiles import Profile
+from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.statistics import claims
 from clipvip_lib.statistics import verdicts as rule
 
@@ -109,7 +109,7 @@ def condition(name: str) -> Condition:
 
 def effects(folder: Path) -> list[dict]:
     """A row for each headline contrast under each condition whose evidence lies in ``folder``: condition, kind, what,
-    dose, statement, contrast, effect, low, high (95 %), seeds, metric."""
+    dose, statement, contrast, effect, low, high (95 %), seeds, metric. Raises ClipVipError for evidence of another."""
     from clipvip_lib.study import evidence_file
 
     rows = []
@@ -117,6 +117,11 @@ def effects(folder: Path) -> list[dict]:
         path = folder / f"{name}.npz"
         if path.is_file():
             stored = evidence_file.read(path)
+            if stored.profile not in {repr(each.change(profile)) for profile in PROFILES.values()}:
+                raise ClipVipError(
+                    f"{path} is evidence of another profile: expected one under {name!r}; run `make condition "
+                    f"NAME={name}` again, or take the file away"
+                )
             about = {"condition": name, "kind": each.kind, "what": each.what, "dose": each.dose}
             rows += [about | row for row in headlines(stored.found(), len(stored.seeds), stored.metric)]
     return rows

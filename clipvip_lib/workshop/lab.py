@@ -1,12 +1,14 @@
 """The notebooks in JupyterLab, without changing the checkout: ``make lab`` saves a notebook's cells, not its outputs.
 
-Outputs differ from run to run, and they are kept where they belong: numbers in the cache, pages in reports/. Notebooks
-that are not the study's are saved as they are.
+Outputs differ from run to run, and they are kept where they belong: numbers in the cache, pages in reports/. A notebook
+that lies there with outputs, or that is new, is not the study's: it is saved as it is.
 """
 
 from __future__ import annotations
 
-import re
+from pathlib import Path
+
+from clipvip_lib.files import read_json
 
 #: What the study's notebooks say of themselves; JupyterLab would add the version of whoever saves.
 METADATA = {
@@ -14,13 +16,13 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 KEPT = {"tags"}  # of a cell's metadata: the others are how it was looked at
-OURS = re.compile(r"(.*/)?\d\d_\w+\.ipynb")
 
 
-def scrub(model: dict, path: str = "", **_: object) -> None:
+def scrub(model: dict, path: str, contents_manager: object, **_: object) -> None:
     """Take outputs, counts and the editor's own metadata out of a notebook before it is saved (a ``pre_save_hook`` of
     Jupyter's contents manager, which changes ``model`` in place)."""
-    if model.get("type") != "notebook" or not OURS.fullmatch(path):
+    stored = Path(contents_manager.root_dir, path)
+    if model.get("type") != "notebook" or not stored.is_file() or not _is_bare(read_json(stored)):
         return
     notebook = model["content"]
     notebook["metadata"] = METADATA
@@ -28,3 +30,8 @@ def scrub(model: dict, path: str = "", **_: object) -> None:
         cell["metadata"] = {name: value for name, value in cell["metadata"].items() if name in KEPT}
         if cell["cell_type"] == "code":
             cell["outputs"], cell["execution_count"] = [], None
+
+
+def _is_bare(notebook: dict) -> bool:
+    """Whether a notebook was stored by this hook, or as the study's are: without outputs, with just this metadata."""
+    return notebook.get("metadata") == METADATA and not any(cell.get("outputs") for cell in notebook["cells"])
