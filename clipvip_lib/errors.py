@@ -32,7 +32,7 @@ class ClipVipError(ValueError):
 
 
 def lack_of_memory(kind: str, words: str) -> bool:
-    """Whether an exception of this kind, with these words, says that there is no more memory: Python's, numpy's and
+    """Whether an exception of this kind, with these words, says that memory is exhausted: Python's, numpy's and
     torch's exceptions of their own, and those that have only words for it."""
     return kind.endswith("MemoryError") or any(said in words for said in NO_MEMORY)
 

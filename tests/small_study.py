@@ -43,7 +43,7 @@ def count(config: dict, inputs: dict[str, Path], folder: Path, progress) -> dict
 
 
 def exhaust_memory() -> None:
-    """Take memory until there is no more; a limit on this process says when."""
+    """Take memory until none is left; a limit on this process says when."""
     before = resource.getrlimit(resource.RLIMIT_AS)
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + 2**26, before[1]))

@@ -78,7 +78,7 @@ class Growth:
             do(number)
             self.done += 1
             if self.done >= WARM_SHARE * count and self.done % max(1, count // 50) == 0:
-                gc.collect()  # cycles that Python has not yet looked at are no leak
+                gc.collect()  # cycles that Python has not yet looked at do not count as a leak
                 self.at.append(self.done)
                 self.mib.append(process.memory_info().rss / 2**20)
                 self.descriptors.append(process.num_fds())

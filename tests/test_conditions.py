@@ -92,8 +92,7 @@ def test_what_a_condition_teaches_is_a_sentence():
     ]
     [gone] = robustness.sentences(rows_of("fine-tuning-quarter", 0.5), base)
     assert (
-        gone.startswith("Amount of fine-tuning, 0.25 times as many steps: ")
-        and "9 of 9 are no longer shown" in gone
+        gone.startswith("Amount of fine-tuning, 0.25 times as many steps: ") and "9 of 9 include zero" in gone
     )
     [turned] = robustness.sentences(rows_of("frozen-text", -4.0), base)
     assert "9 of 9 turn round (hdvila-100m@last over clip4clip, msrvtt −4.0;" in turned

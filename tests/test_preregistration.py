@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -40,19 +41,41 @@ def test_another_statement_size_arm_or_version_would_show(registered):
         assert any(registered[name] != value for name, value in preregistration.fixed(changed).items())
 
 
+def git(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True)
+
+
+def came_after(folder: Path, registration: Path, commit: str) -> bool | None:
+    """Whether a run's commit contains the last change of the registration; None where no history tells."""
+    written = git(folder, "log", "-1", "--format=%H", "--", str(registration)).stdout.strip()
+    if not written:
+        return None
+    return (
+        git(folder, "merge-base", "--is-ancestor", written, commit.removesuffix("+changes")).returncode == 0
+    )
+
+
 def test_the_run_came_after_the_registration():
-    for path in sorted(reference.FOLDER.glob("*.npz")):
+    """Of all evidence that rests on it."""
+    for path in sorted(reference.FOLDER.rglob("*.npz")):
         for run in evidence_file.read(path).runs:
-            if run.get("registration") != evidence_file.registration():
-                continue
-            git = ["git", "-C", str(files.CHECKOUT)]
-            asked = [*git, "log", "-1", "--format=%H", "--", str(REGISTRATION)]
-            written = subprocess.run(asked, capture_output=True, text=True).stdout.strip()
-            if not written:
-                pytest.skip("no history here that tells when the registration was written")
-            commit = run["commit"].removesuffix("+changes")
-            order = subprocess.run([*git, "merge-base", "--is-ancestor", written, commit])
-            assert order.returncode == 0, f"{path.name}: {commit} does not contain the registration {written}"
+            if run.get("registration") == evidence_file.registration():
+                assert came_after(files.CHECKOUT, REGISTRATION, run["commit"]) is not False, path.name
+
+
+def test_a_run_from_before_the_registration_would_show(tmp_path):
+    registration = tmp_path / "registration.json"
+    assert git(tmp_path, "init", "-q").returncode == 0
+    assert came_after(tmp_path, registration, "HEAD") is None
+    commits = []
+    for content in ("first", "registered", "run"):
+        (registration if content == "registered" else tmp_path / "code").write_text(content)
+        git(tmp_path, "add", ".")
+        who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+        assert git(tmp_path, *who, "commit", "-qm", content).returncode == 0
+        commits.append(git(tmp_path, "rev-parse", "HEAD").stdout.strip())
+    found = [came_after(tmp_path, registration, commit) for commit in (*commits, f"{commits[2]}+changes")]
+    assert found == [False, True, True, True]
 
 
 def test_more_seeds_decide_more(registered):

@@ -95,7 +95,7 @@ class Media:
         self._lock = threading.Lock()
 
     def place(self, row: int) -> Place:
-        """Raises ClipVipError if there is no such row, it is a text, or its file is gone or no video."""
+        """Raises ClipVipError if the row does not exist, it is a text, or its file is gone or no video."""
         if not 0 <= row < len(self.features):
             raise ClipVipError(f"no row {row}: expected 0 to {len(self.features) - 1}")
         about = self.features.row(row)

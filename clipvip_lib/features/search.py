@@ -75,7 +75,7 @@ class Searcher:
         return [query | {"results": results} for query, results in zip(asked, found, strict=True)]
 
     def near(self, row: int, top: int = 10) -> list[dict]:
-        """The results nearest to a row, itself first. Raises ClipVipError if there is no such row."""
+        """The results nearest to a row, itself first. Raises ClipVipError if the row does not exist."""
         if not 0 <= row < len(self.features):
             raise ClipVipError(f"no row {row}: expected 0 to {len(self.features) - 1}; name another")
         return self._found(np.asarray(self.features.array[row : row + 1], np.float32), top)[0]

@@ -150,7 +150,7 @@ class Server(ThreadingHTTPServer):
 
 
 class Refused(Exception):
-    """An answer with a status that is no success, and a sentence."""
+    """An error status and a sentence."""
 
     def __init__(self, status: int, text: str, **headers: str) -> None:
         super().__init__(text)

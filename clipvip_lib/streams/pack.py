@@ -2,7 +2,7 @@
 
 What comes out is what went in: a shard is a shard of the same name with the same keys, texts and key.json, in the same
 order, and captions and texts beside it; a video file or a frame folder is an MP4 of the same name. So every reader of
-originals reads packs, and there is no second reader.
+originals reads packs, by the same reader.
 
 * A shard, or a file of a folder, appears once and whole, and what is there is not made again.
 * They are dealt out by locks (shard_locks.py): the same command on several machines shares the work.
@@ -88,7 +88,7 @@ def pack(
     """Pack ``files`` (``clips.list_files``) into ``out``; returns when all are done, by any process.
 
     Args:
-        skip_share: share of a shard's samples, or of all files that are no shards, rounded up, that may be left out
+        skip_share: share of a shard's samples, or of all files other than shards, rounded up, that may be left out
             because they cannot be read.
         workers: threads that decode and encode, by default one per core.
         poll: seconds between looks at what other processes hold.

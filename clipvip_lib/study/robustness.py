@@ -27,6 +27,7 @@ LOOKS = (
     ("grey", "^"),
     ("blue", "v"),
 )  # of the headline statements
+SIDES = {1: "keep their side", 0: "include zero", -1: "turn round"}  # of the interval, beside the reference's
 Rows = Sequence[Mapping]
 
 
@@ -56,15 +57,13 @@ def sentences(rows: Rows, base: Rows) -> list[str]:
     found = []
     for name in dict.fromkeys(row["condition"] for row in rows):
         own = [row for row in rows if row["condition"] == name and sides.get(row["contrast"])]
-        groups: dict[str, list[str]] = {"keep their side": [], "are no longer shown": [], "turn round": []}
+        groups: dict[str, list[str]] = {word: [] for word in SIDES.values()}
         for row in own:
-            side = _side(row) * sides[row["contrast"]]
-            word = {1: "keep their side", 0: "are no longer shown", -1: "turn round"}[side]
+            word = SIDES[_side(row) * sides[row["contrast"]]]
             groups[word].append(f"{row['contrast']} {signed(row['effect'], 1)}")
         first = next(row for row in rows if row["condition"] == name)
         parts = [
-            f"{len(those)} of {len(own)} {word}"
-            + (f" ({'; '.join(those)})" if word != "keep their side" else "")
+            f"{len(those)} of {len(own)} {word}" + (f" ({'; '.join(those)})" if word != SIDES[1] else "")
             for word, those in groups.items()
             if those
         ]
