@@ -16,13 +16,18 @@ Source: CLIP-ViP (arXiv 2209.06430), section 4 and table 5; the authors' loss cl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from clipvip_lib.errors import ClipVipError, unknown
+
+#: Queries that are compared with the whole batch at once. A larger batch is compared in tiles, so that memory grows
+#: with the batch and not with its square; the similarities of a tile are computed again in the backward pass.
+TILE = 2048
 
 
 @dataclass(frozen=True)
@@ -93,8 +98,8 @@ def ocl_loss(
     caption_mask: bool [B], False where a clip has no caption: that caption is neither a positive nor a
     negative, and a term is the mean over its remaining rows. None: every clip has one.
 
-    Computed in float32 or wider whatever the autocast. Raises ClipVipError for an unknown loss or reduction,
-    a missing source, or features of different shapes.
+    Computed in float32 or wider whatever the autocast; in tiles if B > ``TILE``. Raises ClipVipError for an
+    unknown loss or reduction, a missing source, or features of different shapes.
     """
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ("mean", "sum"))
@@ -112,19 +117,41 @@ def _cross_entropy(
     term: Term, features: Mapping[str, Tensor], scale: Tensor, present: Mapping[str, Tensor]
 ) -> Tensor:
     """One term, a scalar; zero if no row has both its query and its positive."""
-    query = scale * features[term.query]
-    positive = (query * features[term.positive]).sum(-1)
-    own = torch.eye(len(query), dtype=torch.bool, device=query.device)
-    columns = [positive[:, None]]
-    for source in term.negatives:
-        barred = own if source not in present else own | ~present[source]
-        columns.append((query @ features[source].T).masked_fill(barred, float("-inf")))
-    rows = torch.cat(columns, dim=1).logsumexp(1) - positive
+    query, positive = scale * features[term.query], features[term.positive]
+    negatives = [features[source] for source in term.negatives]
+    absent = [~present[source] if source in present else None for source in term.negatives]
+    if len(query) <= TILE:
+        rows = _row_losses(query, positive, negatives, absent, 0)
+    else:
+        tiles = zip(query.split(TILE), positive.split(TILE), range(0, len(query), TILE), strict=True)
+        rows = torch.cat(
+            [
+                checkpoint(_row_losses, q, p, negatives, absent, first, use_reentrant=False)
+                for q, p, first in tiles
+            ]
+        )
     masks = [present[source] for source in (term.query, term.positive) if source in present]
     if not masks:
         return rows.mean()
     mask = torch.stack(masks).all(0)
     return rows.masked_fill(~mask, 0).sum() / mask.sum().clamp(min=1)
+
+
+def _row_losses(
+    query: Tensor, positive: Tensor, negatives: Sequence[Tensor], absent: Sequence[Tensor | None], first: int
+) -> Tensor:
+    """Cross-entropies [rows] of scaled queries [rows, E], which are those from number ``first`` of the batch.
+
+    negatives: all clips' features [B, E] of each source. absent: which of them are not there, bool [B]; None: none.
+    """
+    numbers = torch.arange(len(negatives[0]), device=query.device)
+    own = numbers[first : first + len(query), None] == numbers
+    positives = (query * positive).sum(-1)
+    columns = [positives[:, None]]
+    for feature, gone in zip(negatives, absent, strict=True):
+        barred = own if gone is None else own | gone
+        columns.append((query @ feature.T).masked_fill(barred, float("-inf")))
+    return torch.cat(columns, dim=1).logsumexp(1) - positives
 
 
 def _check(

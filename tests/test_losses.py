@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipvip_lib import losses
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.losses import LOSSES, needs, ocl_loss
 
@@ -73,6 +74,25 @@ def test_equals_loops_with_any_captions_missing(name, B, seed, bits):
     assert float(ocl_loss(name, f, SCALE, "sum", mask)) == pytest.approx(sum(expected), rel=1e-10, abs=1e-12)
     mean = float(ocl_loss(name, f, SCALE, "mean", mask))
     assert mean == pytest.approx(sum(expected) / len(expected), rel=1e-10, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("mask", [None, torch.arange(7) % 3 > 0])
+def test_tiles_change_nothing_and_keep_no_whole_matrix(monkeypatch, name, mask):
+    """Value and gradients as without tiles; nothing that the backward pass keeps has a row for each pair of clips."""
+    found, whole = {}, losses.TILE
+    for tile in (whole, 3):
+        monkeypatch.setattr(losses, "TILE", tile)
+        f = {source: feature.requires_grad_() for source, feature in draw(B=7, E=4).items()}
+        scale = SCALE.clone().requires_grad_()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, kept=kept: kept.append(t) or t, lambda t: t):
+            value = ocl_loss(name, f, scale, caption_mask=mask)
+        value.backward()
+        used = [f[source].grad for source in sorted(needs(name))]
+        found[tile] = torch.cat([value[None], scale.grad[None], *(g.flatten() for g in used)]).detach()
+        assert (max(t.numel() for t in kept) >= 7 * 7) == (tile > 3)
+    torch.testing.assert_close(found[3], found[whole])
 
 
 def test_infonce_is_torchs_cross_entropy():
