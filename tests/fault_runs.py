@@ -16,13 +16,14 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import patience
 import pytest
 
 from clipvip_lib.data import container, hangs
+from clipvip_lib.workshop.kernel import use_copies
 from clipvip_lib.workshop.stages import load_function
 from clipvip_lib.workshop.warm import Copy, Warm
 
@@ -81,14 +82,15 @@ class Run:
 class Runs:
     """Starts commands: ``runs("embed", ..., memory=64).sentence(2)``."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, modules: Sequence[str] = MODULES, **variables: str) -> None:
         self.folder, self.count = folder, 0
         tests = Path(__file__).parent
         one_thread = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
         self.environment = os.environ | one_thread | {"PYTHONPATH": f"{tests}:{tests.parent}"}
+        self.environment |= variables
         for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
             self.environment.pop(name, None)
-        self.warm = Warm(MODULES, self.environment, folder / "warm.log")
+        self.warm = Warm(modules, self.environment, folder / "warm.log")
 
     def __call__(self, *line: object, target: str = "clipvip_lib.cli:main", **circumstances: object) -> Run:
         """circumstances: of ``run``."""
@@ -109,8 +111,8 @@ class Runs:
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[Runs]:
-    runs = Runs(folder)
+def running(folder: Path, *modules: Sequence[str], **variables: str) -> Iterator[Runs]:
+    runs = Runs(folder, *modules, **variables)
     try:
         yield runs
     finally:
@@ -172,6 +174,12 @@ def run(target: str, line: list[str], given: dict) -> None:
         shutil.copytree(folder, given["end"])
     sys.stdout.flush()
     os._exit(code)  # taking torch down would take longer than the command
+
+
+def nbval(line: list[str]) -> int:
+    """pytest with nbval, whose kernels are copies too."""
+    use_copies()
+    return int(pytest.main(line))
 
 
 def ended(main: Callable[[list[str]], int], line: list[str]) -> int:

@@ -100,12 +100,12 @@ def test_what_a_condition_teaches_is_a_sentence():
 
 def test_the_index_shows_conditions_once_there_are_some():
     base = rows_of("base", 3.0)
-    assert robustness.lead({"robustness": [], "headlines": base}) == ""
+    assert robustness.lead({"conditions": [], "headlines": base}) == ""
     some = [
         *rows_of("fine-tuning-quarter", 1.0),
         *rows_of("post-pretraining-third", 2.0),
         *rows_of("no-order", 5.0),
     ]
-    shown = robustness.lead({"robustness": some, "headlines": base})
+    shown = robustness.lead({"conditions": some, "headlines": base})
     assert shown.count("<figure") == 2 and shown.count("<li>") == 3
     assert "No statement is judged on these" in shown

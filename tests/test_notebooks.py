@@ -11,19 +11,18 @@ import collections
 import json
 import os
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as xml
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
-import patience
 import pytest
+from fault_runs import running
 from page_tables import require_same_numbers
 
 from clipvip_lib.statistics.claims import CLAIMS, STATEMENTS
 from clipvip_lib.study.experiments import NOTEBOOKS
+from clipvip_lib.workshop.page_stage import PAGE_IMPORTS
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 IGNORED = "nbval-ignore-output"
@@ -272,21 +271,15 @@ def nbval(run, tmp_path_factory):
         nbformat.write(book, path)
         parts[i % 2].append(str(path))
     where = tmp_path_factory.mktemp("elsewhere")
-    command = [sys.executable, "-m", "pytest", "-q", "--nbval", "--nbval-current-env"]
-    command += ["-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(folder)]
-    environment = os.environ | {"CLIPVIP_HOME": str(run.home)}
-    running = [
-        subprocess.Popen(
-            [*command, f"--junitxml={where / str(i)}.xml", *part],
-            cwd=where,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for i, part in enumerate(parts)
-    ]
-    said = "\n".join(patience.wait(process)[0] for process in running)
+    line = ["-q", "--nbval", "--nbval-current-env", "-p", "no:cacheprovider", "-c", os.devnull]
+    line += ["--rootdir", folder]
+    modules = [*PAGE_IMPORTS, "clipvip_lib.study.notebook", "clipvip_lib.study.figures", "pytest"]
+    with running(where, modules, CLIPVIP_HOME=str(run.home)) as runs:
+        started = [
+            runs(*line, f"--junitxml={where / str(i)}.xml", *part, target="fault_runs:nbval")
+            for i, part in enumerate(parts)
+        ]
+        said = "\n".join(each.end()[1] for each in started)
     outcomes = collections.defaultdict(collections.Counter)
     for i in range(len(parts)):
         for case in xml.parse(where / f"{i}.xml").iter("testcase"):

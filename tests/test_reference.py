@@ -34,7 +34,7 @@ def rows(name: str, effect: float, seeds: int, first: int = 0) -> list[dict]:
 def of(there: list[dict], seeds: int = 5, **more) -> dict:
     return {
         "statements": there, "seeds": list(range(seeds)), "metric": "average recall", "registered": False,
-        "profile": repr(get_profile("mini")), "conditions": {},
+        "profile": repr(get_profile("mini")), "machines": {},
     } | more  # fmt: skip
 
 
@@ -168,7 +168,7 @@ def test_the_evidence_of_a_folder_is_judged(tmp_path):
     }  # not what they would be judged in at best
     for row, other in zip(found["statements"], json.loads(json.dumps(again)), strict=True):
         assert row == other | {"metric": row["metric"]}
-    assert list(found["conditions"]) == ["on gpu"] and found["conditions"]["on gpu"] == found["statements"]
+    assert list(found["machines"]) == ["on gpu"] and found["machines"]["on gpu"] == found["statements"]
     assert found["registered"] is False  # the run names no registration
 
 
@@ -209,7 +209,7 @@ def test_the_figure_shows_the_papers_number_and_other_conditions():
     found = dict.fromkeys(ten.contrasts, paired_difference(tables(5.0, 5)))
     row = verdict(ten, found).row()
     elsewhere = row | {"verdict": "open"}
-    fig = answer.figure([row], conditions={"on gpu": [elsewhere]})
+    fig = answer.figure([row], machines={"on gpu": [elsewhere]})
     shown = [text.get_text() for text in fig.axes[0].texts]
     assert shown == ["reproduced", "+5.1", "verdict", "paper", "on gpu"]
     assert len(fig.axes[0].get_lines()) > len(answer.figure([row]).axes[0].get_lines())

@@ -58,7 +58,7 @@ def test_every_statement_has_a_verdict_and_its_numbers():
 def test_readme_index_and_figure_give_the_same_answer():
     readme = (CHECKOUT / "README.md").read_text(encoding="utf-8")
     assert answer.readme(readme, FOUND) == readme
-    shown = answer.figure(FOUND["statements"], FOUND["metric"], FOUND["conditions"])
+    shown = answer.figure(FOUND["statements"], FOUND["metric"], FOUND["machines"])
     assert (FOLDER / answer.FIGURE).read_text(encoding="utf-8") == figure_svg(shown)
     index = (FOLDER / "index.html").read_text(encoding="utf-8")
     assert answer.lead(FOUND) in index

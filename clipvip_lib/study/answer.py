@@ -42,8 +42,8 @@ LOOKS = {  # colour, marker, hollow
     rule.NOT_RUN: ("grey", "|", True),
 }
 
-# Of the table at the figure's right, in widths of the plot: verdict, the paper's number, then a mark per condition
-VERDICT_AT, PAPER_AT, CONDITIONS_AT, CONDITION_WIDTH = 1.04, 1.38, 1.58, 0.22
+# Of the table at the figure's right, in widths of the plot: verdict, the paper's number, then a mark per machine
+VERDICT_AT, PAPER_AT, MACHINES_AT, MACHINE_WIDTH = 1.04, 1.38, 1.58, 0.22
 
 
 def sentences(found: Mapping) -> list[str]:
@@ -83,10 +83,10 @@ def _listed(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def figure(rows: Sequence[Mapping], metric: str = claims.RECALL, conditions: Mapping = {}) -> Figure:
+def figure(rows: Sequence[Mapping], metric: str = claims.RECALL, machines: Mapping = {}) -> Figure:
     """Every statement with the effect and the interval of the contrast on which its verdict hangs.
 
-    rows: of claims.json; metric: that of retrieval; conditions: {title: rows} of the same statements elsewhere, shown
+    rows: of claims.json; metric: that of retrieval; machines: {title: rows} of the same statements elsewhere, shown
     as a strip of marks at the right. The paper's own number stands beside where it is verified.
     """
     import matplotlib.pyplot as plt
@@ -130,20 +130,20 @@ def figure(rows: Sequence[Mapping], metric: str = claims.RECALL, conditions: Map
             axis.plot(
                 effects, [place] * len(effects), "|", color=figures.INK["muted"][0], markersize=6, zorder=1
             )
-            _beside(axis, place, row, paper.effect(row["contrasts"], unit), conditions)
+            _beside(axis, place, row, paper.effect(row["contrasts"], unit), machines)
     heads = {"verdict": VERDICT_AT, "paper": PAPER_AT}
-    heads |= {title: CONDITIONS_AT + CONDITION_WIDTH * place for place, title in enumerate(conditions)}
+    heads |= {title: MACHINES_AT + MACHINE_WIDTH * place for place, title in enumerate(machines)}
     for head, x in heads.items():
         _write(axes[0, 0], x, -1.1, head)
     return fig
 
 
-def _beside(axis: Axes, place: int, row: Mapping, published: float | None, conditions: Mapping) -> None:
-    """What stands at the right of a row: its verdict, the paper's number, the marks under other conditions."""
+def _beside(axis: Axes, place: int, row: Mapping, published: float | None, machines: Mapping) -> None:
+    """What stands at the right of a row: its verdict, the paper's number, the marks of other machines."""
     _write(axis, VERDICT_AT, place, row["verdict"])
     _write(axis, PAPER_AT, place, "–" if published is None else signed(published, 1))
-    for column, others in enumerate(conditions.values()):
-        x = CONDITIONS_AT + CONDITION_WIDTH * column
+    for column, others in enumerate(machines.values()):
+        x = MACHINES_AT + MACHINE_WIDTH * column
         for other in (other for other in others if other["id"] == row["id"]):
             colour, marker, hollow = LOOKS[other["verdict"]]
             light = figures.PALETTE[colour][0]
@@ -171,15 +171,15 @@ def alt(rows: Sequence[Mapping]) -> str:
 
 def caption(found: Mapping) -> str:
     """What the figure shows, under it."""
-    counts = {title: max(len(row["seeds"]) for row in rows) for title, rows in found["conditions"].items()}
+    counts = {title: max(len(row["seeds"]) for row in rows) for title, rows in found["machines"].items()}
     basis = reference.basis(found)
-    conditions = "".join(f" {title}: the same, {count} seeds." for title, count in counts.items())
+    elsewhere = "".join(f" {title}: the same, {count} seeds." for title, count in counts.items())
     return (
         "For each statement the contrast on which its verdict hangs, with its interval; ticks are all its contrasts. "
         "The band is the margin within which a difference does not matter. Filled circle: reproduced; cross: "
         "contradicted; hollow square: no difference; "
         "hollow diamond: open. Paper: its own number, – where it is not verified. V video, S subtitle, F middle frame, "
-        f"C caption; DSL: dual softmax. {basis[0].upper()}{basis[1:]}{conditions}"
+        f"C caption; DSL: dual softmax. {basis[0].upper()}{basis[1:]}{elsewhere}"
     )
 
 
@@ -188,7 +188,7 @@ def lead(found: Mapping | None) -> str:
     if not found:
         return ""
     rows = found["statements"]
-    drawn = figures.renamed(figure(rows, found["metric"], found["conditions"]), miniatures)
+    drawn = figures.renamed(figure(rows, found["metric"], found["machines"]), miniatures)
     shown = figures.figure_html(
         drawn, "What the paper states, and what was found", miniatures(caption(found)), miniatures(alt(rows))
     )

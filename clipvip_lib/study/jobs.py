@@ -76,7 +76,7 @@ def _add(
 def tell_answer(folder: Path = reference.FOLDER) -> None:
     """Judge the evidence; write verdicts.json, the figure, and (for the committed reference) README's answer."""
     found = reference.judge(folder)
-    shown = answer.figure(found["statements"], found["metric"], found["conditions"])
+    shown = answer.figure(found["statements"], found["metric"], found["machines"])
     files.write_bytes(folder / answer.FIGURE, figures.figure_svg(shown).encode())
     readme = files.CHECKOUT / "README.md"
     if folder == reference.FOLDER and readme.is_file():

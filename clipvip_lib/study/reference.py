@@ -1,9 +1,9 @@
 """The reference run: its verdicts, and what a reader's own run says beside them.
 
 ``reports/reference`` holds the evidence (evidence_file.py) and verdicts.json, the verdicts on it. Files evidence-*.npz
-are the same study under another condition (on a GPU, in another world); they are judged by the same rule and tell how
-robust the answers are. Pages are joined with the reference when they are published, so a new one never makes a
-notebook run again.
+are the same study on another machine (a GPU); they are judged by the same rule. Those in conditions/ hold the headline
+contrasts under other conditions (conditions.py); no statement is judged on them. Pages are joined with the reference
+when they are published, so a new one never makes a notebook run again.
 
 A run of one seed cannot judge a statement, but it can be checked: is its effect where the reference expects that of
 one more seed (95 % prediction interval), and does a seed that both have give the same numbers?
@@ -36,22 +36,21 @@ KEYS = {
     "profile",
     "seeds",
     "statements",
-    "conditions",
+    "machines",
 }  # without these nothing can be said
 SAME = 2e-3  # points; hits are kept in half precision, and a third of a hit is off by 1e-4
 
 
 def judge(folder: Path = FOLDER) -> dict:
     """Judge the evidence in a folder and write verdicts.json. Raises ClipVipError for files that cannot be read."""
-    from clipvip_lib.study import conditions as other_conditions
-    from clipvip_lib.study import evidence_file
+    from clipvip_lib.study import conditions, evidence_file
 
     stored = evidence_file.read(folder / EVIDENCE)
-    conditions = {}
+    machines = {}
     for path in sorted(folder.glob("evidence-*.npz")):
         rows = judged(evidence_file.read(path), stored.metric)
         title = path.stem.removeprefix("evidence-").replace("-", " ")
-        conditions[title] = [row for row in rows if row["verdict"] != rule.NOT_RUN]
+        machines[title] = [row for row in rows if row["verdict"] != rule.NOT_RUN]
     found = {
         "registered": all(
             run.get("registration") == evidence_file.registration() != "" for run in stored.runs
@@ -61,9 +60,9 @@ def judge(folder: Path = FOLDER) -> dict:
         "seeds": list(stored.seeds),
         "runs": list(stored.runs),
         "statements": judged(stored, stored.metric),
-        "conditions": conditions,
-        "headlines": other_conditions.headlines(stored.found(), len(stored.seeds), stored.metric),
-        "robustness": other_conditions.effects(folder / other_conditions.FOLDER),
+        "machines": machines,
+        "headlines": conditions.headlines(stored.found(), len(stored.seeds), stored.metric),
+        "conditions": conditions.effects(folder / conditions.FOLDER),
     }
     files.write_json(folder / VERDICTS, found)
     return found

@@ -33,7 +33,7 @@ Rows = Sequence[Mapping]
 
 def lead(found: Mapping) -> str:
     """The part of the index below the answer; "" if nothing was run under another condition."""
-    rows, base = found.get("robustness", []), found.get("headlines", [])
+    rows, base = found.get("conditions", []), found.get("headlines", [])
     if not rows:
         return ""
     said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(rows, base))
