@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.losses import terms
+from clipvip_lib.losses import TILE, terms
 
 GIGA = 1e9
 FLOAT32 = 4  # bytes: features are gathered, and gradients averaged, in float32
@@ -54,9 +54,14 @@ class Assumptions:
     middle_ms: float = _assumed(50.0, "ms per core", "the middle frame alone: half of the clip is decoded")
     clip_mb: float = _assumed(0.5, "MB", "that clip at 0.4 Mbit/s")
     packed_ms: float = _assumed(
-        15.0, "ms per core", "a clip stored as its 12 frames alone, all intra: the same core"
+        21.0,
+        "ms per core",
+        "12 frames of a pack with jitter: 3.6 to 5.5 times as fast as decord",
     )
-    packed_mb: float = _assumed(0.2, "MB", "12 such frames at 17 kB")
+    packed_mb: float = _assumed(0.3, "MB", "such a pack of a film; of generated textures 0.8")
+    packing_ms: float = _assumed(
+        310.0, "ms per core", "to make it, once: 2.6 to 4 times decord's 12 frames of the same clip"
+    )
     gpus_per_machine: float = _assumed(8.0, "GPUs", "share a machine and its network")
     nvlink_gb: float = _assumed(450.0, "GB/s", "between GPUs of a machine, each way")
     network_gb: float = _assumed(50.0, "GB/s", "between machines, each way: one 400 Gbit/s card per machine")
@@ -82,7 +87,7 @@ class Assumptions:
         return dataclasses.replace(self, **changes)
 
     def packed(self) -> Assumptions:
-        """The same with clips stored as just the frames that are wanted."""
+        """The same with clips that `clipvip pack` has made smaller."""
         return dataclasses.replace(self, decode_ms=self.packed_ms, clip_mb=self.packed_mb)
 
     def rows(self) -> list[dict[str, object]]:
@@ -111,13 +116,15 @@ def all_reduced_bytes(parameters: int, ranks: int) -> float:
 
 
 def loss_flops(loss: str, batch: int, embed: int) -> int:
-    """FLOPs of a loss and its gradient on every rank: a product of B x B for each kind of negatives of a term."""
-    return 3 * _products(loss) * 2 * batch**2 * embed
+    """FLOPs of a loss and its gradient on every rank: a product of B x B for each kind of negatives of a term, and once
+    more where they are made in tiles."""
+    return (3 if batch <= TILE else 4) * _products(loss) * 2 * batch**2 * embed
 
 
 def loss_bytes(loss: str, batch: int) -> int:
-    """Bytes of similarities that a rank keeps for the backward pass, at least: B x B per product."""
-    return _products(loss) * batch**2 * FLOAT32
+    """Bytes of similarities that a rank holds at a time, at least: B x B per product, or a tile of one term's."""
+    products = _products(loss) if batch <= TILE else max(len(term.negatives) for term in terms(loss))
+    return products * min(batch, TILE) * batch * FLOAT32
 
 
 def _products(loss: str) -> int:
@@ -132,7 +139,11 @@ def gather_wall(parameters: int, sources: int, embed: int) -> float:
 def loss_wall(clip_flops: int, loss: str, embed: int, gpus: int, assumed: Assumptions) -> float:
     """The batch from which on the loss, which every rank computes whole, takes longer than the towers."""
     towers = clip_flops / (gpus * assumed.gpu_tflops * assumed.gpu_share)
-    return towers / (loss_flops(loss, 1, embed) / assumed.loss_tflops)
+
+    def wall(known: int) -> float:
+        return towers / (loss_flops(loss, known, embed) / known**2 / assumed.loss_tflops)
+
+    return wall(1) if wall(1) <= TILE else max(TILE, wall(TILE + 1))
 
 
 # -------------------------------------------------------------------------------------------- seconds and walls

@@ -368,14 +368,33 @@ def test_the_sum_is_told_for_more_gpus(capsys):
     assert dry_run.dry_run("paper", only=["04", "05", "06"]) == 0
     table = capsys.readouterr().out.partition("\nSum ")[2].partition("\n\n")[0].splitlines()[2:]
     assert table.pop().startswith("A run uses one GPU for each clip")
+    packed = [line for line in table if line.startswith("packed once")]
+    table = [line.removeprefix("as they are") for line in table if line not in packed]
     gpus, hours, days = zip(*(map(float, line.replace(",", "").split()[:3]) for line in table), strict=True)
-    assert gpus == scaling.GPUS
+    assert gpus == scaling.GPUS and [line.split()[2] for line in packed] == [
+        str(number) for number in scaling.GPUS
+    ]
     assert days[0] == pytest.approx(hours[0] / 8 / 24, abs=0.06) and days[0] > days[1] > days[2]
     for line in table:
         shares = [float(share) for share in re.findall(r"[a-z-]+ (\d+\.\d) %", line)]
         assert shares == sorted(shares, reverse=True) and sum(shares) == pytest.approx(100, abs=0.2)
     rows = works(PAPER, [0], NONE, ["04", "05", "06"])
     assert hours[0] == pytest.approx(sum(row.hours for row in rows), abs=0.5)
+
+
+def test_packs_are_made_once_and_every_post_pretraining_reads_them():
+    plain, packed = (works(PAPER, [0], Settings(packed=yes)) for yes in (False, True))
+    [pack] = [row for row in packed if row.what == "pack the corpora"]
+    clips = sum(paper_plan.epoch_clips(PAPER, corpus) for corpus in CORPORA)
+    assert pack.needs == set(CORPORA) and pack.bytes == pytest.approx(clips * ASSUMED.packed_mb * 1e6)
+    assert pack.hours == pytest.approx(clips * ASSUMED.packing_ms / 1000 / ASSUMED.cores_per_gpu / 3600)
+    before, after = post(plain), post(packed)
+    assert all(after[what].hours < 0.5 * row.hours for what, row in before.items())
+    own = ("post-pretrain", "full", "pack")  # captions are made of the originals
+    assert [row for row in packed if not row.what.startswith(own)] == [
+        row for row in plain if not row.what.startswith(own)
+    ]
+    assert works(PAPER, [0], Settings(packed=True), ["02"]) == works(PAPER, [0], NONE, ["02"])
 
 
 def test_what_the_plan_says_of_the_full_method_is_what_a_run_takes(root, capsys):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipvip_lib import flops, scaling
+from clipvip_lib import flops, losses, scaling
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import CHECKOUT
 from clipvip_lib.losses import LOSSES, needs, ocl_loss
@@ -50,6 +50,20 @@ def test_the_losss_flops_and_bytes_are_torchs(loss):
     wide = [t for t in kept if t.dtype == torch.float32 and t.dim() == 2 and t.shape[1] > E]
     similarities = sum(t.numel() * t.element_size() for t in wide)
     assert scaling.loss_bytes(loss, B) <= similarities < 1.5 * scaling.loss_bytes(loss, B)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_of_a_loss_in_tiles_too(monkeypatch, loss):
+    monkeypatch.setattr(losses, "TILE", 8)
+    monkeypatch.setattr(scaling, "TILE", 8)
+    B, E = 40, 12
+    features = {s: torch.randn(B, E, requires_grad=True) for s in needs(loss)}
+    counter = FlopCounterMode(display=False)
+    with counter:
+        ocl_loss(loss, features, torch.zeros(())).backward()
+    assert counter.get_total_flops() == scaling.loss_flops(loss, B, E)
+    widest = max(len(term.negatives) for term in losses.terms(loss))
+    assert scaling.loss_bytes(loss, B) == widest * 8 * B * scaling.FLOAT32
 
 
 def test_a_rank_receives_the_other_ranks_features_and_sends_its_gradients_twice():

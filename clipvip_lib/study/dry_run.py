@@ -139,12 +139,15 @@ def paper_lines(
     numbers = [name.split("_")[0] for name in names]
     chosen = [] if any(number in SUMMARIES for number in numbers) else numbers
     rows = paper_plan.works(profile, seeds, settings, chosen)
-    by_gpus = {
-        gpus: paper_plan.works(profile, seeds, dataclasses.replace(settings, gpus=gpus), chosen)
+    sums = {
+        (packed, gpus): paper_plan.works(
+            profile, seeds, dataclasses.replace(settings, gpus=gpus, packed=packed), chosen
+        )
+        for packed in (False, True)
         for gpus in scaling.GPUS
     }
     at_hand = data_at_hand.look(profile, settings)
-    most = _most_gpus_lines(profile, rows, max(settings.gpus, *by_gpus))
+    most = _most_gpus_lines(profile, rows, max(settings.gpus, *scaling.GPUS))
     lines = [
         *_head(profile.name, names, seeds),
         *_model_lines(profile),
@@ -156,12 +159,12 @@ def paper_lines(
         f"Stages, with {settings.gpus} GPUs per run (GFLOP: of a clip in a training step, of an image or text forward;",
         "compute: GPU hours if that were all; wall: the resource that sets the pace; GB: what is kept on disk)",
         *_work_lines(rows),
-        *(most if settings.gpus >= max(by_gpus) else []),
+        *(most if settings.gpus >= max(scaling.GPUS) else []),
         *_full_lines(profile, rows),
         "",
         "Sum (days: every run on all these GPUs, one run after the other; evaluations are seconds and left out)",
-        *_sum_lines(by_gpus, settings),
-        *([] if settings.gpus >= max(by_gpus) else most),
+        *_sum_lines(sums, settings),
+        *([] if settings.gpus >= max(scaling.GPUS) else most),
         "",
         "Notebooks",
         *_notebook_lines(names, rows, at_hand),
@@ -288,9 +291,14 @@ def _most_gpus_lines(profile: Profile, rows: Sequence[paper_plan.Work], gpus: in
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
-def _sum_lines(by_gpus: Mapping[int, Sequence[paper_plan.Work]], settings: paper_plan.Settings) -> list[str]:
-    table = [("GPUs", "GPU hours", "days", "USD", "hours by wall")]
-    for gpus, rows in by_gpus.items():
+def _sum_lines(
+    sums: Mapping[tuple[bool, int], Sequence[paper_plan.Work]], settings: paper_plan.Settings
+) -> list[str]:
+    """sums: the rows by whether clips are packed, and the number of GPUs."""
+    table = [("clips", "GPUs", "GPU hours", "days", "USD", "hours by wall")]
+    for (packed, gpus), rows in sums.items():
+        if packed and rows == sums[False, gpus]:
+            continue  # nothing reads a corpus
         hours, walls = sum(row.hours for row in rows), {}
         for row in rows:
             walls[row.wall] = walls.get(row.wall, 0.0) + row.hours
@@ -300,8 +308,9 @@ def _sum_lines(by_gpus: Mapping[int, Sequence[paper_plan.Work]], settings: paper
         said = ", ".join(f"{wall} {share:.1f} %" for wall, share in shares.items() if share >= 0.05)
         days = sum(row.elapsed for row in rows) / 24
         price = hours * settings.assumed.gpu_hour_price
-        table.append((f"{gpus}", f"{hours:,.0f}", f"{days:,.1f}", f"{price:,.0f}", said))
-    return columns(table, right=(0, 1, 2, 3))
+        clips = "packed once" if packed else "as they are"
+        table.append((clips, f"{gpus}", f"{hours:,.0f}", f"{days:,.1f}", f"{price:,.0f}", said))
+    return columns(table, right=(1, 2, 3, 4))
 
 
 def _notebook_lines(

@@ -44,7 +44,8 @@ CAPTION_LINE_BYTES = 100  # {"key": .., "caption": ..} with a caption of about t
 class Settings:
     """What ``--set`` may say: where data and weights are, how many GPUs a training has, the share of a corpus's
     samples that may be skipped because they cannot be read, and every assumption. measured: the rate of a training
-    that ran here (``--set`` names its folder), in place of gpu_tflops and gpu_share."""
+    that ran here (``--set`` names its folder), in place of gpu_tflops and gpu_share. packed: whether the corpora are
+    packed once, before all trainings (``clipvip pack``)."""
 
     data_root: Path | None = None
     weights: Path | None = None
@@ -53,6 +54,7 @@ class Settings:
     skip_share: float = 0.0
     measured: Rate | None = None
     assumed: scaling.Assumptions = field(default_factory=scaling.Assumptions)
+    packed: bool = False
 
     @classmethod
     def of(cls, given: Mapping[str, object]) -> Settings:
@@ -164,6 +166,8 @@ def works(
         groups.setdefault(f"fine-tune for {min(each.readers)}", []).append(each)
     rows = [_language_gap(profile, seeds, settings), _captions(profile, starts.values(), settings)]
     rows += [_frame_store(profile, name, tuned, settings) for name in BENCHMARKS]
+    if settings.packed and starts:
+        rows.append(_packs(profile, starts.values(), settings))
     rows += [_trainings(profile, what, members, settings) for what, members in groups.items()]
     return [row for row in rows if row.notebooks & wanted]
 
@@ -251,6 +255,7 @@ def arm_step(
 
 def _trainings(profile: Profile, what: str, members: list[Training], settings: Settings) -> Work:
     """A row of trainings: post-pretrainings of one arm, or fine-tunings of one notebook, which read frame stores."""
+    assumed = settings.assumed.packed() if settings.packed else settings.assumed
     hours, computing, elapsed, kept, products, clips = 0.0, 0.0, 0.0, 0.0, 0.0, 0
     walls, asked, steps = [], {"weights"}, []
     for stage, arm in ((each.stage, each.arm) for each in members):
@@ -260,7 +265,7 @@ def _trainings(profile: Profile, what: str, members: list[Training], settings: S
         steps.append(recipe["steps"])
         loss = config.get("loss", experiments.BASELINE_LOSS)
         sizes, gpus = sizes_of(profile, arm.attention, arm.proxies), min(settings.gpus, recipe["batch"])
-        step = arm_step(profile, arm, loss, recipe["batch"], gpus, settings.assumed)
+        step = arm_step(profile, arm, loss, recipe["batch"], gpus, assumed)
         if "loss" not in config:
             step = dataclasses.replace(step, decode=0.0, read=0.0)
         elapsed += recipe["steps"] * step.seconds / 3600
@@ -303,6 +308,24 @@ def _frame_store(profile: Profile, name: str, tuned: Iterable[Training], setting
         elapsed=hours / settings.gpus,
         wall="decode",
         bytes=clips * (frames + 1) * profile.model.image_size**2 * 3,  # with the middle frame
+    )
+
+
+def _packs(profile: Profile, starts: Iterable[Training], settings: Settings) -> Work:
+    """Every corpus decoded once and packed, by the processors beside the GPUs. Captions are made of the originals."""
+    starts = list(starts)
+    corpora = frozenset(start.arm.corpus for start in starts)
+    clips = sum(epoch_clips(profile, corpus) for corpus in corpora)
+    hours = clips * settings.assumed.packing_ms / 1000 / settings.assumed.cores_per_gpu / 3600
+    return Work(
+        frozenset().union(*(start.readers for start in starts)),
+        "pack the corpora",
+        runs=1,
+        needs=corpora,
+        hours=hours,
+        elapsed=hours / settings.gpus,
+        wall="decode",
+        bytes=clips * settings.assumed.packed_mb * 1e6,
     )
 
 
