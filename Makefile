@@ -19,7 +19,7 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
   papermill, nbconvert, ipykernel.kernelapp, matplotlib.pyplot, pandas, sklearn.cluster, sklearn.decomposition
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce smoke test equality smoke-results registration evidence condition answer faults soak lab lint format clean distclean
+.PHONY: help setup reproduce smoke test equality smoke-results registration evidence condition answer faults soak docs lab lint format clean distclean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -115,6 +115,10 @@ faults: setup ## write docs/faults.md from the marks of the tests
 
 soak: setup ## read, search and kill for MINUTES (20), at least; writes docs/soak.md
 	@$(PY) tests/soak.py $(MINUTES)
+
+docs: setup ## build the documentation as a site that opens from the disk, build/site/index.html (packages: the extra docs)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "docs: build/site/index.html"
 
 lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \

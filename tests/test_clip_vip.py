@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, CLIPConfig, CLIPModel
 
 from clipvip_lib.data.transform import normalize
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.models.attentions import ATTENTIONS
+from clipvip_lib.models.attentions import ATTENTIONS, JOINT
 from clipvip_lib.models.checkpoints import adapt
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, last_layer_of_one_token
 
@@ -198,8 +198,11 @@ def test_the_last_layers_shortcut_is_exact(attention, equals):
         model, x = make(attention=attention, proxies=M, **shape), some_frames(shape, B, N)
         states = model.vision_model.post_layernorm(model.video_states(x)[:, 0])
         slow = model.visual_projection(states)
-        joint = attention in ("proxy", "full")
-        slow = F.normalize(slow, dim=-1) if joint else model._mean_of_frames(slow.unflatten(0, (B, N)))
+        slow = (
+            F.normalize(slow, dim=-1)
+            if attention in JOINT
+            else model._mean_of_frames(slow.unflatten(0, (B, N)))
+        )
         fast, against = model.encode_video(x), "the full last layer, float64"
         equals(f"video feature of {attention}", against, largest(fast, slow), EXACT)
         parameters = list(model.vision_model.parameters())
@@ -374,15 +377,8 @@ def test_every_parameter_learns_and_the_added_ones_are_listed(attention):
         for n, p in model.named_parameters()
         if id(p) in added
     }
-    assert (
-        names
-        == {
-            "proxy": {"added_cls", "temporal_embedding"},
-            "full": {"added_cls", "temporal_embedding"},
-            "mean_pool": set(),
-            "sequential": set(),  # starts from the text tower
-        }[attention]
-    )
+    # "sequential" starts from the text tower
+    assert names == ({"added_cls", "temporal_embedding"} if attention in JOINT else set())
 
 
 def test_gradient_checkpointing_changes_nothing():
