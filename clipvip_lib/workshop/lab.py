@@ -1,7 +1,8 @@
-"""The notebooks in JupyterLab, without changing the checkout: ``make lab`` saves a notebook's cells, not its outputs.
+"""The notebooks in JupyterLab: cells know that widgets can answer there, and the checkout stays as it is.
 
-Outputs differ from run to run, and they are kept where they belong: numbers in the cache, pages in reports/. A notebook
-that lies there with outputs, or that is new, is not the study's: it is saved as it is.
+``make lab`` saves a notebook's cells, not its outputs. Outputs differ from run to run, and they are kept where they
+belong: numbers in the cache, pages in reports/. A notebook that lies there with outputs, or that is new, is not the
+study's: it is saved as it is.
 """
 
 from __future__ import annotations
@@ -16,6 +17,18 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 KEPT = {"tags"}  # of a cell's metadata: the others are how it was looked at
+
+
+def live() -> bool:
+    """Whether the cell that runs was sent by a front end that shows widgets, such as JupyterLab.
+
+    It names the cell in its request; papermill, nbclient and nbval do not. So pages and stored outputs hold no widget,
+    wherever a run was started.
+    """
+    from IPython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and "cellId" in kernel.get_parent("shell").get("metadata", {})
 
 
 def scrub(model: dict, path: str, contents_manager: object, **_: object) -> None:
