@@ -118,7 +118,7 @@ soak: setup ## read, search and kill for MINUTES (20), at least; writes docs/soa
 
 lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \
-	  $(LAB_ARGS) notebooks/00_start_here.ipynb
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 lint: setup ## check format and style of code and notebooks
 	@$(PY) -m ruff format --check .

@@ -1,4 +1,4 @@
-"""The notebooks in JupyterLab: cells know that widgets can answer there, and the checkout stays as it is.
+"""The notebooks in JupyterLab: its looks, whether widgets can answer, and a checkout that stays as it is.
 
 ``make lab`` saves a notebook's cells, not its outputs. Outputs differ from run to run, and they are kept where they
 belong: numbers in the cache, pages in reports/. A notebook that lies there with outputs, or that is new, is not the
@@ -7,15 +7,19 @@ study's: it is saved as it is.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from clipvip_lib.files import read_json
+from clipvip_lib.workshop.pages import TEMPLATES
 
 #: What the study's notebooks say of themselves; JupyterLab would add the version of whoever saves.
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+SHOWN = ".jp-RenderedHTML.jp-RenderedHTMLCommon"  # what JupyterLab calls the HTML that a cell shows
+OTHERWISE = "&{--paper:var(--jp-layout-color0)}tbody tr:nth-child(n){background:none}"  # its paper, none of its stripes
 KEPT = {"tags"}  # of a cell's metadata: the others are how it was looked at
 
 
@@ -29,6 +33,16 @@ def live() -> bool:
 
     kernel = getattr(get_ipython(), "kernel", None)
     return kernel is not None and "cellId" in kernel.get_parent("shell").get("metadata", {})
+
+
+def style() -> str:
+    """The pages' style for what cells show in JupyterLab, light or dark as its theme is."""
+    css = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    light, dark = (colours for colours in re.findall(r":root{(?:color-scheme:light dark;)?(.*?)}", css))
+    return (
+        f"<style>{SHOWN}{{{light};color-scheme:light;[data-jp-theme-light=false] &{{{dark};color-scheme:dark}}"
+        f"{css}{OTHERWISE}}}</style>"
+    )
 
 
 def scrub(model: dict, path: str, contents_manager: object, **_: object) -> None:
