@@ -112,8 +112,8 @@ def git(folder: Path, *arguments: str) -> str:
 class Desk:
     """JupyterLab in a browser, on a committed copy of the checkout with the notebooks at smoke size."""
 
-    def __init__(self, tab: browsers.Browser, folder: Path, url: str):
-        self.tab, self.folder, self.url = tab, folder, url
+    def __init__(self, tab: browsers.Browser, folder: Path, ask, url: str):
+        self.tab, self.folder, self.ask, self.url = tab, folder, ask, url
 
     def choose(self, *labels: str) -> None:
         """Something in a menu."""
@@ -129,30 +129,36 @@ class Desk:
 
     def run_all(self, name: str) -> None:
         """Open a notebook, run all its cells and wait for them."""
-        self.tab.show(f"{self.url}lab/tree/{name}.ipynb?token=told")
-        self.tab.wait("Boolean(document.querySelector('.jp-Notebook-ExecutionIndicator[data-status=idle]'))")
+        self.tab.show(f"{self.url}lab/workspaces/{name}/tree/{name}.ipynb?token=told")
+        patience.until(lambda: self.kernel(name), "a kernel that the browser is connected with", pause=0.5)
         self.choose("Run", "Run All Cells")
         self.tab.wait(
             "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every((p) => /\\d/.test(p.textContent))"
         )
+
+    def kernel(self, name: str) -> bool:
+        kernels = [each["kernel"] for each in self.ask("GET", "sessions") if each["path"] == f"{name}.ipynb"]
+        return any(each["connections"] and each["execution_state"] == "idle" for each in kernels)
 
     def faults(self) -> list[str]:
         """Errors that cells show, and what the browser complains of."""
         errors = "'[data-mime-type$=error],[data-mime-type$=stderr],.jp-OutputArea-output.jp-mod-error'"
         shown = self.tab.run(f"[...document.querySelectorAll({errors})].map((found) => found.textContent)")
         # What JupyterLab itself notes down, and gives up to ask for.
-        own = ('"type": "debug"', "net::ERR_ABORTED")
+        own = ('"type": "debug"', '"type": "log"', "net::ERR_ABORTED")
         return shown + [said for said in self.tab.complaints() if not any(part in said for part in own)]
 
-    def save(self) -> None:
+    def save(self, name: str) -> None:
+        path = self.folder / "notebooks" / f"{name}.ipynb"
+        before = path.stat().st_mtime_ns
         self.choose("File", "Save Notebook")
-        self.tab.wait("!document.querySelector('.lm-TabBar-tab.jp-mod-dirty')")
+        patience.until(lambda: path.stat().st_mtime_ns > before, f"{path} being saved")
 
 
 @pytest.fixture(scope="module")
 def desk(lab, smoke, tmp_path_factory):
     assert smoke.first.returncode == 0, smoke.first.stdout[-3000:]
-    folder, _, url = lab
+    folder, ask, url = lab
     (folder.parent.with_suffix(".home") / "clipvip").symlink_to(smoke.home)
     for path in (CHECKOUT / "notebooks").glob("*.ipynb"):
         at_smoke = path.read_text(encoding="utf-8").replace('profile = \\"mini\\"', 'profile = \\"smoke\\"')
@@ -162,7 +168,7 @@ def desk(lab, smoke, tmp_path_factory):
     git(folder.parent, "add", "-A")
     git(folder.parent, "commit", "-qm", "a copy")
     with browsers.browser(tmp_path_factory.mktemp("chromium") / "profile", local=True) as tab:
-        yield Desk(tab, folder.parent, url)
+        yield Desk(tab, folder.parent, ask, url)
 
 
 @browsers.in_a_browser
@@ -180,7 +186,7 @@ def test_a_sentence_typed_in_jupyterlab_is_answered_by_the_live_model(desk):
     said = tab.run("document.querySelector('.jupyter-widgets.widget-output').textContent")
     assert "“a zebra grows”" in said and "Unknown to the models: zebra." in said and "CLIP-ViP" in said
     assert desk.faults() == []
-    desk.save()
+    desk.save("00_start_here")
     assert git(desk.folder, "status", "--porcelain") == ""
 
 
@@ -198,7 +204,7 @@ def test_a_slider_in_jupyterlab_moves_what_the_live_model_looks_at(desk):
         tab.wait(f"JSON.stringify({pictures}) !== {json.dumps(json.dumps(before, separators=(',', ':')))}")
         tab.wait(f"{pictures}.length === {len(before)}")
     assert desk.faults() == []
-    desk.save()
+    desk.save("04_video_proxy")
     assert git(desk.folder, "status", "--porcelain") == ""
 
 

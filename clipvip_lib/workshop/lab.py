@@ -19,7 +19,9 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 SHOWN = ".jp-RenderedHTML.jp-RenderedHTMLCommon"  # what JupyterLab calls the HTML that a cell shows
-OTHERWISE = "&{--paper:var(--jp-layout-color0)}tbody tr:nth-child(n){background:none}"  # its paper, none of its stripes
+OTHERWISE = (  # its paper, none of its stripes, and room for a frame at its edge
+    "&{--paper:var(--jp-layout-color0)}tbody tr:nth-child(n){background:none}.row{padding:0 4px}"
+)
 KEPT = {"tags"}  # of a cell's metadata: the others are how it was looked at
 
 
