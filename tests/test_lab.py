@@ -150,9 +150,11 @@ class Desk:
 
     def save(self, name: str) -> None:
         path = self.folder / "notebooks" / f"{name}.ipynb"
-        before = path.stat().st_mtime_ns
+        before, meanwhile = path.stat().st_mtime_ns, path.with_name(f".~{path.name}")
         self.choose("File", "Save Notebook")
-        patience.until(lambda: path.stat().st_mtime_ns > before, f"{path} being saved")
+        patience.until(
+            lambda: path.stat().st_mtime_ns > before and not meanwhile.exists(), f"{path} being saved"
+        )
 
 
 @pytest.fixture(scope="module")
@@ -201,8 +203,8 @@ def test_a_slider_in_jupyterlab_moves_what_the_live_model_looks_at(desk):
         tab.run(f"""[...document.querySelectorAll('.widget-slider')].find((slider) =>
           slider.textContent.startsWith('{slider}')).querySelector('.noUi-handle').focus()""")
         tab.press("ArrowRight")
-        tab.wait(f"JSON.stringify({pictures}) !== {json.dumps(json.dumps(before, separators=(',', ':')))}")
-        tab.wait(f"{pictures}.length === {len(before)}")
+        then = json.dumps(before, separators=(",", ":"))
+        tab.wait(f"{pictures}.length === {len(before)} && JSON.stringify({pictures}) !== {json.dumps(then)}")
     assert desk.faults() == []
     desk.save("04_video_proxy")
     assert git(desk.folder, "status", "--porcelain") == ""
