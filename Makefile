@@ -122,7 +122,7 @@ docs: setup ## build the documentation as a site that opens from the disk, build
 
 lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \
-	  $(LAB_ARGS) notebooks/00_start_here.ipynb
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 lint: setup ## check format and style of code and notebooks
 	@$(PY) -m ruff format --check .

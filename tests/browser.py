@@ -125,8 +125,8 @@ class Browser:
             text = {"text": "\r"} if key == "Enter" and kind == "keyDown" else {}
             self.ask("Input.dispatchKeyEvent", type=kind, key=key, code=key, **text)
 
-    def point(self, selector: str) -> None:
-        """Move the mouse to the middle of an element, which is scrolled to."""
+    def point(self, selector: str) -> tuple[float, float]:
+        """Move the mouse to the middle of an element, which is scrolled to; where that is."""
         x, y = self.run(f"""(() => {{
           const element = document.querySelector({json.dumps(selector)});
           element.scrollIntoView({{block: 'center'}});
@@ -134,6 +134,12 @@ class Browser:
           return [x + width / 2, y + height / 2];
         }})()""")
         self.ask("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+        return x, y
+
+    def click(self, selector: str) -> None:
+        x, y = self.point(selector)
+        for kind in ("mousePressed", "mouseReleased"):
+            self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def choose(self, selector: str, file: Path) -> None:
         """Choose a file in an ``<input type=file>``."""

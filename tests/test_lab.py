@@ -1,8 +1,9 @@
-"""JupyterLab leaves the checkout clean, and an interrupted cell ends with a sentence."""
+"""JupyterLab leaves the checkout clean, its widgets answer, and an interrupted cell ends with a sentence."""
 
 import contextlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
 
+import browser as browsers
 import patience
 import pytest
 from jupyter_client.manager import start_new_kernel
@@ -22,24 +24,27 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
-    """A server on a copy of the notebooks with the options of `make lab`: (folder, a function that asks it)."""
+    """A server as `make lab` starts it, on a copy of the checkout: (notebooks, a function to ask it, address)."""
     folder = tmp_path_factory.mktemp("lab")
-    shutil.copytree(CHECKOUT / "notebooks", folder / "notebooks")
-    [hook] = [
-        word
-        for word in (CHECKOUT / "Makefile").read_text().split()
-        if word.startswith("--FileContentsManager")
-    ]
+    for part in ("notebooks", "clipvip_lib", "reports/reference"):
+        shutil.copytree(CHECKOUT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    [options] = re.findall(
+        r"bin/jupyter lab (.*?)\$\(LAB_ARGS\)", (CHECKOUT / "Makefile").read_text(), re.DOTALL
+    )
     command = [
-        *(sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--port=0"),
-        *("--ServerApp.port_retries=0", "--IdentityProvider.token=told", hook, "--notebook-dir=notebooks"),
+        *(sys.executable, "-m", "jupyter", "lab", *options.replace("\\", "").split()),
+        *("--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", "--ServerApp.port_retries=0"),
+        "--IdentityProvider.token=told",
     ]
-    places = {f"JUPYTER_{name}_DIR": str(folder / name) for name in ("RUNTIME", "CONFIG", "DATA")}
-    with (folder / "log").open("w") as log:
+    home = folder.with_suffix(".home")
+    places = {f"JUPYTER_{name}_DIR": str(home / name) for name in ("RUNTIME", "CONFIG", "DATA")}
+    places |= {"PYTHONPATH": str(folder), "CLIPVIP_HOME": str(home / "clipvip")}
+    home.mkdir()
+    with (home / "log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=os.environ | places, stdout=log, stderr=log)
 
     def url() -> str:
-        found = [*(folder / "RUNTIME").glob("jpserver-*.json")] if (folder / "RUNTIME").is_dir() else []
+        found = [*(home / "RUNTIME").glob("jpserver-*.json")] if (home / "RUNTIME").is_dir() else []
         return json.loads(found[0].read_text())["url"] if found else ""
 
     def ask(method: str, path: str, content: object = None) -> dict:
@@ -57,7 +62,7 @@ def lab(tmp_path_factory):
 
     try:
         patience.until(answers, "the server", process)
-        yield folder / "notebooks", ask
+        yield folder / "notebooks", ask, url()
     finally:
         patience.kill(process.pid)
         process.wait()
@@ -76,7 +81,7 @@ def run_through(model: dict) -> None:
 
 
 def test_saving_a_notebook_that_ran_changes_no_byte(lab):
-    folder, ask = lab
+    folder, ask, _ = lab
     for path in sorted(folder.glob("*.ipynb")):
         before = path.read_bytes()
         model = ask("GET", f"contents/{path.name}?content=1")
@@ -86,7 +91,7 @@ def test_saving_a_notebook_that_ran_changes_no_byte(lab):
 
 
 def test_what_was_written_is_saved_and_a_notebook_of_ones_own_keeps_its_outputs(lab):
-    folder, ask = lab
+    folder, ask, _ = lab
     for name, kept in (("04_video_proxy.ipynb", False), ("10_mine.ipynb", True), ("10_mine.ipynb", True)):
         model = ask("GET", "contents/04_video_proxy.ipynb?content=1")
         run_through(model)
@@ -95,6 +100,114 @@ def test_what_was_written_is_saved_and_a_notebook_of_ones_own_keeps_its_outputs(
         saved = json.loads((folder / name).read_text())["cells"]
         assert "".join(saved[0]["source"]).endswith("A line of mine.")
         assert any(cell.get("outputs") for cell in saved) == kept
+
+
+def git(folder: Path, *arguments: str) -> str:
+    who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    return subprocess.run(
+        ["git", "-C", folder, *who, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+
+
+class Desk:
+    """JupyterLab in a browser, on a committed copy of the checkout with the notebooks at smoke size."""
+
+    def __init__(self, tab: browsers.Browser, folder: Path, ask, url: str):
+        self.tab, self.folder, self.ask, self.url = tab, folder, ask, url
+
+    def choose(self, *labels: str) -> None:
+        """Something in a menu."""
+        for kind, label in zip(("MenuBar", "Menu"), labels, strict=True):
+            self.tab.wait(f"""(() => {{
+              for (const old of document.querySelectorAll('#wanted')) old.id = '';
+              const found = [...document.querySelectorAll('.lm-{kind}-itemLabel')];
+              const wanted = found.find((item) => item.textContent === '{label}' && item.offsetWidth);
+              if (wanted) wanted.id = 'wanted';
+              return Boolean(wanted);
+            }})()""")
+            self.tab.click("#wanted")
+
+    def run_all(self, name: str) -> None:
+        """Open a notebook, run all its cells and wait for them."""
+        self.tab.show(f"{self.url}lab/workspaces/{name}/tree/{name}.ipynb?token=told")
+        patience.until(lambda: self.kernel(name), "a kernel that the browser is connected with", pause=0.5)
+        self.choose("Run", "Run All Cells")
+        self.tab.wait(
+            "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].every((p) => /\\d/.test(p.textContent))"
+        )
+
+    def kernel(self, name: str) -> bool:
+        kernels = [each["kernel"] for each in self.ask("GET", "sessions") if each["path"] == f"{name}.ipynb"]
+        return any(each["connections"] and each["execution_state"] == "idle" for each in kernels)
+
+    def faults(self) -> list[str]:
+        """Errors that cells show, and what the browser complains of."""
+        errors = "'[data-mime-type$=error],[data-mime-type$=stderr],.jp-OutputArea-output.jp-mod-error'"
+        shown = self.tab.run(f"[...document.querySelectorAll({errors})].map((found) => found.textContent)")
+        # What JupyterLab itself notes down, and gives up to ask for.
+        own = ('"type": "debug"', '"type": "log"', "net::ERR_ABORTED")
+        return shown + [said for said in self.tab.complaints() if not any(part in said for part in own)]
+
+    def save(self, name: str) -> None:
+        path = self.folder / "notebooks" / f"{name}.ipynb"
+        before, meanwhile = path.stat().st_mtime_ns, path.with_name(f".~{path.name}")
+        self.choose("File", "Save Notebook")
+        patience.until(
+            lambda: path.stat().st_mtime_ns > before and not meanwhile.exists(), f"{path} being saved"
+        )
+
+
+@pytest.fixture(scope="module")
+def desk(lab, smoke, tmp_path_factory):
+    assert smoke.first.returncode == 0, smoke.first.stdout[-3000:]
+    folder, ask, url = lab
+    (folder.parent.with_suffix(".home") / "clipvip").symlink_to(smoke.home)
+    for path in (CHECKOUT / "notebooks").glob("*.ipynb"):
+        at_smoke = path.read_text(encoding="utf-8").replace('profile = \\"mini\\"', 'profile = \\"smoke\\"')
+        (folder / path.name).write_text(at_smoke, encoding="utf-8")
+    shutil.copy(CHECKOUT / ".gitignore", folder.parent)
+    git(folder.parent, "init", "-q")
+    git(folder.parent, "add", "-A")
+    git(folder.parent, "commit", "-qm", "a copy")
+    with browsers.browser(tmp_path_factory.mktemp("chromium") / "profile", local=True) as tab:
+        yield Desk(tab, folder.parent, ask, url)
+
+
+@browsers.in_a_browser
+def test_a_sentence_typed_in_jupyterlab_is_answered_by_the_live_model(desk):
+    desk.run_all("00_start_here")
+    tab = desk.tab
+    assert desk.faults() == []
+    tab.run("document.querySelector('.widget-text input').focus()")
+    tab.type("a zebra grows")
+    tab.press("Enter")
+    videos = "[...document.querySelectorAll('.jupyter-widgets.widget-output video')]"
+    tab.wait(f"{videos}.length === 6")
+    tab.run(f"{videos}[0].scrollIntoView({{block: 'center'}})")
+    tab.wait(f"{videos}.every((video) => video.currentTime > 0)")
+    said = tab.run("document.querySelector('.jupyter-widgets.widget-output').textContent")
+    assert "“a zebra grows”" in said and "Unknown to the models: zebra." in said and "CLIP-ViP" in said
+    assert desk.faults() == []
+    desk.save("00_start_here")
+    assert git(desk.folder, "status", "--porcelain") == ""
+
+
+@browsers.in_a_browser
+def test_a_slider_in_jupyterlab_moves_what_the_live_model_looks_at(desk):
+    desk.run_all("04_video_proxy")
+    tab = desk.tab
+    pictures = "[...document.querySelectorAll('.jupyter-widgets.widget-output img')].map((img) => img.src)"
+    tab.wait(f"{pictures}.length > 1")
+    for slider in ("clip", "head", "proxy"):
+        before = tab.run(pictures)
+        tab.run(f"""[...document.querySelectorAll('.widget-slider')].find((slider) =>
+          slider.textContent.startsWith('{slider}')).querySelector('.noUi-handle').focus()""")
+        tab.press("ArrowRight")
+        then = json.dumps(before, separators=(",", ":"))
+        tab.wait(f"{pictures}.length === {len(before)} && JSON.stringify({pictures}) !== {json.dumps(then)}")
+    assert desk.faults() == []
+    desk.save("04_video_proxy")
+    assert git(desk.folder, "status", "--porcelain") == ""
 
 
 def test_the_hook_leaves_files_alone():

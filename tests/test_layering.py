@@ -41,6 +41,7 @@ NOTEBOOKS_ONLY = {
     "matplotlib",
     "pandas",
     "IPython",
+    "ipywidgets",
     "papermill",
     "nbconvert",
     "nbformat",

@@ -224,6 +224,13 @@ def test_every_number_in_a_sentence_is_in_the_results(run, name):
 
 
 @pytest.mark.slow
+def test_no_run_holds_what_only_jupyterlab_shows(run):
+    for name in NOTEBOOKS:
+        stored = nbformat.writes(executed(run, name))
+        assert "jupyter.widget" not in stored and "jp-RenderedHTML" not in stored, name
+
+
+@pytest.mark.slow
 def test_claims_are_the_same_on_every_page(run):
     verdicts = {row["id"]: row for row in results(run, "08_verdict")["numbers"]["claims"]}
     assert list(verdicts) == [statement.id for statement in STATEMENTS]

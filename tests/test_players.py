@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 
-from clipvip_lib.data.corpora import encode_h264
+from clipvip_lib.data.corpora import encode_h264, encode_jpeg
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.study import players
 
@@ -54,6 +54,16 @@ def test_what_is_said_is_text():
     assert (
         'class="player own"' in made and "muted loop playsinline controls" in made and "autoplay" not in made
     )
+
+
+def test_a_picture_stands_among_videos_and_what_is_asked_for_plays_at_once():
+    row = [
+        players.Player(encode_jpeg(film()[0]), "frame 1", "40 %"),
+        players.Player(encode_h264(film()), "2", ""),
+    ]
+    made = players.players_html({"": row}, "t", "c", play=True)
+    assert made.count("<img ") == made.count("<video ") == made.count(" autoplay ") == 1
+    assert 'alt="frame 1 40 %" src="data:image/jpeg;base64,/9j/' in made and 'src="data:video/mp4' in made
 
 
 def data(count=3, **changes):

@@ -26,6 +26,7 @@ from clipvip_lib.say import with_minus
 from clipvip_lib.study.injected import check_injected, executed_cells
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.words import miniatures, named_frame
+from clipvip_lib.workshop.lab import live, style
 from clipvip_lib.workshop.machine import product_rates
 from clipvip_lib.workshop.page_stage import RESULTS_MIME
 from clipvip_lib.workshop.provenance import provenance, provenance_lines
@@ -365,7 +366,8 @@ class Study:
         said = f"Profile {self.profile_name}, seed{'s' if len(self.seeds) > 1 else ''} {seeds}."
         if self.profile_name == "smoke":
             said += " Smoke only tests the machinery: its numbers mean nothing."
-        _display({"text/html": f'<p class="run">{html.escape(said)}</p>', "text/plain": said})
+        looks = style() if live() else ""
+        _display({"text/html": f'{looks}<p class="run">{html.escape(said)}</p>', "text/plain": said})
 
     @property
     def precision(self) -> str:

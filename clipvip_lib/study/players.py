@@ -31,9 +31,9 @@ ROW = ' style="display:flex;flex-wrap:wrap;gap:1rem"'  # as in a page, also wher
 
 @dataclass(frozen=True)
 class Player:
-    """A video, what stands in bold below it (rank, score), what is said of it, and whether it is the one asked for."""
+    """A video or a JPEG, what stands in bold below it (rank, score), what is said of it, whether it was asked for."""
 
-    video: bytes
+    content: bytes
     mark: str
     text: str
     own: bool = False
@@ -68,28 +68,33 @@ def sized(frames: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(Image.fromarray(frame).resize((width, height))) for frame in frames])
 
 
-def players_html(groups: Mapping[str, Sequence[Player]], title: str, caption: str) -> str:
-    """``<figure>`` of videos in groups, each under what was asked for."""
+def players_html(
+    groups: Mapping[str, Sequence[Player]], title: str, caption: str, *, play: bool = False
+) -> str:
+    """``<figure>`` of videos in groups, each under what was asked for. play: without being asked to."""
     rows = []
     for asked, players in groups.items():
+        made = "".join(_player(player, play) for player in players)
         head = f'<p class="asked">{html.escape(shown(asked))}</p>' if asked else ""
-        rows.append(
-            f'<div class="group">{head}<div class="row"{ROW}>{"".join(map(_player, players))}</div></div>'
-        )
+        rows.append(f'<div class="group">{head}<div class="row"{ROW}>{made}</div></div>')
     return (
         f'<figure class="players"><p class="finding">{html.escape(shown(title))}</p>{"".join(rows)}'
         f"<figcaption>{html.escape(shown(caption))}</figcaption></figure>"
     )
 
 
-def _player(player: Player) -> str:
+def _player(player: Player, play: bool) -> str:
     mark, text = html.escape(shown(player.mark)), html.escape(shown(player.text))
-    label = html.escape(f"Video: {shown(player.mark)} {shown(player.text)}".strip(), quote=True)
-    return (
-        f'<div class="player{" own" if player.own else ""}" style="max-width:9.5rem">'
-        f'<video width="152" muted loop playsinline controls preload="auto" aria-label="{label}" '
-        f'src="data:video/mp4;base64,{_base64(player.video)}"></video><p><b>{mark}</b> {text}</p></div>'
-    )
+    label = html.escape(f"{shown(player.mark)} {shown(player.text)}".strip(), quote=True)
+    content = _base64(player.content)
+    seen = f'<img width="152" alt="{label}" src="data:image/jpeg;base64,{content}">'
+    if not player.content.startswith(b"\xff\xd8"):  # how a JPEG begins
+        seen = (
+            f'<video width="152" {"autoplay " * play}muted loop playsinline controls preload="auto" '
+            f'aria-label="Video: {label}" src="data:video/mp4;base64,{content}"></video>'
+        )
+    own = " own" if player.own else ""
+    return f'<div class="player{own}" style="max-width:9.5rem">{seen}<p><b>{mark}</b> {text}</p></div>'
 
 
 def picker_data(
@@ -134,7 +139,8 @@ def picker_html(data: Mapping, title: str, caption: str) -> str:
     """``<figure>`` in which a reader picks a query by typing; its static form is a table beside it."""
     return (
         f'<figure class="picked"><p class="finding">{html.escape(shown(title))}</p>'
-        '<div class="picker"><p class="static">Where scripts run, one types here; '
+        '<div class="picker"><p class="static">Where scripts run, one types here (in JupyterLab '
+        "under “Your own sentence”); "
         f"the table below holds the same sentences.</p>{_json(data, 'picker')}</div>"
         f"<figcaption>{html.escape(shown(caption))}</figcaption></figure>"
     )

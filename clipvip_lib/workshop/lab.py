@@ -1,21 +1,50 @@
-"""The notebooks in JupyterLab, without changing the checkout: ``make lab`` saves a notebook's cells, not its outputs.
+"""The notebooks in JupyterLab: its looks, whether widgets can answer, and a checkout that stays as it is.
 
-Outputs differ from run to run, and they are kept where they belong: numbers in the cache, pages in reports/. A notebook
-that lies there with outputs, or that is new, is not the study's: it is saved as it is.
+``make lab`` saves a notebook's cells, not its outputs. Outputs differ from run to run, and they are kept where they
+belong: numbers in the cache, pages in reports/. A notebook that lies there with outputs, or that is new, is not the
+study's: it is saved as it is.
 """
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from clipvip_lib.files import read_json
+from clipvip_lib.workshop.pages import TEMPLATES
 
 #: What the study's notebooks say of themselves; JupyterLab would add the version of whoever saves.
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+SHOWN = ".jp-RenderedHTML.jp-RenderedHTMLCommon"  # what JupyterLab calls the HTML that a cell shows
+OTHERWISE = (  # its paper, none of its stripes, and room for a frame at its edge
+    "&{--paper:var(--jp-layout-color0)}tbody tr:nth-child(n){background:none}.row{padding:0 4px}"
+)
 KEPT = {"tags"}  # of a cell's metadata: the others are how it was looked at
+
+
+def live() -> bool:
+    """Whether the cell that runs was sent by a front end that shows widgets, such as JupyterLab.
+
+    It names the cell in its request; papermill, nbclient and nbval do not. So pages and stored outputs hold no widget,
+    wherever a run was started.
+    """
+    from IPython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    return kernel is not None and "cellId" in kernel.get_parent("shell").get("metadata", {})
+
+
+def style() -> str:
+    """The pages' style for what cells show in JupyterLab, light or dark as its theme is."""
+    css = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    light, dark = (colours for colours in re.findall(r":root{(?:color-scheme:light dark;)?(.*?)}", css))
+    return (
+        f"<style>{SHOWN}{{{light};color-scheme:light;[data-jp-theme-light=false] &{{{dark};color-scheme:dark}}"
+        f"{css}{OTHERWISE}}}</style>"
+    )
 
 
 def scrub(model: dict, path: str, contents_manager: object, **_: object) -> None:
