@@ -20,6 +20,7 @@ from clipvip_lib.commands import (
     bench,
     caption,
     check_data,
+    completion,
     convert_texts,
     embed,
     pack,
@@ -69,7 +70,8 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = tuple(
-    each.add for each in (reproduce, check_data, convert_texts, pack, caption, train, embed, search, bench)
+    each.add
+    for each in (reproduce, check_data, convert_texts, pack, caption, train, embed, search, bench, completion)
 )
 
 
@@ -77,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="clipvip", description="CLIP-ViP as a study that anyone can run.")
     top.add_argument("--version", action="version", version=f"clipvip {__version__}")
+    top.set_defaults(parser=top)
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for add in COMMANDS:
         add(commands)

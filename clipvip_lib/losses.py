@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from clipvip_lib.errors import ClipVipError, unknown
+
+if TYPE_CHECKING:
+    from torch import Tensor  # commands know the names of losses before torch is imported
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,8 @@ def ocl_loss(
     Computed in float32 or wider whatever the autocast. Raises ClipVipError for an unknown loss or reduction,
     a missing source, or features of different shapes.
     """
+    import torch
+
     if reduction not in ("mean", "sum"):
         raise unknown("reduction", reduction, ("mean", "sum"))
     sources = sorted(needs(name))
@@ -112,6 +115,8 @@ def _cross_entropy(
     term: Term, features: Mapping[str, Tensor], scale: Tensor, present: Mapping[str, Tensor]
 ) -> Tensor:
     """One term, a scalar; zero if no row has both its query and its positive."""
+    import torch
+
     query = scale * features[term.query]
     positive = (query * features[term.positive]).sum(-1)
     own = torch.eye(len(query), dtype=torch.bool, device=query.device)
@@ -130,6 +135,8 @@ def _cross_entropy(
 def _check(
     name: str, features: Mapping[str, Tensor], sources: list[str], caption_mask: Tensor | None
 ) -> None:
+    import torch
+
     missing = [f"{s} ({SOURCES[s]})" for s in sources if s not in features]
     if missing:
         raise ClipVipError(

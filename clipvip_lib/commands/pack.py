@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from clipvip_lib.commands.arguments import folder
+from clipvip_lib.commands.arguments import folder, share
 from clipvip_lib.say import say
 
 
@@ -55,7 +55,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--skip-share",
-        type=float,
+        type=share,
         default=0.0,
         metavar="SHARE",
         help="share of a shard's samples, or of the files, that may be left out if they cannot be read (default: 0)",

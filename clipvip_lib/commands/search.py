@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import device, folder, say_loading
+from clipvip_lib.commands.arguments import at_least, device, folder, say_loading
 
 
 def add(commands) -> None:
@@ -34,7 +34,7 @@ def add(commands) -> None:
         "--faiss", action="store_true", help="use an index (approximate, for millions of rows)"
     )
     parser.add_argument(
-        "--probes", type=int, metavar="N", help="number of index cells to search (default 32)"
+        "--probes", type=at_least(1), metavar="N", help="number of index cells to search (default 32)"
     )
     parser.add_argument(
         "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU, if there)"
@@ -60,11 +60,13 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.features.folder import Features
+    from clipvip_lib.features.query_settings import weights_of
     from clipvip_lib.say import say
 
     _check(arguments)
     features = Features(arguments.features)  # report a wrong folder before torch is imported
     server = _bound(arguments)
+    weights_of(features.settings, arguments.weights, arguments.tag)
     say_loading()
     from clipvip_lib.features.search import PROBES, Searcher
 
@@ -107,7 +109,6 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises ClipVipError for options that do not go together, names that are not there, and texts that are none."""
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.files import kind_of, make_folder
-    from clipvip_lib.models.weight_names import expect_weights
 
     if not arguments.queries and not arguments.video and arguments.serve is None:
         raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
@@ -126,8 +127,6 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ClipVipError(
                 f"cannot read {video!r}: expected a video to look for, it is not there; check the path"
             )
-    if arguments.weights is not None:
-        expect_weights(arguments.weights, arguments.tag)
     if arguments.html is not None:
         if (
             Path(arguments.html).suffix.lower() not in (".html", ".htm")

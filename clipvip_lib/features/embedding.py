@@ -21,7 +21,9 @@ from clipvip_lib.data.clips import Clip, workers_of
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.query_settings import weights_of
 from clipvip_lib.features.writer import PART, FeatureWriter
+from clipvip_lib.files import kind_of
 from clipvip_lib.models.checkpoints import load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
@@ -43,16 +45,6 @@ from clipvip_lib.say import is_unicode
 WINDOW_MARK = "#t="
 MOST_FRAMES = 4096  # of a video: more would only fill the memory
 DEVICES = ("cpu", "cuda")
-#: What settings must say for a query to be encoded as the rows were.
-QUERY_SETTINGS = {
-    "weights": str,
-    "pretrained_tag": str | None,
-    "checksum": str,
-    "attention": str,
-    "precision": str,
-    "frames": int,
-    "antialias": bool,
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +92,7 @@ def load_encoder(
     except ClipVipError:
         tokenizer = None
     checksum = fingerprint(model, tokenizer)
-    named = Path(weights).absolute() if Path(weights).exists() else weights
+    named = Path(weights).absolute() if kind_of(weights) else weights
     return Embedder(model.to(place).eval(), tokenizer, checksum, str(named), pretrained_tag, report)
 
 
@@ -326,13 +318,7 @@ def encoder_of(
     Raises ClipVipError if the weights are gone, or are not those that the features were made with, or the settings
     do not say how.
     """
-    _check_query_settings(settings)
-    if weights is None:
-        weights, pretrained_tag = settings["weights"], settings["pretrained_tag"]
-        if pretrained_tag is None and not Path(weights).exists():
-            raise ClipVipError(
-                f"the weights {weights} that made these features are gone; name where they are now with --weights"
-            )
+    weights, pretrained_tag = weights_of(settings, weights, pretrained_tag)
     encoder = load_encoder(weights, pretrained_tag, settings["attention"], device)
     if encoder.checksum != settings["checksum"]:
         raise ClipVipError(
@@ -341,20 +327,3 @@ def encoder_of(
             "--weights, or embed again"
         )
     return encoder
-
-
-def _check_query_settings(settings: dict) -> None:
-    for name, kind in QUERY_SETTINGS.items():
-        if settings.get("kind") == "texts" and name in ("frames", "antialias"):
-            continue  # texts have none
-        value = settings.get(name)
-        if (name not in settings and name != "pretrained_tag") or not isinstance(value, kind):
-            raise ClipVipError(
-                f"meta.json of the features expected {name} as `clipvip embed` writes it, got {repr(value)[:60]}; "
-                "embed them again"
-            )
-    if settings["precision"] not in ("float32", "bfloat16"):
-        raise ClipVipError(
-            f"meta.json of the features expected precision float32 or bfloat16, got "
-            f"{repr(settings['precision'])[:60]}; embed them again"
-        )
