@@ -27,6 +27,11 @@ def add(commands) -> None:
     )
     parser.add_argument("--top", type=int, default=10, metavar="K", help="results per query (default 10)")
     parser.add_argument(
+        "--all-windows",
+        action="store_true",
+        help="list every window (default: of windows that overlap in a video, only the best)",
+    )
+    parser.add_argument(
         "--weights", type=folder, metavar="W", help="where the weights are now, if they moved"
     )
     parser.add_argument("--tag", metavar="TAG", help="of --weights, if it is an open_clip name")
@@ -71,9 +76,9 @@ def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.features.search import PROBES, Searcher
 
     probes = PROBES if arguments.probes is None else arguments.probes
-    searcher = Searcher(
-        features, arguments.weights, arguments.tag, arguments.device, probes if arguments.faiss else None
-    )
+    index = probes if arguments.faiss else None
+    asked = (arguments.weights, arguments.tag, arguments.device, index, arguments.all_windows)
+    searcher = Searcher(features, *asked)
     start = time.perf_counter()
     found = []
     if arguments.queries or arguments.video:
@@ -154,4 +159,5 @@ def _bound(arguments: argparse.Namespace):
 def _place(result: dict) -> str:
     key = f" ({result['key']})" if "key" in result else ""
     window = f"  {result['start']:g}-{result['end']:g} s" if "start" in result else ""
-    return f"{result['path']}{key}{window}"
+    left_out = f", {result['overlapping']} more overlap it" if result.get("overlapping") else ""
+    return f"{result['path']}{key}{window}{left_out}"

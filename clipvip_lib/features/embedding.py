@@ -9,6 +9,7 @@ proxies drawn at random would only blur it.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -134,9 +135,10 @@ def embed_videos(
 ) -> dict:
     """Write the features of clips (data/clips.py) to the folder ``out`` (features/folder.py); returns its meta.json.
 
-    What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, and "key"
-    in a shard; frames: how many the video shows; "damage" where a damaged video was accepted. With windows there is a
-    row for each window of a clip, with "start" and "end" in seconds, and "last" at a video's last one.
+    What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, "key" in
+    a shard, "real" where links lead to another path; frames: how many the video shows; "damage" where a damaged video
+    was accepted. With windows there is a row for each window of a clip, with "start" and "end" in seconds, and "last"
+    at a video's last one.
 
     Args:
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
@@ -223,7 +225,10 @@ def embed_videos(
 
 
 def _row(clip: Clip) -> dict:
-    return {"id": clip.id, "path": clip.path} | ({"key": clip.key} if clip.key else {})
+    real = os.path.realpath(clip.path)
+    row = {"id": clip.id, "path": clip.path} | ({"key": clip.key} if clip.key else {})
+    # Where links lead: who shows the video later shows that file or none.
+    return row | ({"real": real} if real != os.path.abspath(clip.path) else {})  # noqa: PTH100
 
 
 def _window_id(clip: Clip, windows: Windows, number: int) -> str:
