@@ -28,6 +28,7 @@ from clipvip_lib.commands import (
     search,
     train,
 )
+from clipvip_lib.data import crashes
 from clipvip_lib.errors import NO_ROOM, ClipVipError, lack_of_memory
 from clipvip_lib.say import CannotSay, give_up, say
 from clipvip_lib.stop_signals import signals_raise
@@ -130,6 +131,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if arguments.command is None:
             top.print_help(sys.stderr)
             return 2
+        crashes.armed = True
         return arguments.run(arguments)
     finally:
         try:
