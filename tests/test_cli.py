@@ -87,7 +87,17 @@ def test_seeds_may_be_a_range(called):
     assert called[0][1]["seeds"] == [0, 1, 2, 7]
 
 
-COMMANDS = ("reproduce", "check-data", "convert-texts", "caption", "train", "embed", "search")
+COMMANDS = (
+    "reproduce",
+    "check-data",
+    "convert-texts",
+    "pack",
+    "caption",
+    "train",
+    "embed",
+    "search",
+    "bench",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -70,6 +70,7 @@ BENCHES = {
 def add(commands) -> None:
     parser = commands.add_parser(
         "bench",
+        example="clipvip bench decode --folder my-videos/ --json decode.json",
         help="measure speed on this machine, beside other ways to do the same",
         description="Each benchmark runs the forms it compares in turns and prints medians with the smallest and the "
         "largest and, where it applies, the share of a matrix product's rate. Believe ratios of one run; ours are in "
