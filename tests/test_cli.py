@@ -182,6 +182,8 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("embed s.tar --weights W --out O --windows 0.01", "windows of at least 0.1 s"),
         ("embed s.tar --weights W --out O --frames 0", "a whole number of at least 1, got '0'"),
         ("embed s.tar --weights W --out O --skip-bad -1", "--skip-bad"),
+        ("embed s.tar --weights ViT-B-32 --out O", "expected pretrained_tag, its weights; tags: openai, "),
+        ("embed s.tar --weights ViT-B-32 --tag opanai --out O", "has no weights 'opanai'"),
         ("embed s.tar --weights hf-hub:some/model --out O", "HF_HUB_OFFLINE is set"),
         ("embed s.tar --weights E --out O", "E expected model.safetensors or pytorch_model.bin"),
         ("search dog --in absent", "no features in absent"),

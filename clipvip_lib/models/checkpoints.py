@@ -42,7 +42,7 @@ from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_weights import SIGN_OF_OFA, config_of_folder, ofa_from_state
 from clipvip_lib.models.open_clip_weights import from_open_clip
 from clipvip_lib.models.weight_files import read_folder, read_weights, refuse_prefixes
-from clipvip_lib.models.weight_names import expect_weights
+from clipvip_lib.models.weight_names import expect_weights, unknown_tag
 
 TEMPORAL = "vision_model.embeddings.temporal_embedding"
 PROXIES = "vision_model.embeddings.added_cls"
@@ -452,16 +452,12 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
     _refuse_other_text_tower(name, open_clip.get_model_config(name))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is None:
-        known = ", ".join(tags) or "none, give a file"
-        raise ClipVipError(f"open_clip model {name} expected pretrained_tag, its weights; tags: {known}")
+        raise unknown_tag(name, tag, tags)
     file, options = Path(tag), {}
     if not file.is_file():
         about = open_clip.get_pretrained_cfg(name, str(tag))
         if not about:
-            raise ClipVipError(
-                f"open_clip model {name} has no weights {str(tag)!r}, and no such file is there; tags: "
-                f"{', '.join(tags)}"
-            )
+            raise unknown_tag(name, tag, tags)
         options["force_quick_gelu"] = bool(about.get("quick_gelu"))
         file = _download(open_clip, about, name, str(tag))
     config, weights = _open_clip_model(open_clip, name, file, **options)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import difflib
 import importlib.util
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -44,11 +47,42 @@ def expect_weights(source: str | Path, tag: str | Path | None = None, attention:
             + (f"; did you mean {near[0]!r}?" if near else "")
         )
 
+    tags = open_clip_tags(str(source))
+    if tags and not (tag and (kind_of(tag) == "file" or str(tag).lower().replace("-", "_") in tags)):
+        raise unknown_tag(str(source), tag, tags)
+
+
+def unknown_tag(name: str, tag: str | Path | None, tags: Sequence[str]) -> ClipVipError:
+    """The error for weights of an open_clip model that were not named, or are not there."""
+    if tag is None:
+        known = ", ".join(tags) or "none, give a file"
+        return ClipVipError(f"open_clip model {name} expected pretrained_tag, its weights; tags: {known}")
+    return ClipVipError(
+        f"open_clip model {name} has no weights {str(tag)!r}, and no such file is there; tags: {', '.join(tags)}"
+    )
+
 
 def _expect_files(folder: Path) -> None:
     names = (*WEIGHT_FILES, *hub.OPEN_CLIP_WEIGHTS)
     if not any((folder / each).is_file() for name in names for each in (name, f"{name}.index.json")):
         raise ClipVipError(f"{folder} expected {' or '.join(WEIGHT_FILES)} beside config.json, got neither")
+
+
+@cache
+def open_clip_tags(name: str) -> tuple[str, ...]:
+    """The tags of a model, read from open_clip's table as text (of "-quickgelu" perhaps too many): importing it takes
+    seconds. Empty where the table is written otherwise; then open_clip itself is asked, later."""
+    found = importlib.util.find_spec("open_clip")
+    tables: dict[str, ast.expr] = {}
+    with contextlib.suppress(OSError, SyntaxError, AttributeError, KeyError, TypeError):
+        for node in ast.parse(Path(found.origin).with_name("pretrained.py").read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign):
+                tables[getattr(node.targets[0], "id", "")] = node.value
+        rows = tables["_PRETRAINED"]
+        of_name = dict(zip((key.value for key in rows.keys), rows.values, strict=True))
+        row = of_name[name.removesuffix("-quickgelu")]
+        return tuple(each.arg for each in (tables[row.id] if isinstance(row, ast.Name) else row).keywords)
+    return ()
 
 
 def expect_ofa(source: str | Path, bpe: str | Path | None = None) -> None:
