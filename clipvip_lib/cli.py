@@ -20,6 +20,7 @@ from clipvip_lib.commands import (
     bench,
     caption,
     check_data,
+    completion,
     convert_texts,
     embed,
     pack,
@@ -27,6 +28,7 @@ from clipvip_lib.commands import (
     search,
     train,
 )
+from clipvip_lib.data import crashes
 from clipvip_lib.errors import NO_ROOM, ClipVipError, lack_of_memory
 from clipvip_lib.say import CannotSay, give_up, say
 from clipvip_lib.stop_signals import signals_raise
@@ -69,7 +71,8 @@ class Parser(argparse.ArgumentParser):
 
 
 COMMANDS = tuple(
-    each.add for each in (reproduce, check_data, convert_texts, pack, caption, train, embed, search, bench)
+    each.add
+    for each in (reproduce, check_data, convert_texts, pack, caption, train, embed, search, bench, completion)
 )
 
 
@@ -77,6 +80,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
     top = Parser(prog="clipvip", description="CLIP-ViP as a study that anyone can run.")
     top.add_argument("--version", action="version", version=f"clipvip {__version__}")
+    top.set_defaults(parser=top)
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
@@ -127,6 +131,7 @@ def _run(argv: Sequence[str] | None) -> int:
         if arguments.command is None:
             top.print_help(sys.stderr)
             return 2
+        crashes.armed = True
         return arguments.run(arguments)
     finally:
         try:

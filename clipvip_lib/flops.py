@@ -115,7 +115,7 @@ def text_flops(sizes: ClipSizes, tokens: int | None = None) -> int:
 
 
 def forward_flops(sizes: ClipSizes, sources: frozenset[str], tokens: int | None = None) -> int:
-    """FLOPs of the features of one clip: those of V, S, F, C that a loss joins (``losses.needs``)."""
+    """FLOPs of the features of one clip: those of V, S, F, C that a loss joins (``omnisource.needs``)."""
     each = {
         "V": lambda: video_flops(sizes),
         "F": lambda: video_flops(sizes, 1),

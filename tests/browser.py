@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import time
@@ -17,11 +18,18 @@ import patience
 import pytest
 import websocket
 
+from clipvip_lib.files import CHECKOUT
+
 CHROMIUM = shutil.which("chromium")
 LOADS = ("Network.requestWillBeSent", "Network.loadingFailed")
 COMPLAINTS = ("Runtime.exceptionThrown", "Log.entryAdded", "Runtime.consoleAPICalled")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars", "--mute-audio")
 MOUSE = "--blink-settings=primaryHoverType=2,availableHoverTypes=2,primaryPointerType=4"
+
+AXE = Path(os.environ.get("AXE_CORE", CHECKOUT / "node_modules" / "axe-core" / "axe.min.js"))
+with_axe = pytest.mark.skipif(
+    not AXE.is_file(), reason=f"axe-core is not at {AXE}: `npm install axe-core` there"
+)
 
 in_a_browser = pytest.mark.skipif(
     not CHROMIUM, reason="chromium is not on PATH: pages are tested by parsing only"
@@ -150,6 +158,16 @@ class Browser:
     def contrasts(self) -> list[tuple[float, str]]:
         """(contrast, text) of everything written on the page, lowest first; WCAG asks for 4.5."""
         return sorted((ratio, text) for ratio, text in self.run(CONTRASTS))
+
+    def violations(self) -> list:
+        """What axe finds on the page that matters: [rule, impact, some elements]."""
+        self.run(AXE.read_text(encoding="utf-8") + ";0")
+        found = self.run("axe.run({resultTypes: ['violations']}).then((found) => found.violations)")
+        return [
+            (row["id"], row["impact"], [node["html"][:150] for node in row["nodes"][:3]])
+            for row in found
+            if row["impact"] in ("moderate", "serious", "critical")
+        ]
 
     def complaints(self) -> list:
         """Requests elsewhere than to where the page is from, those that failed, errors and messages of the console."""

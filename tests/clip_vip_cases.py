@@ -13,9 +13,10 @@ from equality import relative, where_large
 from golden_files import Case, Row, read
 from torch import Tensor
 
-from clipvip_lib.losses import needs, ocl_loss
+from clipvip_lib.losses import ocl_loss
 from clipvip_lib.models.checkpoints import build, load_weights
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+from clipvip_lib.omnisource import needs
 
 FEATURE, LOSS = 1e-5, 1e-9  # float32 forward; float64 losses and gradients, relative
 VIDEOS = {  # quantity: the vector, and the pixels that it is made from

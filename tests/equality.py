@@ -115,7 +115,11 @@ class EqualityReport:
 def document(rows: list[dict]) -> dict:
     """What is written: the rows, and the code, libraries and machine that they hold for."""
     fields = ("quantity", "against", "test", "difference", "tolerance")
-    compared = [*sorted((PACKAGE / "models").glob("[!_]*.py")), PACKAGE / "losses.py"]
+    compared = [
+        *sorted((PACKAGE / "models").glob("[!_]*.py")),
+        PACKAGE / "losses.py",
+        PACKAGE / "omnisource.py",
+    ]
     return {
         "rows": [{field: row[field] for field in fields} for row in rows],
         "files": [path.relative_to(PACKAGE).as_posix() for path in compared],

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.losses import LOSSES, needs
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+from clipvip_lib.omnisource import LOSSES, needs
 from clipvip_lib.training import grad_cache
 from clipvip_lib.training import ranks as distributed
 from clipvip_lib.training.batches import Batch, Tokens

@@ -3,19 +3,15 @@ what can be touched, answers; and without a script nothing is missing."""
 
 import contextlib
 import json
-import os
-from pathlib import Path
 
 import browser as browsers
 import pytest
 from page_tables import Tables
 
-from clipvip_lib.files import CHECKOUT
 from clipvip_lib.study.experiments import NOTEBOOKS
 
 pytestmark = [pytest.mark.slow, browsers.in_a_browser]
 PAGES = [*NOTEBOOKS, "index"]
-AXE = Path(os.environ.get("AXE_CORE", CHECKOUT / "node_modules" / "axe-core" / "axe.min.js"))
 LOOKS = [(1280, False), (1280, True), (390, False), (390, True)]
 
 #: Tables of which a cell cannot be reached, or that scroll without saying so or without keeping their first column.
@@ -82,18 +78,11 @@ def test_the_checks_find_what_they_look_for(tab, tmp_path):
     assert "example.org" in said and '"value": "no"' in said
 
 
-@pytest.mark.skipif(not AXE.is_file(), reason=f"axe-core is not at {AXE}: `npm install axe-core` there")
+@browsers.with_axe
 @pytest.mark.parametrize("name", PAGES)
 def test_axe_finds_nothing_that_matters(tab, out, name):
     tab.show(out / f"{name}.html", width=390, dark=True, still=True)
-    tab.run(AXE.read_text(encoding="utf-8") + ";0")
-    found = tab.run("axe.run({resultTypes: ['violations']}).then((found) => found.violations)")
-    bad = [
-        (row["id"], row["impact"], [node["html"][:150] for node in row["nodes"][:3]])
-        for row in found
-        if row["impact"] in ("moderate", "serious", "critical")
-    ]
-    assert bad == []
+    assert tab.violations() == []
 
 
 def test_videos_play_while_they_are_seen_and_stop_when_asked(tab, out):

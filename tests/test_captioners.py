@@ -114,7 +114,7 @@ def test_a_tokenizer_that_is_missing_is_asked_for(released, tmp_path):
     (tmp_path / "vocab.json").write_text((bpe / "vocab.json").read_text())
     with pytest.raises(ClipVipError, match=r"has no merges\.txt; name"):
         load_ofa_captioner(weights, bpe=tmp_path)
-    with pytest.raises(ClipVipError, match=r"no weights .*none\.pt"):
+    with pytest.raises(ClipVipError, match=r"no file or folder .*none\.pt"):
         load_ofa_captioner(tmp_path / "none.pt")
     with pytest.raises(ClipVipError, match=r"none\.pt"):
         load_ofa_captioner(tmp_path / "none.pt", bpe=bpe)

@@ -9,10 +9,10 @@ import sys
 import numpy as np
 import pytest
 from test_clips import write_shard
-from test_search import folder_of
 
 from clipvip_lib import cli, files
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.writer import FeatureWriter
 
 
 @pytest.fixture
@@ -87,7 +87,17 @@ def test_seeds_may_be_a_range(called):
     assert called[0][1]["seeds"] == [0, 1, 2, 7]
 
 
-COMMANDS = ("reproduce", "check-data", "convert-texts", "caption", "train", "embed", "search")
+COMMANDS = (
+    "reproduce",
+    "check-data",
+    "convert-texts",
+    "pack",
+    "caption",
+    "train",
+    "embed",
+    "search",
+    "bench",
+)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -100,6 +110,16 @@ def test_every_help_has_an_example_that_is_right(command, capsys):
     assert cli.parser().parse_args(words[1:]).command == command
 
 
+FEATURES = {
+    "kind": "videos",
+    "weights": "gone",
+    "pretrained_tag": None,
+    "checksum": "0",
+    "attention": "proxy",
+}
+FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialias": False}
+
+
 @pytest.mark.bad_input(
     "any command: a path, name or option that is wrong",
     says="one sentence within a second, before torch is imported",
@@ -109,12 +129,20 @@ def test_every_help_has_an_example_that_is_right(command, capsys):
     [
         ("reproduce --only 99", "unknown notebook '99'"),
         ("reproduce --profile nope", "unknown profile 'nope'"),
+        ("reproduce --profile smoke --force nope", "unknown stage 'nope'"),
+        ("reproduce --profile smoke --set nope=1", "unknown notebook parameter 'nope'"),
+        ("reproduce --plan --profile nope", "unknown profile 'nope'"),
+        ("reproduce --plan --profile smoke --set nope=1", "unknown notebook parameter 'nope'"),
         ("check-data nope .", "unknown"),
         ("check-data msrvtt absent", "absent"),
         ("convert-texts --shards absent.tar --csv absent.csv", "absent"),
         ("caption --shards absent.tar --weights W --out O", "absent.tar"),
         ("caption --shards s.tar --weights absent --out O", "no file or folder 'absent'"),
         ("caption --shards s.tar --weights W --out O --device tpu", "device 'tpu' cannot be used"),
+        ("caption --shards s.tar --weights W --out O", "W has no vocab.json and no merges.txt"),
+        ("caption --shards s.tar --weights W --out O --bpe absent", "absent has no vocab.json"),
+        ("caption --shards s.tar --weights W --bpe B --out s.tar", "cannot write to s.tar"),
+        ("caption --shards s.tar --hugging-face some/model --out O", "HF_HUB_OFFLINE is set"),
         ("train --stage postpretrain --shards s.tar --weights absent --out O", "no file or folder 'absent'"),
         ("train --stage postpretrain --shards s.tar --weights ViT-B-23 --out O", "did you mean 'ViT-B-32'"),
         ("train --stage postpretrain --shards absent.tar --weights W --out O", "first absent.tar"),
@@ -123,6 +151,25 @@ def test_every_help_has_an_example_that_is_right(command, capsys):
             "did you mean 'proxy'",
         ),
         ("train --stage postpretrain --shards s.tar --weights W --out O --set stps=3", "stps"),
+        (
+            "train --stage postpretrain --shards s.tar --weights W --out O --loss V-S,X",
+            "did you mean 'V-S,C'",
+        ),
+        (
+            "train --stage postpretrain --shards s.tar --weights W --out O --recipe postpretran",
+            "did you mean",
+        ),
+        ("train --stage postpretrain --shards s.tar --weights W --out s.tar", "cannot write to s.tar"),
+        (
+            "train --stage postpretrain --shards s.tar --weights W --out O --captions absent",
+            "no folder 'absent'",
+        ),
+        (
+            "train --stage postpretrain --shards s.tar --weights W --out O --texts absent",
+            "no folder 'absent'",
+        ),
+        ("train --stage postpretrain --shards s.tar --weights some/model --out O", "HF_HUB_OFFLINE is set"),
+        ("train --stage postpretrain --shards s.tar --weights E --out O", "E expected model.safetensors or"),
         (
             "train --stage finetune --benchmark msrvt --recipe finetune-msrvtt --data . --weights W --out O",
             "msrvt",
@@ -133,20 +180,40 @@ def test_every_help_has_an_example_that_is_right(command, capsys):
         ("embed s.tar --weights W --out O --attention proxi", "did you mean 'proxy'"),
         ("embed s.tar --weights W --out W/config.json", "cannot write to W/config.json"),
         ("embed s.tar --weights W --out O --windows 0.01", "windows of at least 0.1 s"),
+        ("embed s.tar --weights W --out O --frames 0", "a whole number of at least 1, got '0'"),
+        ("embed s.tar --weights W --out O --skip-bad -1", "--skip-bad"),
+        ("embed s.tar --weights ViT-B-32 --out O", "expected pretrained_tag, its weights; tags: openai, "),
+        ("embed s.tar --weights ViT-B-32 --tag opanai --out O", "has no weights 'opanai'"),
+        ("embed s.tar --weights hf-hub:some/model --out O", "HF_HUB_OFFLINE is set"),
+        ("embed s.tar --weights E --out O", "E expected model.safetensors or pytorch_model.bin"),
         ("search dog --in absent", "no features in absent"),
         ("search --video absent.mp4 --in O", "cannot read 'absent.mp4'"),
         ("search dog --in O --html x.mp4", "that ends in .html"),
+        ("search dog --in O", "that made these features are gone"),
+        ("search dog --in O --weights absent", "no file or folder 'absent'"),
+        ("bench embed --folder absent", "no folder 'absent'"),
+        ("bench caption --size giant", "invalid choice: 'giant'"),
+        ("bench caption --device tpu", "device 'tpu' cannot be used"),
         ("search --in O --serve 0.0.0.0:0", "expected --token"),
     ],
 )
 def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, line, words):
-    (tmp_path / "W").mkdir()
-    (tmp_path / "W" / "config.json").write_text("{}")
+    for folder in ("W", "E", "B"):
+        (tmp_path / folder).mkdir()
+    for name in ("W/config.json", "E/config.json", "W/model.safetensors", "B/vocab.json", "B/merges.txt"):
+        (tmp_path / name).write_text("{}")
     write_shard(tmp_path / "s.tar", {"0": {"mp4": b"a video", "txt": b"a text"}})
-    folder_of(tmp_path / "O", np.eye(4, dtype=np.float32))
+    with FeatureWriter(tmp_path / "O", FEATURES) as writer:
+        writer.add({"id": "v", "path": "v.mp4"}, "1", np.eye(4, dtype=np.float32)[0])
+        writer.join(["v"])
     code = "import sys\nfrom clipvip_lib import cli\ncode = cli.main(sys.argv[1:])\n"
     code += "print('torch' in sys.modules, code)"
-    home = {**os.environ, "CLIPVIP_HOME": str(tmp_path / "home"), "PYTHONPATH": str(files.CHECKOUT)}
+    home = {
+        **os.environ,
+        "CLIPVIP_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(files.CHECKOUT),
+    }
     done = subprocess.run(
         [sys.executable, "-c", code, *line.split()],
         env=home,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import patience
@@ -124,15 +125,15 @@ def test_untrained_weights_are_said(weights, tmp_path, capsys):
     ("line", "words"),
     [
         ("embed --weights W --out O", "expected videos or --texts FILE, got neither"),
-        ("embed V --weights W --out O --skip-bad -1", "skip_bad of 0 or more, got -1"),
+        ("embed V --weights W --out O --skip-bad -1", "of at least 0, got '-1'"),
         ("embed V --weights W --out O --device meta", "device 'meta' cannot be used"),
         ("search dog --in O --tag x", "--tag belongs to --weights"),
         ("embed absent.mp4 --weights W --out O", "no file or folder absent.mp4"),
         ("embed V --weights absent --out O", "no file or folder 'absent'"),
         ("embed V --weights W --out O --attention proxi", "did you mean 'proxy'"),
         ("embed V --weights W --out O --device cuda:99", "device 'cuda:99' cannot be used"),
-        ("embed V --weights W --out O --part 0", "parts of at least 1 row"),
-        ("embed V --weights W --out O --frames 0", "expected frames and batch of at least 1"),
+        ("embed V --weights W --out O --part 0", "of at least 1, got '0'"),
+        ("embed V --weights W --out O --frames 0", "of at least 1, got '0'"),
         ("embed V --weights W --out O --workers -2", "workers expected 0 or more"),
         ("embed V --weights W --out O --texts absent.txt", "cannot read texts absent.txt"),
         ("embed V --weights W", "the following arguments are required: --out"),
@@ -187,7 +188,8 @@ def test_a_score_that_is_no_number_is_no_json(tmp_path, monkeypatch):
     nan = [{"text": "dog", "results": [{"score": float("nan")}]}]
     monkeypatch.setattr("clipvip_lib.features.search.Searcher.__init__", lambda *_: None)
     monkeypatch.setattr("clipvip_lib.features.search.Searcher.answer", lambda *_: nan)
-    monkeypatch.setattr("clipvip_lib.features.folder.Features", lambda folder: folder)
+    monkeypatch.setattr("clipvip_lib.features.folder.Features", lambda folder: SimpleNamespace(settings={}))
+    monkeypatch.setattr("clipvip_lib.features.query_settings.weights_of", lambda *_: None)
     with pytest.raises(ValueError, match="not JSON compliant"):
         run("search", "dog", "--in", tmp_path, "--json")
 

@@ -12,11 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipvip_lib import flops
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.flops import ClipSizes
-from clipvip_lib.losses import needs
 from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.models.ofa import EOS, OFA, OFAConfig
+from clipvip_lib.omnisource import needs
 
 B32, B16 = ClipSizes(), ClipSizes(patch_size=16)
 

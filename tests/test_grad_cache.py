@@ -11,9 +11,9 @@ from rank_checks import RECIPE, global_batch, gradient, relative, small_model
 from torch import nn
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.losses import LOSSES
 from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.checkpoints import adapt
+from clipvip_lib.omnisource import LOSSES
 from clipvip_lib.training import grad_cache
 from clipvip_lib.training.batches import Tokens
 from clipvip_lib.training.encoder import BatchEncoder

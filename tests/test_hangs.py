@@ -62,3 +62,19 @@ def test_a_thread_with_a_paused_video_is_still_watched_for_another(tmp_path):
     path.write_bytes(videos.encode(30))
     done = run(HANGS, path)
     assert done.returncode == 2 and "nothing came of the second" in done.stderr
+
+
+def test_the_conversion_of_colours_is_watched_in_windows_too(tmp_path):
+    (tmp_path / "clip.mp4").write_bytes(videos.encode(30))
+    hangs = """
+from clipvip_lib.data import video
+from clipvip_lib.data.windows import read_windows
+video.ToRgb.__call__ = lambda *_: time.sleep(60)
+pictures.close()
+for window in read_windows(path, None, 3, lambda shown: shown):
+    print(window)
+"""
+    done = run(hangs, tmp_path / "clip.mp4")
+    assert done.returncode == 2 and "nothing came of" in done.stderr and "clip.mp4" in done.stderr, (
+        done.stderr
+    )

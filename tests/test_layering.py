@@ -28,7 +28,7 @@ STOREYS = {
     ),
     "workshop": ("workshop",),  # no CLIP in it
     "data": ("data", "streams"),
-    "paper": ("models", "losses", "retrieval", "statistics", "paper", "flops", "scaling"),
+    "paper": ("models", "omnisource", "losses", "retrieval", "statistics", "paper", "flops", "scaling"),
     "work": ("captions", "features", "training"),
     "study": ("study",),
     "commands": ("bench", "commands", "cli"),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from clipvip_lib import losses
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.losses import LOSSES, needs, ocl_loss
+from clipvip_lib.losses import ocl_loss
+from clipvip_lib.omnisource import LOSSES, needs
 
 SCALE = torch.tensor(2.0, dtype=torch.float64)
 

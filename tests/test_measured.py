@@ -9,8 +9,8 @@ import small_runs
 
 from clipvip_lib import cli, flops
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_vip import ClipViPConfig
+from clipvip_lib.omnisource import needs
 from clipvip_lib.study.measured import FIRST_STEPS, rate
 from clipvip_lib.study.paper_plan import Settings
 

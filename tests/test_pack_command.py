@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -29,6 +30,9 @@ def test_it_says_what_was_packed_and_what_was_there(folder, tmp_path, capsys):
     assert count_frames(tmp_path / "packs" / "v0.mp4") == 23
     assert main(line) == 0
     assert "0 of 3 files packed" in (said := capsys.readouterr().out) and "3 were there" in said
+    assert main([*line, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["files"], told["written"], told["found"]) == (3, 0, 3) and told["folder"] == line[3]
     assert main([*line[:3], str(tmp_path / "more"), "--size", "64", "--jitter"]) == 0
     assert count_frames(tmp_path / "more" / "v0.mp4") == 34
 

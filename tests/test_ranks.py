@@ -10,7 +10,7 @@ import small_runs
 import torch
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.losses import LOSSES
+from clipvip_lib.omnisource import LOSSES
 from clipvip_lib.training import ranks as distributed
 from clipvip_lib.training.ranks import Ranks
 

@@ -12,7 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from clipvip_lib import flops, losses, scaling
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import CHECKOUT
-from clipvip_lib.losses import LOSSES, needs, ocl_loss
+from clipvip_lib.losses import ocl_loss
+from clipvip_lib.omnisource import LOSSES, needs, terms
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.scaling import Assumptions, StepTime, starvation
 from clipvip_lib.study import paper_plan
@@ -62,7 +63,7 @@ def test_of_a_loss_in_tiles_too(monkeypatch, loss):
     with counter:
         ocl_loss(loss, features, torch.zeros(())).backward()
     assert counter.get_total_flops() == scaling.loss_flops(loss, B, E)
-    widest = max(len(term.negatives) for term in losses.terms(loss))
+    widest = max(len(term.negatives) for term in terms(loss))
     assert scaling.loss_bytes(loss, B) == widest * 8 * B * scaling.FLOAT32
 
 

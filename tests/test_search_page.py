@@ -11,7 +11,7 @@ from pathlib import Path
 import av
 import pytest
 import videos
-from browser import browser, in_a_browser
+from browser import browser, in_a_browser, with_axe
 from small_clip import WORDS, save_small, write_videos
 from test_clips import jpeg, write_pictures, write_shard
 from test_embed_commands import run
@@ -41,7 +41,7 @@ def indexed(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(indexed):
-    served = Served(indexed / "out")
+    served = Served(indexed / "out", every=True)
     yield served
     served.close()
 
@@ -59,7 +59,7 @@ def page(indexed) -> Path:
         "--in",
         indexed / "out",
     )
-    assert run(*line, "--top", 50, "--html", file) == 0
+    assert run(*line, "--top", 50, "--all-windows", "--html", file) == 0
     return file
 
 
@@ -214,3 +214,63 @@ def test_a_token_lets_a_browser_in(indexed, tmp_path):
             assert tab.complaints() == []
     finally:
         served.close()
+
+
+@in_a_browser
+@with_axe
+@pytest.mark.slow
+@pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 390)])
+def test_axe_finds_nothing_that_matters(page, served, indexed, tmp_path, dark, width):
+    few = indexed / "pages" / "few.html"
+    texts = indexed / "pages" / "texts.html"
+    assert run("search", "a dog runs", "--in", indexed / "out", "--top", 3, "--html", few) == 0
+    assert run("search", "a dog runs", "--in", indexed / "out" / "texts", "--html", texts) == 0
+    with browser(tmp_path / "profile", mouse=width > 1000, local=True) as tab:
+        for shown in (page, few, texts):
+            tab.show(shown, width=width, dark=dark, still=True)
+            assert tab.violations() == [], shown
+        tab.show(served.server.url, width=width, dark=dark, still=True)
+        assert tab.violations() == []
+        tab.type("a dog runs")
+        tab.press("Enter")
+        tab.wait("document.querySelectorAll('li').length === 6 && " + READY)
+        assert tab.violations() == []
+
+
+def test_of_windows_that_overlap_the_best_is_shown(indexed, tmp_path, capsys):
+    """On the command line, as JSON, on the page and by the server alike."""
+    line, rows = ("search", "a dog runs", "--in", indexed / "out", "--top", 20), Features(indexed / "out")
+
+    def told(*more: str) -> list[dict]:
+        assert run(*line, "--json", *more) == 0
+        return json.loads(capsys.readouterr().out)["results"]
+
+    every, few = told("--all-windows"), told()
+    assert len(every) == len(rows) and "overlapping" not in every[0]
+    assert [each["rank"] for each in few] == list(range(1, len(few) + 1))
+    kept: list[dict] = []  # by hand: in order of the score, what overlaps nothing kept
+    for each in every:
+        same = [
+            other for other in kept if other["path"] == each["path"] and other.get("key") == each.get("key")
+        ]
+        if not any(each["start"] < other["end"] and other["start"] < each["end"] for other in same):
+            kept.append(each)
+    assert [each["id"] for each in few] == [each["id"] for each in kept]
+    assert sum(each["overlapping"] for each in few) == len(every) - len(few) > 2
+    assert [each["id"] for each in told()[:3]] == [each["id"] for each in few[:3]]
+    best = max(few, key=lambda each: each["overlapping"])
+    assert run(*line) == 0
+    said = next(each for each in capsys.readouterr().out.splitlines() if f"  {best['id']}  " in each)
+    assert said.endswith(f"-{best['end']:g} s, {best['overlapping']} more overlap it")
+    assert run(*line, "--html", tmp_path / "p.html") == 0
+    [query] = data_of((tmp_path / "p.html").read_text())["queries"]
+    wanted = [(each["row"], each["overlapping"]) for each in few]
+    assert [(each["row"], each["overlapping"]) for each in query["results"]] == wanted
+    few_served = Served(indexed / "out")
+    try:
+        [query] = json.loads(few_served.ask("/api/search?q=a+dog+runs&top=20")[2])["queries"]
+        assert [(each["row"], each["overlapping"]) for each in query["results"]] == wanted
+        [three] = json.loads(few_served.ask("/api/search?q=a+dog+runs&top=3")[2])["queries"]
+        assert [each["row"] for each in three["results"]] == [row for row, _ in wanted[:3]]
+    finally:
+        few_served.close()

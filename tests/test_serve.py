@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -18,6 +19,7 @@ from urllib.parse import quote
 import patience
 import pytest
 import videos
+from fault_runs import disks  # noqa: F401 (a fixture)
 from hypothesis import given
 from hypothesis import strategies as st
 from small_clip import save_small, write_videos
@@ -26,6 +28,7 @@ from test_embed_commands import run
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features import search as module
+from clipvip_lib.features import serve
 from clipvip_lib.features.folder import Features
 from clipvip_lib.features.serve import Refused, Server, address_of, wanted_part
 
@@ -50,10 +53,10 @@ def indexed(tmp_path_factory) -> Path:
 class Served:
     """A server in a thread, and its answers."""
 
-    def __init__(self, folder: Path, token: str | None = None) -> None:
+    def __init__(self, folder: Path, token: str | None = None, every: bool = False) -> None:
         self.server = Server(address_of("127.0.0.1:0"), token)
         self.features = Features(folder)
-        searcher = module.Searcher(self.features)
+        searcher = module.Searcher(self.features, every=every)
         arguments = (searcher, [], 5)
         self.thread = threading.Thread(target=self.server.answer_with, args=arguments, daemon=True)
         self.thread.start()
@@ -299,13 +302,8 @@ def test_a_video_that_is_gone_or_no_video_is_told(indexed, tmp_path):
 
 
 def test_an_index_from_elsewhere_opens_no_other_files(indexed, tmp_path):
-    from clipvip_lib.features.writer import FeatureWriter
-
-    settings = dict(Features(indexed / "out").settings)
-    with FeatureWriter(tmp_path / "out", settings) as writer:
-        for id, path in (("a", "/etc/passwd"), ("b", str(indexed / "weights" / "config.json"))):
-            writer.add({"id": id, "path": path}, "1", Features(indexed / "out").array[0])
-        writer.join(["a", "b"])
+    paths = ("/etc/passwd", str(indexed / "weights" / "config.json"))
+    index(indexed, tmp_path / "out", [{"path": path} for path in paths])
     served = Served(tmp_path / "out")
     try:
         for row in (0, 1):
@@ -437,3 +435,217 @@ def test_a_body_is_never_read_as_the_next_request(served, head):
         except (TimeoutError, ConnectionResetError):
             pass
     assert answer.count(b"HTTP/1.1 ") == 1 and answer.split()[1] in (b"403", b"404")
+
+
+# ---------------------------------------------------------------------- slow clients, full disks, links, errors
+
+
+def sending(port: int, length: int, body: bytes = b"") -> socket.socket:
+    """A connection on which a clip of some length is being sent, of which the server has seen the head."""
+    raw = socket.create_connection(("127.0.0.1", port), timeout=patience.STILL)
+    raw.sendall(
+        f"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n".encode() + body
+    )
+    return raw
+
+
+def rest(raw: socket.socket) -> bytes:
+    """All that comes until the other side closes."""
+    found = b""
+    while piece := raw.recv(2**16):
+        found += piece
+    return found
+
+
+@pytest.mark.fault(
+    "search --serve: more than four clips are sent at a time",
+    sees="503 and `expected fewer at a time`",
+    keeps="the server, and the clips that are being sent",
+)
+def test_clips_are_received_a_few_at_a_time(served, indexed):
+    clip = (indexed / "videos" / "v01.mp4").read_bytes()
+    slow = [sending(served.server.port, len(clip), clip[:100]) for _ in range(serve.MOST_UPLOADS)]
+    try:
+        patience.until(lambda: not served.server.uploads._value, "four uploads")
+        status, headers, body = served.ask("/api/search", "POST", clip)
+        assert (
+            status == 503 and "fewer at a time" in json.loads(body)["error"] and headers["Retry-After"] == "5"
+        )
+        assert served.ask("/api/search?q=dog")[0] == 200  # and nobody else waits for them
+        for raw in slow[:2]:
+            raw.sendall(clip[100:])
+            assert rest(raw).startswith(b"HTTP/1.1 200 ")
+        for raw in slow[2:]:
+            raw.close()
+        patience.until(lambda: served.server.uploads._value == serve.MOST_UPLOADS, "no upload")
+        assert served.ask("/api/search", "POST", clip)[0] == 200
+    finally:
+        for raw in slow:
+            raw.close()
+
+
+@pytest.mark.fault(
+    "search --serve: a client that sends a byte at a time, or reads nothing",
+    sees="the connection is closed; of a clip, 408",
+    keeps="the server; others are answered meanwhile",
+)
+def test_slow_clients_are_cut_off_and_hold_nobody_up(indexed, monkeypatch):
+    monkeypatch.setattr(serve, "IDLE_SECONDS", 2.0)
+    served = Served(indexed / "out")
+    port, ended = served.server.port, threading.Event()
+
+    def drip(raw: socket.socket, text: bytes) -> None:
+        for byte in text:
+            try:
+                raw.sendall(bytes([byte]))
+            except OSError:  # cut off, as it should be
+                return
+            if ended.wait(0.25):  # each read is quick enough: only all of them are too slow
+                return
+
+    head = socket.create_connection(("127.0.0.1", port), timeout=patience.STILL)
+    clip = sending(port, 1000)
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    deaf.connect(("127.0.0.1", port))
+    threads = [
+        threading.Thread(
+            target=drip, args=(head, b"GET /media/0 HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 10**4)
+        ),
+        threading.Thread(target=drip, args=(clip, b"x" * 1000)),
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(200):  # more than the system keeps for one who does not read
+            deaf.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert served.ask("/api/search?q=dog")[0] == 200
+        assert rest(head) == b""
+        assert rest(clip).startswith(b"HTTP/1.1 408 ")
+        with contextlib.suppress(ConnectionError):
+            assert rest(deaf)  # what was sent before it was cut off
+        patience.until(lambda: not served.server.until, "the end of all connections")
+        assert served.ask("/api/search?q=dog")[0] == 200
+    finally:
+        ended.set()
+        for raw in (head, clip, deaf):
+            raw.close()
+        for thread in threads:
+            thread.join()
+        served.close()
+
+
+@pytest.mark.fault(
+    "search --serve: an error while a video is read (a real one of the system)",
+    sees="the connection is closed before the promised length; one sentence in the terminal",
+    keeps="the server",
+)
+def test_an_error_in_the_middle_of_a_video_is_no_second_answer(indexed, tmp_path, capsys):
+    odd = Path("/sys/class/net/lo/speed")  # it says that it holds 4096 bytes, and cannot be read
+    try:
+        odd.read_bytes()
+    except OSError:
+        if not odd.is_file() or odd.stat().st_size != 4096:
+            pytest.skip(f"no {odd} here")
+    else:
+        pytest.skip(f"{odd} can be read here")
+    (tmp_path / "v.mp4").symlink_to(odd)
+    served = Served(
+        index(indexed, tmp_path / "out", [{"path": str(tmp_path / "v.mp4"), "real": os.path.realpath(odd)}])
+    )
+    try:
+        with socket.create_connection(("127.0.0.1", served.server.port), timeout=patience.STILL) as raw:
+            raw.sendall(b"GET /media/0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            head, _, body = rest(raw).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 200 ") and b"Content-Length: 4096" in head and body == b""
+        assert "clipvip: /media/0: cut off" in (said := capsys.readouterr().err) and "Traceback" not in said
+        assert served.ask("/api/search?q=dog")[0] == 200
+    finally:
+        served.close()
+
+
+def index(indexed: Path, folder: Path, rows: list[dict]) -> Path:
+    """A folder of features with these rows."""
+    from clipvip_lib.features.writer import FeatureWriter
+
+    with FeatureWriter(folder, dict(Features(indexed / "out").settings)) as writer:
+        for i, row in enumerate(rows):
+            writer.add({"id": str(i), **row}, "1", Features(indexed / "out").array[0])
+        writer.join([str(i) for i in range(len(rows))])
+    return folder
+
+
+@pytest.mark.fault(
+    "search --serve: a link is changed after its video was embedded",
+    sees="404 and `expected .. as when it was embedded`",
+    keeps="what the link leads to now is not shown",
+)
+def test_a_link_that_leads_elsewhere_is_not_followed(indexed, tmp_path):
+    links, other = tmp_path / "links", tmp_path / "other"
+    shutil.copytree(indexed / "videos", other)
+    links.mkdir()
+    for name in ("v00.mp4", "v01.mp4", "0.tar", "frames"):
+        (links / name).symlink_to(indexed / "videos" / name)
+    assert run("embed", links, "--weights", indexed / "weights", "--out", tmp_path / "out") == 0
+    served = Served(tmp_path / "out")
+    try:
+        assert all(served.ask(f"/media/{served.row(id)}")[0] == 200 for id in ("v00", "v01", "k", "frames"))
+        for name in ("v00.mp4", "0.tar", "frames"):
+            (links / name).unlink()
+            (links / name).symlink_to(other / name)
+        for id in ("v00", "k", "frames"):
+            status, _, body = served.ask(f"/media/{served.row(id)}")
+            assert status == 404 and "as when it was embedded" in json.loads(body)["error"]
+        assert served.ask(f"/media/{served.row('v01')}")[0] == 200
+        (links / "v00.mp4").unlink()
+        (links / "v00.mp4").symlink_to(indexed / "videos" / "v00.mp4")
+        assert served.ask(f"/media/{served.row('v00')}")[0] == 200
+    finally:
+        served.close()
+
+
+SMALL_DISK = """
+set -e
+mount -t tmpfs -o size=64k none "$TMPDIR"
+exec "$@"
+"""
+
+
+@pytest.mark.fault(
+    "search --serve: the folder of temporary files is full (a small tmpfs)",
+    sees="507 and `expected room for`; no traceback",
+    keeps="the server; a smaller clip is answered",
+)
+def test_a_full_disk_is_a_sentence(indexed, tmp_path, disks):  # noqa: F811
+    small = (indexed / "videos" / "v00.mp4").read_bytes()
+    line = [
+        sys.executable,
+        "-u",
+        "-m",
+        "clipvip_lib.cli",
+        "search",
+        "--in",
+        str(indexed / "out"),
+        "--serve",
+        "0",
+    ]
+    command = ["unshare", "-rm", "sh", "-c", SMALL_DISK, "sh", *line]
+    env = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+    ) as process:
+        try:
+            port = int(re.match(r"http://127\.0\.0\.1:(\d+)/", process.stdout.readline())[1])
+            for clip, expected in ((bytes(2**20), 507), (small, 200), (bytes(2**20), 507)):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=patience.STILL)
+                connection.request("POST", "/api/search", clip)
+                answer = connection.getresponse()
+                body = json.loads(answer.read())
+                connection.close()
+                assert answer.status == expected
+                assert expected == 200 or ("No space left" in body["error"] and "TMPDIR" in body["error"])
+            process.send_signal(signal.SIGINT)
+            _, err = patience.wait(process)
+        finally:
+            patience.kill(process.pid)
+    assert process.returncode == 0 and "Traceback" not in err

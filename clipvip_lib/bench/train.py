@@ -14,8 +14,8 @@ import torch
 
 from clipvip_lib.bench.measure import about, fair_clock, product_rate, seconds_of, set_threads, wait
 from clipvip_lib.flops import ClipSizes, step_flops
-from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+from clipvip_lib.omnisource import needs
 from clipvip_lib.training.batches import Batch, Tokens
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import get_recipe

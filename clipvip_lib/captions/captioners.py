@@ -19,15 +19,15 @@ from torch import nn
 
 from clipvip_lib.captions.captioner import Captioner, postprocess
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import read_json
 from clipvip_lib.models.beam import BeamSettings
+from clipvip_lib.models.hub import local
 from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.models.ofa_weights import load_ofa
+from clipvip_lib.models.weight_names import BPE_FILES, expect_ofa, is_captioner
 from clipvip_lib.precision import autocast, choose
 
 SIZE = 480  # pixels at which OFA's caption weights were trained and are evaluated
-BPE_FILES = ("vocab.json", "merges.txt")
 
 
 class ImageCaptioner(Protocol):
@@ -57,22 +57,21 @@ def load_ofa_captioner(
     """OFA's released caption weights, or a folder of ``Captioner.save``, ready to caption on ``device``.
 
     Args:
-        weights: fairseq's .pt, Hugging Face's folder, or a folder of ``Captioner.save``.
+        weights: fairseq's .pt, Hugging Face's folder or its name on the Hub, or a folder of ``Captioner.save``.
         bpe: folder with GPT-2's vocab.json and merges.txt; by default ``weights`` if it is a folder.
         size, beam, max_tokens: pixels per side, hypotheses, tokens at most; by default 480, 5 and 16, for a saved
             captioner those that it was saved with.
 
     Raises ClipVipError if weights or tokenizer are missing, damaged or do not belong together.
     """
-    folder = Path(weights)
-    if folder.is_dir() and "ofa" in _fields(folder):
-        if bpe is not None:
-            raise ClipVipError(f"{folder} has its own tokenizer: expected no other one; leave --bpe out")
+    folder = local(weights)
+    expect_ofa(folder, bpe)
+    if is_captioner(folder):
         saved = Captioner.load(folder)
         model, tokenizer, settings = saved.model, saved.tokenizer, saved.beam
         size = size or saved.image_size
     else:
-        tokenizer = _released_tokenizer(folder, bpe)
+        tokenizer = OFATokenizer.from_files(*(Path(bpe or folder, name) for name in BPE_FILES))
         model, _ = load_ofa(folder)
         settings, size = BeamSettings(), size or SIZE
     if beam is not None:
@@ -100,25 +99,6 @@ def cast_once(model: OFA) -> None:
             for name, value in list(module.named_parameters(recurse=False)):
                 # Also parts the output projection from the token embedding, which autocast leaves in float32.
                 setattr(module, name, nn.Parameter(value.detach().to(torch.bfloat16), requires_grad=False))
-
-
-def _fields(folder: Path) -> dict:
-    path = folder / "config.json"
-    fields = read_json(path) if path.is_file() else {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def _released_tokenizer(weights: Path, bpe: str | Path | None) -> OFATokenizer:
-    folder = Path(bpe) if bpe is not None else weights
-    missing = [name for name in BPE_FILES if not (folder / name).is_file()]
-    if missing and (bpe is not None or weights.exists()):
-        raise ClipVipError(
-            f"OFA's captions need GPT-2's {' and '.join(BPE_FILES)}, {folder} has no {' and no '.join(missing)}; name "
-            "a folder that has both with --bpe (any released Hugging Face OFA or BART does)"
-        )
-    if missing:
-        raise ClipVipError(f"no weights {weights}: expected OFA's .pt or folder; check --weights")
-    return OFATokenizer.from_files(*(folder / name for name in BPE_FILES))
 
 
 # -------------------------------------------------------------------------------------------- Hugging Face

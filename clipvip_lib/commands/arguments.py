@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 from decimal import Decimal, InvalidOperation
@@ -43,6 +44,28 @@ def folder(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}")
     return text
+
+
+def at_least(least: int):
+    """The parser of a whole number of at least ``least``."""
+
+    def whole(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+        return int(text)
+
+    return whole
+
+
+def share(text: str) -> float:
+    """A number from 0 to below 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 <= found < 1:  # NaN is neither
+        raise argparse.ArgumentTypeError(f"expected a share to skip of at least 0 and below 1, got {text}")
+    return found
 
 
 def assignment(text: str) -> tuple[str, object]:

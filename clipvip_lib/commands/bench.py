@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from clipvip_lib.commands.arguments import at_least, device
 from clipvip_lib.say import say
 
 PRECISION = ("float32", "bfloat16")
+SIZES = ("tiny", "medium", "base", "large", "huge")
 
 
-def _at_least(least: int):
-    def whole(text: str) -> int:
-        if not text.isdecimal() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
-        return int(text)
-
-    return whole
-
-
-NUMBER = {"type": _at_least(1), "metavar": "N"}
+NUMBER = {"type": at_least(1), "metavar": "N"}
 OPTIONS = {
     "repeats": {**NUMBER, "help": "times that each form runs, in turns"},
     "folder": {"metavar": "DIR", "help": "your own videos or shards instead of generated ones"},
@@ -28,13 +21,13 @@ OPTIONS = {
     "patch": {"type": int, "choices": (16, 32), "help": "ViT-B/32 (default) or B/16"},
     "precision": {"choices": PRECISION, "help": "default: float32"},
     "threads": {**NUMBER, "help": "of torch (default 1, whose time other programs hardly disturb)"},
-    "device": {"help": "cpu (default), cuda"},
+    "device": {"type": device, "help": "cpu (default), cuda"},
     "workers": {**NUMBER, "help": "threads that decode"},
-    "quality": {"type": _at_least(0), "metavar": "QP", "help": "of the packs"},
-    "chunk": {"type": _at_least(0), "metavar": "N", "help": "gradient caching: clips at a time"},
+    "quality": {"type": at_least(0), "metavar": "QP", "help": "of the packs"},
+    "chunk": {"type": at_least(0), "metavar": "N", "help": "gradient caching: clips at a time"},
     "checkpointing": {"action": "store_true", "help": "compute layers again in the backward pass"},
     "compile": {"action": "store_true", "help": "torch.compile"},
-    "size": {"help": "of OFA: tiny, medium, base, large, huge"},
+    "size": {"choices": SIZES, "help": "of OFA (default: base)"},
     "images": {**NUMBER, "help": "to caption"},
     "beam": {**NUMBER, "help": "hypotheses per image"},
     "rows": {**NUMBER, "help": "features that are searched (default 200,000; a million takes 1 GB of disk)"},
@@ -77,6 +70,7 @@ BENCHES = {
 def add(commands) -> None:
     parser = commands.add_parser(
         "bench",
+        example="clipvip bench decode --folder my-videos/ --json decode.json",
         help="measure speed on this machine, beside other ways to do the same",
         description="Each benchmark runs the forms it compares in turns and prints medians with the smallest and the "
         "largest and, where it applies, the share of a matrix product's rate. Believe ratios of one run; ours are in "
@@ -97,12 +91,14 @@ def run(arguments: argparse.Namespace) -> int:
     from pathlib import Path
 
     from clipvip_lib.errors import ClipVipError
-    from clipvip_lib.files import write_json
+    from clipvip_lib.files import kind_of, write_json
 
     if arguments.json is not None and (not arguments.json.strip() or Path(arguments.json).is_dir()):
         raise ClipVipError(
             f"--json expected a file to write, got {arguments.json!r}; name a file in a folder"
         )
+    if (folder := getattr(arguments, "folder", None)) is not None and kind_of(folder) != "folder":
+        raise ClipVipError(f"no folder {folder!r}: expected videos or shards in it; check --folder")
     _expect_device(getattr(arguments, "device", None))
     given = {name: getattr(arguments, name) for name in BENCHES[arguments.bench][1]}
     given = {name: value for name, value in given.items() if value not in (None, False)}

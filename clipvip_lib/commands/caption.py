@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import math
 
 from clipvip_lib.children import end_with_torchrun
-from clipvip_lib.commands.arguments import device, folder, precision, say_loading, say_slower
+from clipvip_lib.commands.arguments import (
+    at_least,
+    device,
+    folder,
+    precision,
+    say_loading,
+    say_slower,
+    share,
+)
 from clipvip_lib.say import say
 
 
@@ -31,7 +38,8 @@ def add(commands) -> None:
         "--weights",
         type=folder,
         metavar="OFA",
-        help="OFA's caption weights: fairseq's .pt, Hugging Face's folder, or a captioner of the study",
+        help="OFA's caption weights: fairseq's .pt, Hugging Face's folder or a name of its Hub, or a captioner of "
+        "the study",
     )
     captioner.add_argument(
         "--hugging-face",
@@ -42,16 +50,18 @@ def add(commands) -> None:
     parser.add_argument(
         "--bpe", type=folder, metavar="DIR", help="folder with GPT-2's vocab.json and merges.txt, for OFA"
     )
-    parser.add_argument("--size", type=positive, metavar="PIXELS", help="side of the images (default: 480)")
-    parser.add_argument("--beam", type=positive, metavar="K", help="hypotheses per image (default: 5)")
     parser.add_argument(
-        "--max-tokens", type=positive, metavar="N", help="most tokens per caption (default: 16)"
+        "--size", type=at_least(1), metavar="PIXELS", help="side of the images (default: 480)"
+    )
+    parser.add_argument("--beam", type=at_least(1), metavar="K", help="hypotheses per image (default: 5)")
+    parser.add_argument(
+        "--max-tokens", type=at_least(1), metavar="N", help="most tokens per caption (default: 16)"
     )
     parser.add_argument(
         "--parquet", action="store_true", help="write SHARD.captions.parquet too (needs pyarrow)"
     )
     parser.add_argument(
-        "--batch", type=positive, default=64, metavar="N", help="images at once (default: 64)"
+        "--batch", type=at_least(1), default=64, metavar="N", help="images at once (default: 64)"
     )
     precision(parser)
     parser.add_argument(
@@ -62,7 +72,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--threads",
-        type=positive,
+        type=at_least(1),
         metavar="N",
         help="decoding threads of each process (default: its share of the cores, at most 16)",
     )
@@ -76,24 +86,6 @@ def add(commands) -> None:
     parser.set_defaults(run=run)
 
 
-def positive(text: str) -> int:
-    """A whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
-    return int(text)
-
-
-def share(text: str) -> float:
-    """A number from 0 to below 1."""
-    try:
-        found = float(text)
-    except ValueError:
-        found = math.nan
-    if not 0 <= found < 1:  # NaN is neither
-        raise argparse.ArgumentTypeError(f"expected a share to skip of at least 0 and below 1, got {text}")
-    return found
-
-
 def run(arguments: argparse.Namespace) -> int:
     import dataclasses
     import json
@@ -101,7 +93,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from clipvip_lib.data.shards import expand
     from clipvip_lib.errors import ClipVipError
-    from clipvip_lib.files import kind_of
+    from clipvip_lib.files import make_folder
+    from clipvip_lib.models.weight_names import expect_hugging_face, expect_ofa
     from clipvip_lib.progress import Progress, quiet
     from clipvip_lib.streams.parquet import need_pyarrow
 
@@ -119,10 +112,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise ClipVipError(
             "--bpe and --size belong to OFA: a Hugging Face model has its own tokenizer and image size; leave them out"
         )
-    if arguments.weights is not None and not kind_of(arguments.weights):
-        raise ClipVipError(
-            f"no file or folder {arguments.weights!r}: expected OFA's caption weights; check the path"
-        )
+    if arguments.weights is not None:
+        expect_ofa(arguments.weights, arguments.bpe)
+    else:
+        expect_hugging_face(arguments.hugging_face)
+    make_folder(arguments.out)
     if rank == 0:
         say_loading()
     import torch

@@ -8,7 +8,15 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import device, folder, precision, say_loading, say_slower, seconds
+from clipvip_lib.commands.arguments import (
+    at_least,
+    device,
+    folder,
+    precision,
+    say_loading,
+    say_slower,
+    seconds,
+)
 from clipvip_lib.say import say
 
 
@@ -33,7 +41,8 @@ def add(commands) -> None:
         required=True,
         type=folder,
         metavar="W",
-        help="a folder, a .pt or .safetensors file, or an open_clip name (ViT-B-32, with --tag)",
+        help="a folder, a .pt or .safetensors file, an open_clip name (ViT-B-32, with --tag), or a name of the Hugging "
+        "Face Hub (openai/clip-vit-base-patch32, hf-hub:laion/..)",
     )
     parser.add_argument("--tag", metavar="TAG", help="of an open_clip name: its weights, or a file of them")
     parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the features")
@@ -43,7 +52,7 @@ def add(commands) -> None:
         help="proxy, full, mean_pool or sequential (default: the checkpoint's; mean_pool for a plain CLIP)",
     )
     parser.add_argument(
-        "--frames", type=int, metavar="N", help="frames of each video (default: the checkpoint's, 12)"
+        "--frames", type=at_least(1), metavar="N", help="frames of each video (default: the checkpoint's, 12)"
     )
     parser.add_argument(
         "--windows",
@@ -67,7 +76,11 @@ def add(commands) -> None:
     parser.add_argument("--float16", action="store_true", help="store the features in float16")
     parser.add_argument("--parquet", action="store_true", help="write features.parquet too (needs pyarrow)")
     parser.add_argument(
-        "--skip-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable videos (default 0)"
+        "--skip-bad",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="leave out up to N unreadable videos (default 0)",
     )
     parser.add_argument(
         "--damaged",
@@ -83,14 +96,17 @@ def add(commands) -> None:
         help="name: path below the source, or a sample's key (default); path: the whole path",
     )
     parser.add_argument(
-        "--batch", type=int, metavar="N", help="videos encoded together (default: 2 on a CPU, 32 on a GPU)"
+        "--batch",
+        type=at_least(1),
+        metavar="N",
+        help="videos encoded together (default: 2 on a CPU, 32 on a GPU)",
     )
     parser.add_argument(
         "--workers", type=int, metavar="N", help="threads that decode (default: one per core)"
     )
     parser.add_argument(
         "--part",
-        type=int,
+        type=at_least(1),
         default=256,
         metavar="N",
         help="videos in a part, the most a kill costs (default 256)",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from clipvip_lib.commands.arguments import folder
+from clipvip_lib.commands.arguments import folder, share
 from clipvip_lib.say import say
 
 
 def add(commands) -> None:
     parser = commands.add_parser(
         "pack",
+        example="clipvip pack '/data/webvid/{00000..00099}.tar' --out packs/ --json",
         help="rewrite shards or folders with just the wanted frames, which decode ten times faster",
         description="Writes every clip as a short video of its wanted frames and its middle frame, at the model's "
         "size, under the same name; texts, key.json and captions are kept. All commands read packs as they read "
@@ -55,7 +56,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--skip-share",
-        type=float,
+        type=share,
         default=0.0,
         metavar="SHARE",
         help="share of a shard's samples, or of the files, that may be left out if they cannot be read (default: 0)",
@@ -67,10 +68,13 @@ def add(commands) -> None:
         help="accept damaged videos with the pictures that the decoder makes up (default: refuse)",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core)")
+    parser.add_argument("--json", action="store_true", help="print the summary as one JSON line")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    import dataclasses
+    import json
     import sys
 
     from clipvip_lib.data.clips import list_files
@@ -98,7 +102,10 @@ def run(arguments: argparse.Namespace) -> int:
         progress=Progress("pack", stream=sys.stderr),
         say=lambda text: say(f"clipvip pack: {text}", sys.stderr),
     )
-    say(_summary(tally, arguments.out))
+    if arguments.json:
+        say(json.dumps({"folder": arguments.out, **dataclasses.asdict(tally)}))
+    else:
+        say(_summary(tally, arguments.out))
     return 0
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import device, folder, say_loading
+from clipvip_lib.commands.arguments import at_least, device, folder, say_loading
 
 
 def add(commands) -> None:
@@ -27,6 +27,11 @@ def add(commands) -> None:
     )
     parser.add_argument("--top", type=int, default=10, metavar="K", help="results per query (default 10)")
     parser.add_argument(
+        "--all-windows",
+        action="store_true",
+        help="list every window (default: of windows that overlap in a video, only the best)",
+    )
+    parser.add_argument(
         "--weights", type=folder, metavar="W", help="where the weights are now, if they moved"
     )
     parser.add_argument("--tag", metavar="TAG", help="of --weights, if it is an open_clip name")
@@ -34,7 +39,7 @@ def add(commands) -> None:
         "--faiss", action="store_true", help="use an index (approximate, for millions of rows)"
     )
     parser.add_argument(
-        "--probes", type=int, metavar="N", help="number of index cells to search (default 32)"
+        "--probes", type=at_least(1), metavar="N", help="number of index cells to search (default 32)"
     )
     parser.add_argument(
         "--device", type=device, default="auto", help="cpu, cuda, cuda:1 (default: a GPU, if there)"
@@ -60,18 +65,20 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.features.folder import Features
+    from clipvip_lib.features.query_settings import weights_of
     from clipvip_lib.say import say
 
     _check(arguments)
     features = Features(arguments.features)  # report a wrong folder before torch is imported
     server = _bound(arguments)
+    weights_of(features.settings, arguments.weights, arguments.tag)
     say_loading()
     from clipvip_lib.features.search import PROBES, Searcher
 
     probes = PROBES if arguments.probes is None else arguments.probes
-    searcher = Searcher(
-        features, arguments.weights, arguments.tag, arguments.device, probes if arguments.faiss else None
-    )
+    index = probes if arguments.faiss else None
+    asked = (arguments.weights, arguments.tag, arguments.device, index, arguments.all_windows)
+    searcher = Searcher(features, *asked)
     start = time.perf_counter()
     found = []
     if arguments.queries or arguments.video:
@@ -107,7 +114,6 @@ def _check(arguments: argparse.Namespace) -> None:
     """Raises ClipVipError for options that do not go together, names that are not there, and texts that are none."""
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.files import kind_of, make_folder
-    from clipvip_lib.models.weight_names import expect_weights
 
     if not arguments.queries and not arguments.video and arguments.serve is None:
         raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
@@ -126,8 +132,6 @@ def _check(arguments: argparse.Namespace) -> None:
             raise ClipVipError(
                 f"cannot read {video!r}: expected a video to look for, it is not there; check the path"
             )
-    if arguments.weights is not None:
-        expect_weights(arguments.weights, arguments.tag)
     if arguments.html is not None:
         if (
             Path(arguments.html).suffix.lower() not in (".html", ".htm")
@@ -155,4 +159,5 @@ def _bound(arguments: argparse.Namespace):
 def _place(result: dict) -> str:
     key = f" ({result['key']})" if "key" in result else ""
     window = f"  {result['start']:g}-{result['end']:g} s" if "start" in result else ""
-    return f"{result['path']}{key}{window}"
+    left_out = f", {result['overlapping']} more overlap it" if result.get("overlapping") else ""
+    return f"{result['path']}{key}{window}{left_out}"

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from clipvip_lib.children import end_if_orphaned, end_with_torchrun
-from clipvip_lib.commands.arguments import assignment, folder, numbers, say_loading
+from clipvip_lib.commands.arguments import assignment, at_least, folder, numbers, say_loading, share
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.say import say
 from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
@@ -36,7 +36,7 @@ def add(commands) -> None:
         required=True,
         type=folder,
         metavar="SOURCE",
-        help="a folder, a file, or an open_clip name",
+        help="a folder, a file, an open_clip name, or a name of the Hugging Face Hub",
     )
     parser.add_argument("--tag", metavar="TAG", help="of an open_clip name: its weights, a tag or a file")
     parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the run")
@@ -73,9 +73,11 @@ def add(commands) -> None:
     data.add_argument(
         "--allow-missing", type=int, default=0, metavar="N", help="videos of a split that may be missing"
     )
-    data.add_argument("--workers", type=int, default=0, metavar="N", help="decoding processes of each rank")
     data.add_argument(
-        "--skip-share", type=float, default=0.0, metavar="X", help="share of bad samples to skip (default: 0)"
+        "--workers", type=at_least(0), default=0, metavar="N", help="decoding processes of each rank"
+    )
+    data.add_argument(
+        "--skip-share", type=share, default=0.0, metavar="X", help="share of bad samples to skip (default: 0)"
     )
     data.add_argument(
         "--damaged",
@@ -101,7 +103,10 @@ def add(commands) -> None:
         "--attention", metavar="A", help="proxy, full, mean_pool or sequential (default: the weights')"
     )
     how.add_argument(
-        "--proxies", type=int, metavar="M", help="number of video proxies (default: the weights', or 4)"
+        "--proxies",
+        type=at_least(1),
+        metavar="M",
+        help="number of video proxies (default: the weights', or 4)",
     )
     how.add_argument("--seed", type=int, default=0)
     how.add_argument(
@@ -230,6 +235,7 @@ def _kept(out: str, told: bool = True) -> str:
 
 def check(arguments: argparse.Namespace) -> str:
     """Whether the options go together; returns the recipe's name. Raises ClipVipError."""
+    from clipvip_lib.omnisource import terms
     from clipvip_lib.training.recipes import RECIPES, get_recipe
 
     post = arguments.stage == "postpretrain"
@@ -251,6 +257,8 @@ def check(arguments: argparse.Namespace) -> str:
             "out"
         )
     _expect_numbers(arguments)
+    if arguments.loss:
+        terms(arguments.loss)
     arguments.loss = arguments.loss or (OMNISOURCE if post else "V-S")
     if not post and arguments.loss != "V-S":
         raise ClipVipError(
@@ -273,7 +281,7 @@ def check(arguments: argparse.Namespace) -> str:
 def _expect_files(arguments: argparse.Namespace) -> None:
     """Raises ClipVipError for weights and data that are not there: now, not after torch was imported by every rank."""
     from clipvip_lib.data.shards import expand
-    from clipvip_lib.files import kind_of
+    from clipvip_lib.files import kind_of, make_folder
     from clipvip_lib.models.weight_names import expect_weights
 
     expect_weights(arguments.weights, arguments.tag, arguments.attention)
@@ -288,6 +296,10 @@ def _expect_files(arguments: argparse.Namespace) -> None:
         raise ClipVipError(
             f"no folder {arguments.data!r}: expected the annotations and videos of the set; check the path"
         )
+    for name in ("captions", "texts"):
+        if isinstance(given := getattr(arguments, name), str) and kind_of(given) != "folder":
+            raise ClipVipError(f"no folder {given!r}: expected the {name} of the shards; check --{name}")
+    make_folder(arguments.out)
 
 
 def _expect_numbers(arguments: argparse.Namespace) -> None:

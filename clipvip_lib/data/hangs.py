@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from clipvip_lib.data import crashes
 from clipvip_lib.say import say
 
 STUCK_SECONDS = 300.0  # a decoder that gives nothing for so long hangs
@@ -73,6 +74,7 @@ def _enter(reader: _Reader) -> None:
         getattr(_here, "reader", None) is None
     ):  # else this thread reads another video, and is watched for that
         _here.reader = reader
+        crashes.note(reader.label)
         with _lock:
             _readers.add(reader)
 
@@ -80,6 +82,7 @@ def _enter(reader: _Reader) -> None:
 def _leave(reader: _Reader) -> None:
     if getattr(_here, "reader", None) is reader:
         _here.reader = None
+        crashes.note(None)
         with _lock:
             _readers.discard(reader)
 

@@ -204,7 +204,7 @@ class Pictures:
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], as stored: not turned. All have the size of the first that was asked for."""
-        with as_video_error(self.label):
+        with hangs.watched(self.label), as_video_error(self.label):
             return self._to_rgb(frame)
 
     def _complain(self, what: str) -> None:

@@ -9,6 +9,7 @@ proxies drawn at random would only blur it.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +22,9 @@ from clipvip_lib.data.clips import Clip, workers_of
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.features.query_settings import weights_of
 from clipvip_lib.features.writer import PART, FeatureWriter
+from clipvip_lib.files import kind_of
 from clipvip_lib.models.checkpoints import load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
@@ -43,16 +46,6 @@ from clipvip_lib.say import is_unicode
 WINDOW_MARK = "#t="
 MOST_FRAMES = 4096  # of a video: more would only fill the memory
 DEVICES = ("cpu", "cuda")
-#: What settings must say for a query to be encoded as the rows were.
-QUERY_SETTINGS = {
-    "weights": str,
-    "pretrained_tag": str | None,
-    "checksum": str,
-    "attention": str,
-    "precision": str,
-    "frames": int,
-    "antialias": bool,
-}
 
 
 @dataclass(frozen=True)
@@ -100,7 +93,7 @@ def load_encoder(
     except ClipVipError:
         tokenizer = None
     checksum = fingerprint(model, tokenizer)
-    named = Path(weights).absolute() if Path(weights).exists() else weights
+    named = Path(weights).absolute() if kind_of(weights) else weights
     return Embedder(model.to(place).eval(), tokenizer, checksum, str(named), pretrained_tag, report)
 
 
@@ -142,9 +135,10 @@ def embed_videos(
 ) -> dict:
     """Write the features of clips (data/clips.py) to the folder ``out`` (features/folder.py); returns its meta.json.
 
-    What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, and "key"
-    in a shard; frames: how many the video shows; "damage" where a damaged video was accepted. With windows there is a
-    row for each window of a clip, with "start" and "end" in seconds, and "last" at a video's last one.
+    What is done is skipped: a clip is done again only if its file changed. A row is {"id", "path", "frames"}, "key" in
+    a shard, "real" where links lead to another path; frames: how many the video shows; "damage" where a damaged video
+    was accepted. With windows there is a row for each window of a clip, with "start" and "end" in seconds, and "last"
+    at a video's last one.
 
     Args:
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
@@ -231,7 +225,10 @@ def embed_videos(
 
 
 def _row(clip: Clip) -> dict:
-    return {"id": clip.id, "path": clip.path} | ({"key": clip.key} if clip.key else {})
+    real = os.path.realpath(clip.path)
+    row = {"id": clip.id, "path": clip.path} | ({"key": clip.key} if clip.key else {})
+    # Where links lead: who shows the video later shows that file or none.
+    return row | ({"real": real} if real != os.path.abspath(clip.path) else {})  # noqa: PTH100
 
 
 def _window_id(clip: Clip, windows: Windows, number: int) -> str:
@@ -326,13 +323,7 @@ def encoder_of(
     Raises ClipVipError if the weights are gone, or are not those that the features were made with, or the settings
     do not say how.
     """
-    _check_query_settings(settings)
-    if weights is None:
-        weights, pretrained_tag = settings["weights"], settings["pretrained_tag"]
-        if pretrained_tag is None and not Path(weights).exists():
-            raise ClipVipError(
-                f"the weights {weights} that made these features are gone; name where they are now with --weights"
-            )
+    weights, pretrained_tag = weights_of(settings, weights, pretrained_tag)
     encoder = load_encoder(weights, pretrained_tag, settings["attention"], device)
     if encoder.checksum != settings["checksum"]:
         raise ClipVipError(
@@ -341,20 +332,3 @@ def encoder_of(
             "--weights, or embed again"
         )
     return encoder
-
-
-def _check_query_settings(settings: dict) -> None:
-    for name, kind in QUERY_SETTINGS.items():
-        if settings.get("kind") == "texts" and name in ("frames", "antialias"):
-            continue  # texts have none
-        value = settings.get(name)
-        if (name not in settings and name != "pretrained_tag") or not isinstance(value, kind):
-            raise ClipVipError(
-                f"meta.json of the features expected {name} as `clipvip embed` writes it, got {repr(value)[:60]}; "
-                "embed them again"
-            )
-    if settings["precision"] not in ("float32", "bfloat16"):
-        raise ClipVipError(
-            f"meta.json of the features expected precision float32 or bfloat16, got "
-            f"{repr(settings['precision'])[:60]}; embed them again"
-        )

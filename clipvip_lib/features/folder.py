@@ -32,6 +32,7 @@ COLUMNS = {
         "id": "string",
         "path": "string",
         "key": "string",
+        "real": "string",
         "frames": "int64",
         "start": "float64",
         "end": "float64",

@@ -86,6 +86,17 @@ def copy(file: BinaryIO, start: int, length: int, write) -> None:
         length -= len(piece)
 
 
+def embedded_path(row: dict) -> Path:
+    """Where a row's file is, without links. Raises ClipVipError if they lead elsewhere than when it was embedded."""
+    path, found = os.path.abspath(row["path"]), os.path.realpath(row["path"])  # noqa: PTH100
+    if found != row.get("real", path):
+        raise ClipVipError(
+            f"{row['path']} leads to {found}: expected {row.get('real', path)}, as when it was embedded; put the link "
+            "right, or embed into a new folder"
+        )
+    return Path(found)
+
+
 class Media:
     """The places of a folder's rows; may be asked by several threads."""
 
@@ -101,14 +112,15 @@ class Media:
         about = self.features.row(row)
         if not isinstance(about.get("path"), str):
             raise ClipVipError(f"row {row} is a text: expected a video; there is nothing to show")
-        path = Path(about["path"])
+        path = embedded_path(about)
         if about.get("key"):
             return self._in_shard(path, about["key"])
+        suffix = Path(about["path"]).suffix.lower()
         if path.is_dir():
             files = frame_files(path)
-            path = files[len(files) // 2]
+            path = Path(os.path.realpath(files[len(files) // 2]))
+            suffix = path.suffix.lower()
         # An index may come from elsewhere, and name any file of this machine.
-        suffix = path.suffix.lower()
         if suffix not in SUFFIXES and suffix not in PICTURES:
             raise ClipVipError(
                 f"{path} has no suffix of a video: expected one of {', '.join(SUFFIXES[:4])}, ..; it is not shown"

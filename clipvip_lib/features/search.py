@@ -10,6 +10,7 @@ Shapes: Q queries, n rows, E embedding, k asked for.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,10 @@ class Searcher:
     """A folder of features and the model that made them, loaded once.
 
     Queries are encoded by the weights that made the features, in the same precision, videos with as many frames.
-    weights, pretrained_tag: where they are now, if they moved; probes: search with FAISS; None is exact.
+    Of windows of a video that overlap only the best is a result, so that one moment does not fill the list.
+
+    weights, pretrained_tag: where they are now, if they moved; probes: search with FAISS; None is exact; every: list
+    windows that overlap, too.
 
     Raises ClipVipError as ``embedding.encoder_of``.
     """
@@ -47,15 +51,18 @@ class Searcher:
         pretrained_tag: str | None = None,
         device: str = "auto",
         probes: int | None = None,
+        every: bool = False,
     ) -> None:
         self.features, self.probes = features, probes
+        self.beside = 0 if every else overlapping(features.settings)
         self.encoder = encoder_of(features.settings, weights, pretrained_tag, device)
 
     def answer(
         self, texts: Sequence[str] = (), videos: Sequence[str | Path] = (), top: int = 10
     ) -> list[dict]:
         """For each text, then each video, {"text" or "video", "results"}, and "cut": true for a text that is longer
-        than the model's context. A result is {"rank", "score", "row"} and what ids.jsonl says of the row.
+        than the model's context. A result is {"rank", "score", "row"} and what ids.jsonl says of the row; where windows
+        overlap also "overlapping", how many that overlap it were left out above the last result.
 
         Raises ClipVipError as ``search`` and ``faiss_search``; VideoError for a video.
         """
@@ -81,17 +88,41 @@ class Searcher:
         return self._found(np.asarray(self.features.array[row : row + 1], np.float32), top)[0]
 
     def _found(self, queries: np.ndarray, top: int) -> list[list[dict]]:
+        enough = top * (1 + self.beside)
         if self.probes is None:
-            rows, scores = search(self.features, queries, top)
+            rows, scores = search(self.features, queries, enough)
         else:
-            rows, scores = faiss_search(self.features, queries, top, self.probes)
-        return [
-            [
-                {"rank": rank, "score": float(score), "row": int(row), **self.features.row(int(row))}
-                for rank, (row, score) in enumerate(zip(found, cosines, strict=True), 1)
-            ]
-            for found, cosines in zip(rows, scores, strict=True)
-        ]
+            rows, scores = faiss_search(self.features, queries, enough, self.probes)
+        return [self._listed(found, cosines, top) for found, cosines in zip(rows, scores, strict=True)]
+
+    def _listed(self, rows: np.ndarray, cosines: np.ndarray, top: int) -> list[dict]:
+        """The first ``top`` of ranked rows, without windows that overlap a better one."""
+        listed: list[dict] = []
+        of_video: dict[tuple, list[dict]] = {}
+        for row, score in zip(rows.tolist(), cosines.tolist(), strict=True):
+            if len(listed) == top:
+                break
+            found = {"rank": len(listed) + 1, "score": score, "row": row, **self.features.row(row)}
+            if self.beside:
+                better = of_video.setdefault((found["path"], found.get("key")), [])
+                if best := next((each for each in better if _overlap(each, found)), None):
+                    best["overlapping"] += 1
+                    continue
+                better.append(found)
+                found["overlapping"] = 0
+            listed.append(found)
+        return listed
+
+
+def overlapping(settings: dict) -> int:
+    """How many windows of a video overlap one of them at most, by the settings of a folder of features."""
+    if "window" not in settings:
+        return 0
+    return 2 * (math.ceil(round(settings["window"] / settings["stride"], 6)) - 1)
+
+
+def _overlap(one: dict, two: dict) -> bool:
+    return one["start"] < two["end"] and two["start"] < one["end"]
 
 
 def answer(
@@ -104,10 +135,11 @@ def answer(
     pretrained_tag: str | None = None,
     device: str = "auto",
     probes: int | None = None,
+    every: bool = False,
 ) -> list[dict]:
     """What `clipvip search` tells: `Searcher.answer` of a model that is loaded for it."""
     check_asked(texts, videos)
-    return Searcher(features, weights, pretrained_tag, device, probes).answer(texts, videos, top)
+    return Searcher(features, weights, pretrained_tag, device, probes, every).answer(texts, videos, top)
 
 
 def check_asked(texts: Sequence[str], videos: Sequence[str | Path]) -> None:

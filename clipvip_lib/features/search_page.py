@@ -61,7 +61,10 @@ def queries_of(found: Sequence[dict]) -> list[dict]:
         {
             "asked": shown(query["text"] if "text" in query else query["video"]),
             **{name: query[name] for name in ("cut", "seconds") if name in query},
-            "results": [{name: each[name] for name in ("rank", "score", "row")} for each in query["results"]],
+            "results": [
+                {name: each[name] for name in ("rank", "score", "row", "overlapping") if name in each}
+                for each in query["results"]
+            ],
         }
         for query in found
     ]

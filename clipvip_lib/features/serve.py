@@ -33,7 +33,11 @@ from clipvip_lib.say import say, shown
 PORT = 8000
 MOST_TOP = 200
 MOST_BYTES = 2**30  # of a clip that is sent to be looked for
-IDLE_SECONDS = 60
+IDLE_SECONDS = 60  # for a request's head, and between two
+SLOWEST = 2**16  # bytes a second of a clip that is sent
+READ_ON_SECONDS = 2
+MOST_UPLOADS = 4  # clips received at a time: each may take MOST_BYTES of the disk
+MOST_THREADS = 500  # each connection has one
 TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
@@ -107,6 +111,8 @@ class Server(ThreadingHTTPServer):
                 "machine; name another one, or 0 for any"
             ) from error
         self.port = self.server_address[1]
+        self.uploads = threading.BoundedSemaphore(MOST_UPLOADS)
+        self.until: dict[socket.socket, float] = {}  # when what a client sends must be there
         self.cookie = f"clipvip-{self.port}"
 
     def server_bind(self) -> None:
@@ -129,6 +135,21 @@ class Server(ThreadingHTTPServer):
         self.found, self.busy = found, threading.Lock()
         with contextlib.closing(self.socket):
             self.serve_forever(poll_interval=0.2)
+
+    def process_request(self, request, client_address) -> None:
+        if threading.active_count() > MOST_THREADS:
+            self.shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """What comes too slowly ends here; a limit on each read would let a client send a byte at a time for ever."""
+        now = time.monotonic()
+        for connection, until in list(self.until.items()):
+            if now > until:
+                self.until.pop(connection, None)
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RD)  # who reads finds the end
 
     def is_ours(self, host: str) -> bool:
         """Whether a request's Host is a name of this server. Its port is that of a tunnel, maybe."""
@@ -163,7 +184,33 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "clipvip", ""
-    timeout = IDLE_SECONDS
+
+    def setup(self) -> None:
+        self.timeout = IDLE_SECONDS  # for one read, or one write of a piece to a client that does not read
+        super().setup()
+
+    def finish(self) -> None:
+        self._expect_within(None)
+        super().finish()
+
+    def handle_one_request(self) -> None:
+        self.begun = False
+        self._expect_within(IDLE_SECONDS)
+        super().handle_one_request()
+
+    def parse_request(self) -> bool:
+        # What service_actions cut off is no request, even where it could be read as one.
+        if super().parse_request() and self.connection in self.server.until:
+            return True
+        self.close_connection = True
+        return False
+
+    def _expect_within(self, seconds: float | None) -> None:
+        """Within these seconds the client must have sent what is read next; None: nothing is read."""
+        if seconds is None:
+            self.server.until.pop(self.connection, None)
+        else:
+            self.server.until[self.connection] = time.monotonic() + seconds
 
     def do_GET(self) -> None:
         self._answer(self._get)
@@ -179,6 +226,7 @@ class Handler(BaseHTTPRequestHandler):
     # ---- which requests are answered ----
 
     def _answer(self, answer) -> None:
+        self._expect_within(None)
         path, _, query = self.path.partition("?")
         if self.command == "POST" or "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # what is left of a body would be read as the next request
@@ -193,7 +241,11 @@ class Handler(BaseHTTPRequestHandler):
             self._say_no(Refused(400, str(error)))
         except (ConnectionError, TimeoutError):
             self.close_connection = True
-        except Exception:
+        except Exception as error:
+            if self.begun:  # half an answer is on its way: another one would be taken for the rest of it
+                self.close_connection = True
+                say(f"clipvip: {self.path}: cut off ({error})", sys.stderr)
+                return
             traceback.print_exc()
             self._say_no(Refused(500, "the server failed; its terminal says how"))
 
@@ -271,9 +323,43 @@ class Handler(BaseHTTPRequestHandler):
                 413,
                 f"expected a clip of 1 to {MOST_BYTES} bytes, got {int(length)}; cut out the part you mean",
             )
-        with tempfile.NamedTemporaryFile(prefix="clipvip-") as file:
-            copy_in(self.rfile, int(length), file)
-            self._search({name: fields[name] for name in ("name", "top") if name in fields}, Path(file.name))
+        if not self.server.uploads.acquire(blocking=False):
+            raise Refused(
+                503,
+                f"{MOST_UPLOADS} clips are being sent: expected fewer at a time; send it again",
+                **{"Retry-After": "5"},
+            )
+        try:
+            self._search_clip(int(length), {name: fields[name] for name in ("name", "top") if name in fields})
+        finally:
+            self.server.uploads.release()
+
+    def _search_clip(self, length: int, fields: dict[str, str]) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                # Unbuffered: what a full disk did not take would be tried again when the file is closed.
+                file = stack.enter_context(tempfile.NamedTemporaryFile(prefix="clipvip-", buffering=0))
+                self._receive(length, file)
+            except (ConnectionError, TimeoutError):
+                raise
+            except OSError as error:
+                raise Refused(
+                    507,
+                    f"the server cannot keep the clip ({error.strerror or error}): expected room for {length} bytes in "
+                    "its folder of temporary files; free some, or start it with another one in TMPDIR",
+                ) from error
+            self._search(fields, Path(file.name))
+
+    def _receive(self, length: int, file) -> None:
+        self._expect_within(IDLE_SECONDS + length / SLOWEST)
+        try:
+            copy_in(self.rfile, length, file)
+        except ConnectionAbortedError:
+            if self.connection in self.server.until:
+                raise
+            raise Refused(408, f"expected the clip at {SLOWEST} bytes a second, it came slower") from None
+        finally:
+            self._expect_within(None)
 
     def _search(self, fields: dict[str, str], clip: Path | None = None) -> None:
         server, start = self.server, time.perf_counter()
@@ -343,6 +429,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         if self.close_connection:
             self.send_header("Connection", "close")
+        self.begun = True
         self.end_headers()
 
     def _send(self, status: int, body: bytes, kind: str, headers: dict[str, str]) -> None:
@@ -353,8 +440,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def _say_no(self, refused: Refused) -> None:
         body = json.dumps({"error": shown(str(refused))}, ensure_ascii=False).encode()
-        with contextlib.suppress(ConnectionError, TimeoutError):
+        with contextlib.suppress(OSError):
             self._send(refused.status, body, "application/json", refused.headers)
+            if self.command == "POST":
+                self._read_on()
+
+    def _read_on(self) -> None:
+        """Closed with a body unread, a connection is reset, and the client may never see why it was refused."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(READ_ON_SECONDS)
+        until = time.monotonic() + READ_ON_SECONDS
+        while time.monotonic() < until and self.connection.recv(2**18):
+            pass
 
 
 def _address(row: int, place: Place, about: dict) -> tuple[str, str]:
@@ -372,14 +469,15 @@ def _number(text: str, name: str, least: int, most: int) -> int:
 
 
 def copy_in(body, length: int, file) -> None:
-    """A request's body into a file, piece by piece. Raises ConnectionError if it ends before."""
+    """A request's body into an unbuffered file, piece by piece. Raises ConnectionError if it ends before."""
     while length:
         piece = body.read(min(length, 2**18))
         if not piece:
             raise ConnectionAbortedError("the clip was not sent to its end")
-        file.write(piece)
         length -= len(piece)
-    file.flush()
+        rest = memoryview(piece)
+        while rest:
+            rest = rest[file.write(rest) :]
 
 
 def wanted_part(text: str, length: int) -> tuple[int, int] | None:

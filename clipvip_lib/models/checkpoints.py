@@ -7,6 +7,7 @@ model they want:
     a file              the authors' pretrain_clipvip_base_{32,16}.pt, fairseq's caption_large_best_clean.pt, or
                         .safetensors with the same names
     an open_clip name   "ViT-B-32" with a tag ("laion2b_s34b_b79k") or a weights file; names and qkv are converted
+    a name of the Hub   "openai/clip-vit-base-patch32", "hf-hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K" (hub.py)
     a model in memory   ``adapt``: an image-text trained CLIP-ViP gets another attention
 
 Every weight of the model must come from the source or be one that CLIP-ViP adds to CLIP. Every weight of the source
@@ -32,14 +33,16 @@ from torch import Tensor
 from transformers.initialization import no_init_weights
 
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.files import read_json
 from clipvip_lib.models.attentions import JOINT
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, is_added
+from clipvip_lib.models.hub import OPEN_CLIP, OPEN_CLIP_CONFIG, OPEN_CLIP_WEIGHTS, local
 from clipvip_lib.models.load_report import LoadReport, State, fit, one_sentence, put
 from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_weights import SIGN_OF_OFA, config_of_folder, ofa_from_state
 from clipvip_lib.models.open_clip_weights import from_open_clip
 from clipvip_lib.models.weight_files import read_folder, read_weights, refuse_prefixes
-from clipvip_lib.models.weight_names import expect_weights
+from clipvip_lib.models.weight_names import expect_weights, unknown_tag
 
 TEMPORAL = "vision_model.embeddings.temporal_embedding"
 PROXIES = "vision_model.embeddings.added_cls"
@@ -103,7 +106,7 @@ def load_clip_vip(
     interpolate: bool = False,
     seed: int = 0,
 ) -> tuple[ClipViP, LoadReport]:
-    """A CLIP-ViP with the weights of a folder, a file, or an open_clip model, and the report.
+    """A CLIP-ViP with the weights of a folder, a file, an open_clip model or a name of the Hub, and the report.
 
     attention, proxies, frames, image_size: of the model to build; each defaults to the source's, or to "proxy", 4
     and 12 where the source has none.
@@ -131,9 +134,13 @@ def load_clip_vip(
 
 def _read(source: str | Path, pretrained_tag: str | Path | None) -> Source:
     expect_weights(source, pretrained_tag)
-    path = Path(source)
+    path = local(source)
     if not path.exists():
         return Source(f"{source}, {pretrained_tag}", *_read_open_clip(str(source), pretrained_tag))
+    if str(source).startswith(OPEN_CLIP) or (
+        (path / OPEN_CLIP_CONFIG).is_file() and not (path / "config.json").is_file()
+    ):
+        return Source(str(source), *_read_open_clip_folder(path))
     config, state = read_folder(path) if path.is_dir() else (None, read_weights(path))
     return Source(str(source), config, state)
 
@@ -442,24 +449,54 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
     """
     import open_clip  # here and not above: it costs seconds, and few need it
 
-    if "hf_model_name" in open_clip.get_model_config(name).get("text_cfg", {}):
-        raise ClipVipError(
-            f"open_clip model {name} has another text tower than CLIP's; take a plain ViT (ViT-B-32, ..)"
-        )
+    _refuse_other_text_tower(name, open_clip.get_model_config(name))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if tag is None:
-        known = ", ".join(tags) or "none, give a file"
-        raise ClipVipError(f"open_clip model {name} expected pretrained_tag, its weights; tags: {known}")
+        raise unknown_tag(name, tag, tags)
     file, options = Path(tag), {}
     if not file.is_file():
         about = open_clip.get_pretrained_cfg(name, str(tag))
         if not about:
-            raise ClipVipError(
-                f"open_clip model {name} has no weights {str(tag)!r}, and no such file is there; tags: "
-                f"{', '.join(tags)}"
-            )
+            raise unknown_tag(name, tag, tags)
         options["force_quick_gelu"] = bool(about.get("quick_gelu"))
         file = _download(open_clip, about, name, str(tag))
+    config, weights = _open_clip_model(open_clip, name, file, **options)
+    if options:  # a tag's activation is known
+        return config, weights, {}
+    act = "QuickGELU" if config.vision_config.hidden_act == "quick_gelu" else "GELU"
+    other = name.removesuffix("-quickgelu") if act == "QuickGELU" else f"{name}-quickgelu"
+    return (
+        config,
+        weights,
+        {"activation": f"{act}, by the name {name}; a file does not tell, {other} has the other one"},
+    )
+
+
+def _read_open_clip_folder(folder: Path) -> tuple[ClipViPConfig, State]:
+    """An open_clip model whose configuration lies beside its weights, as on the Hub."""
+    import open_clip
+
+    about = read_json(folder / OPEN_CLIP_CONFIG)
+    config = about.get("model_cfg") if isinstance(about, dict) else None
+    if not isinstance(config, dict):
+        raise ClipVipError(
+            f"{folder / OPEN_CLIP_CONFIG} expected a model_cfg, got none; fetch the folder again"
+        )
+    _refuse_other_text_tower(str(folder), config)
+    for name in OPEN_CLIP_WEIGHTS:
+        if (folder / name).is_file():
+            return _open_clip_model(open_clip, f"local-dir:{folder}", folder / name)
+    raise ClipVipError(f"{folder} expected {OPEN_CLIP_WEIGHTS[0]} beside {OPEN_CLIP_CONFIG}; fetch it again")
+
+
+def _refuse_other_text_tower(name: str, config: dict) -> None:
+    if "hf_model_name" in config.get("text_cfg", {}):
+        raise ClipVipError(
+            f"open_clip model {name} has another text tower than CLIP's; take a plain ViT (ViT-B-32, ..)"
+        )
+
+
+def _open_clip_model(open_clip, name: str, file: Path, **options) -> tuple[ClipViPConfig, State]:
     with torch.device("meta"), _without_alarm():
         model = open_clip.create_model(name, load_weights=False, device="meta", **options)
     state: dict[str, Tensor] = {}
@@ -472,16 +509,7 @@ def _read_open_clip(name: str, tag: str | Path | None) -> tuple[ClipViPConfig, S
         raise ClipVipError(
             f"{file} does not fit open_clip model {name} ({reason:.300}); give the name it has"
         ) from error
-    config, weights = from_open_clip(model)
-    if options:  # a tag's activation is known
-        return config, weights, {}
-    act = "QuickGELU" if config.vision_config.hidden_act == "quick_gelu" else "GELU"
-    other = name.removesuffix("-quickgelu") if act == "QuickGELU" else f"{name}-quickgelu"
-    return (
-        config,
-        weights,
-        {"activation": f"{act}, by the name {name}; a file does not tell, {other} has the other one"},
-    )
+    return from_open_clip(model)
 
 
 @contextlib.contextmanager

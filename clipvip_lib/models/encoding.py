@@ -19,6 +19,7 @@ from clipvip_lib.data.clips import Clip, Decoded, decode_ahead
 from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
+from clipvip_lib.models.hub import local
 from clipvip_lib.precision import autocast
 
 #: What the study and `clipvip train` call the tokenizer that they save beside weights.
@@ -165,8 +166,9 @@ def resize_rule(model, antialias: bool | None = None) -> bool:
 def tokenizer_of(model, beside: str | Path | None = None) -> ClipTokenizer:
     """The tokenizer that was saved beside a model's weights (clip_tokenizer.json), else CLIP's own.
 
-    beside: the folder or file of the weights; by default where ``from_pretrained`` found them, a folder or a
-    repository of the hub. Raises ClipVipError if the tokenizer has another vocabulary than the model.
+    beside: the folder or file of the weights, or their name on the Hub; by default where ``from_pretrained`` found
+    them, a folder or a repository of the Hub. Raises ClipVipError if the tokenizer has another vocabulary than the
+    model.
     """
     text = model.config.text_config
     found = _saved_tokenizer(model, beside)
@@ -191,7 +193,7 @@ def _saved_tokenizer(model, beside: str | Path | None) -> Path | None:
     name = str(beside or model.name_or_path or "")
     if not name:
         return None
-    path = Path(name)
+    path = Path(name) if beside is None else local(name)
     folder = path if path.is_dir() else path.parent if path.is_file() else None
     if folder is not None:
         return folder / TOKENIZER if (folder / TOKENIZER).is_file() else None

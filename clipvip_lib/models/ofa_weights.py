@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.hub import local
 from clipvip_lib.models.load_report import LoadReport, State, fit, not_finite, one_sentence
 from clipvip_lib.models.ofa import OFA, RESNET_BLOCKS, OFAConfig, ofa_state_dict
 from clipvip_lib.models.weight_files import read_folder, read_weights, refuse_prefixes
@@ -27,14 +28,15 @@ SIGN_OF_OFA = "encoder.embed_image_positions.weight"
 def load_ofa(source: str | Path, *, config: OFAConfig | None = None) -> tuple[OFA, LoadReport]:
     """An OFA in evaluation mode, float32, with the weights of a released file or folder, and the report.
 
-    source: fairseq's .pt, a Hugging Face folder or its file of weights, or a folder of ``Captioner.save``.
+    source: fairseq's .pt, a Hugging Face folder (or its name on the Hub) or its file of weights, or a folder of
+    ``Captioner.save``.
     config: used in place of the sizes read off the shapes; weights that do not fit it are refused.
 
     Raises ClipVipError, in one sentence, for a source that is none of these, a file that is damaged or is
     something else, or weights that are missing, left over, of another shape or not finite.
     """
     with one_sentence(source):
-        path = Path(source)
+        path = local(source)
         fields, state = read_folder(path) if path.is_dir() else (None, read_weights(path))
         return ofa_from_state(state, str(source), config or config_of_folder(fields))
 

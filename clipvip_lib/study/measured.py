@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from clipvip_lib import files, flops
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_vip import ClipViPConfig
+from clipvip_lib.omnisource import needs
 from clipvip_lib.training.run_folder import read_metrics
 
 FIRST_STEPS = 3  # left out: caches are cold, kernels are chosen

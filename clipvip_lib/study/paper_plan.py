@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from clipvip_lib import flops, scaling
 from clipvip_lib.data.benchmarks import SETS
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.losses import needs
+from clipvip_lib.omnisource import needs
 from clipvip_lib.profiles import PROFILES, Profile
 from clipvip_lib.statistics.claims import BENCHMARKS, CORPORA
 from clipvip_lib.statistics.language_gap import POOL

@@ -7,6 +7,7 @@ any moment and started again, a run resumes where it was.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import datetime
 import difflib
@@ -66,21 +67,21 @@ def reproduce(
     stream = stream or sys.stdout
     plan, notebooks = plan or study_plan(), notebooks or files.shipped("notebooks")
     given, further = split_settings(profile, dict(set or {}))
-    # In the order of what each takes: a profile may time this machine, which imports torch.
+    # In the order of what each takes: a profile whose precision is not told times this machine, which imports torch.
     seeds = check_seeds(list(seeds))
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
+    draft = plan.profile(profile, **{"precision": "float32", **given})
+    stages = [stage for name in names for stage in plan.stages_for(name, draft, seeds)]
+    to_force(stages, [f"page/{name}" for name in names], force)
+    check_workers(workers)
+    always = {"profile": profile, "seeds": seeds, **given}
+    parameters = check_notebooks(notebooks, names, always, further)
     sized = plan.profile(profile, **given)
     needed = {name: plan.stages_for(name, sized, seeds) for name in names}
-    to_force(
-        [stage for stages in needed.values() for stage in stages], [f"page/{name}" for name in names], force
-    )
-    check_workers(workers)
     if said := slower(given.get("precision", ""), getattr(sized, "device", "cpu")):
         say(said, stream)
     home = require_room(home or files.home())
     out = require_room(out or files.workplace() / "reports")
-    always = {"profile": profile, "seeds": seeds, **given}
-    parameters = check_notebooks(notebooks, names, always, further)
     with only_run(home):
         record = _log(home)
         start = time.monotonic()
@@ -176,26 +177,26 @@ def check_notebooks(folder: Path, names: Iterable[str], always: dict, extra: dic
 
 
 def declared_parameters(path: Path) -> set[str]:
-    """The names that a notebook's ``parameters`` cell declares, as papermill reads them."""
-    import papermill
-
+    """The names to which a notebook's ``parameters`` cell assigns; papermill tells them too, but is slow to import."""
     try:
         text = path.read_text(encoding="utf-8")
         cells = json.loads(text)["cells"]
-        tagged = any("parameters" in cell.get("metadata", {}).get("tags", []) for cell in cells)
+        tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
+        body = ast.parse("".join(tagged[0]["source"])).body if tagged else []
         bare(text)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
         why = getattr(error, "strerror", None) or "it is not JSON with cells"
         raise ClipVipError(f"no notebook {path} ({why}): expected Jupyter's format; restore it") from error
     if not tagged:
         raise ClipVipError(
             f"notebook {path.stem} has no cell tagged 'parameters': expected one, as its second cell; tag it"
         )
-    try:
-        return frozenset(papermill.inspect_notebook(path))
-    except Exception as error:  # whatever nbformat and papermill raise for a notebook that is not quite one
-        why = " ".join(str(error).split())[:120]
-        raise ClipVipError(f"no notebook {path} ({why}): expected Jupyter's format; restore it") from error
+    assigned = [
+        node.targets if isinstance(node, ast.Assign) else [node.target]
+        for node in body
+        if isinstance(node, ast.Assign | ast.AnnAssign)
+    ]
+    return {target.id for targets in assigned for target in targets if isinstance(target, ast.Name)}
 
 
 def only_run(home: Path) -> Lock:

@@ -285,7 +285,7 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
     import torch
 
     from clipvip_lib.captions import captioner as captioning
-    from clipvip_lib.losses import needs
+    from clipvip_lib.omnisource import needs
     from clipvip_lib.training.batches import Pairs, StoreBatches, Tokens
 
     size, recipe, seed = ModelSize(**config["model"]), Recipe(**config["recipe"]), config["seed"]

@@ -18,8 +18,8 @@ from torch import Tensor
 from clipvip_lib.data.frames import FrameStore
 from clipvip_lib.data.video import uniform_indices
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
+from clipvip_lib.omnisource import needs
 from clipvip_lib.training.ranks import Ranks
 
 

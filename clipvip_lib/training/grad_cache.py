@@ -20,7 +20,8 @@ import contextlib
 import torch
 from torch import Tensor, nn
 
-from clipvip_lib.losses import needs, ocl_loss
+from clipvip_lib.losses import ocl_loss
+from clipvip_lib.omnisource import needs
 from clipvip_lib.training.batches import Batch, Tokens
 from clipvip_lib.training.ranks import Ranks, gather, gather_plain
 

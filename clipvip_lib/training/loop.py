@@ -38,7 +38,7 @@ def train(
 ) -> None:
     """Train ``model`` in place for ``recipe.steps`` steps, resuming from the run's checkpoint if there is one.
 
-    source: every rank's own; loss: a name of ``losses.LOSSES``.
+    source: every rank's own; loss: a name of ``omnisource.LOSSES``.
     evaluate: a score on the VALIDATION split, larger is better, the same on every rank; asked
         ``recipe.evaluations`` times at equal distances. The model ends with the weights of the best one.
     snapshot: called on every rank at ``snapshots`` (numbers of steps done).

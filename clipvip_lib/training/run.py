@@ -16,10 +16,11 @@ from clipvip_lib.data.benchmarks import Items, load_benchmark
 from clipvip_lib.data.shards import scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_json
-from clipvip_lib.losses import needs
 from clipvip_lib.models.checkpoints import TEMPORAL, load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.models.hub import local
+from clipvip_lib.omnisource import needs
 from clipvip_lib.precision import choose, slower
 from clipvip_lib.progress import Progress, quiet
 from clipvip_lib.say import say
@@ -163,7 +164,7 @@ def load_model(
         model, report = load_clip_vip(weights, **options, frames=recipe.frames)
     text = model.config.text_config
     length = min(recipe.text_tokens, text.max_position_embeddings)
-    beside = Path(weights, TOKENIZER)
+    beside = local(weights) / TOKENIZER
     kept = ClipTokenizer.load(beside).vocabulary if beside.is_file() else None
     tokenizer = ClipTokenizer(length, kept)
     if tokenizer.vocab_size != text.vocab_size:

@@ -20,8 +20,8 @@ from clipvip_lib.data.frames import FrameStore, write_store
 from clipvip_lib.data.shards import NeverFetched, Sample, read_sample, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_json
-from clipvip_lib.losses import needs
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
+from clipvip_lib.omnisource import needs
 from clipvip_lib.progress import quiet
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar
