@@ -178,6 +178,11 @@ def test_a_sentence_typed_in_jupyterlab_is_answered_by_the_live_model(desk):
     desk.run_all("00_start_here")
     tab = desk.tab
     assert desk.faults() == []
+    looks = "getComputedStyle(document.querySelector('.jp-RenderedHTML tbody %s'))"
+    assert (
+        tab.run(looks % "td:not([class])" + ".textAlign") == "left"
+    )  # as on the pages; of itself JupyterLab's are right
+    assert tab.run(looks % "tr:nth-child(even)" + ".backgroundColor") == "rgba(0, 0, 0, 0)"
     tab.run("document.querySelector('.widget-text input').focus()")
     tab.type("a zebra grows")
     tab.press("Enter")

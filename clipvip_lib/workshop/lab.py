@@ -1,4 +1,4 @@
-"""The notebooks in JupyterLab: its looks, whether widgets can answer, and a checkout that stays as it is.
+"""The notebooks in JupyterLab: how they look, whether widgets can answer, and a checkout that stays as it is.
 
 ``make lab`` saves a notebook's cells, not its outputs. Outputs differ from run to run, and they are kept where they
 belong: numbers in the cache, pages in reports/. A notebook that lies there with outputs, or that is new, is not the
@@ -19,9 +19,8 @@ METADATA = {
     "language_info": {"name": "python"},
 }
 SHOWN = ".jp-RenderedHTML.jp-RenderedHTMLCommon"  # what JupyterLab calls the HTML that a cell shows
-OTHERWISE = (  # its paper, none of its stripes, and room for a frame at its edge
-    "&{--paper:var(--jp-layout-color0)}tbody tr:nth-child(n){background:none}.row{padding:0 4px}"
-)
+# None of its stripes, and room for the frame of a first video.
+OTHERWISE = "tbody tr:nth-child(n){background:none}.row{padding:0 4px}"
 KEPT = {"tags"}  # of a cell's metadata: the others are how it was looked at
 
 
@@ -40,11 +39,12 @@ def live() -> bool:
 def style() -> str:
     """The pages' style for what cells show in JupyterLab, light or dark as its theme is."""
     css = (TEMPLATES / "style.css").read_text(encoding="utf-8")
-    light, dark = (colours for colours in re.findall(r":root{(?:color-scheme:light dark;)?(.*?)}", css))
-    return (
-        f"<style>{SHOWN}{{{light};color-scheme:light;[data-jp-theme-light=false] &{{{dark};color-scheme:dark}}"
-        f"{css}{OTHERWISE}}}</style>"
+    colours = re.findall(r":root{(.*?)}", css)
+    light, dark = (
+        f"{found};color-scheme:{name};--paper:var(--jp-layout-color0);"
+        for found, name in zip(colours, ("light", "dark"), strict=True)
     )
+    return f"<style>{SHOWN}{{{light}[data-jp-theme-light=false] &{{{dark}}}{css}{OTHERWISE}}}</style>"
 
 
 def scrub(model: dict, path: str, contents_manager: object, **_: object) -> None:
