@@ -74,12 +74,8 @@ def run(box: Box, folder: Path) -> str:
             (commands / name).chmod(0o755)
     line = {"python": [sys.executable, "-W", "error", "-c"], "bash": ["bash", "-ec"]}[box.kind]
     path = f"{commands}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {
-        "PATH": path,
-        "PYTHONPATH": str(folder),
-        "CLIPVIP_HOME": str(folder / ".clipvip"),
-    }
-    environment.pop("PYTEST_XDIST_WORKER", None)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PATH": path, "PYTHONPATH": str(folder), "CLIPVIP_HOME": str(folder / ".clipvip")}
     done = subprocess.run(
         [*line, box.code], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )

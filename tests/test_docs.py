@@ -58,6 +58,23 @@ def test_links_between_documents_lead_somewhere(path):
         assert (path.parent / link).exists(), f"{path.name}: {link}"
 
 
+@pytest.mark.parametrize("page", ["docs/extending.md", "docs/data_card.md", "docs/model_card.md"])
+def test_files_that_a_page_names_are_there(page):
+    text = (CHECKOUT / page).read_text(encoding="utf-8")
+    for file in re.findall(r"`([\w/]+\.py)`", text):
+        assert (CHECKOUT / "clipvip_lib" / file).is_file(), file
+
+
+@pytest.mark.parametrize("page", sorted(CHECKOUT.glob("docs/api/*.md")), ids=lambda p: p.stem)
+def test_the_reference_names_modules_that_are_there(page):
+    found = re.findall(r"^::: clipvip_lib\.([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    assert found
+    for name in found:
+        module, _, constant = name.rpartition(".") if name.rpartition(".")[2].isupper() else (name, "", "")
+        path = (CHECKOUT / "clipvip_lib").joinpath(*module.split(".")).with_suffix(".py")
+        assert path.is_file() and (not constant or constant in names_of(path)), name
+
+
 # ------------------------------------------------------------------------------------------------------- the cards
 
 
