@@ -191,7 +191,7 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("search dog --in O --html x.mp4", "that ends in .html"),
         ("search dog --in O", "that made these features are gone"),
         ("search dog --in O --weights absent", "no file or folder 'absent'"),
-        ("bench embed --folder absent", "no folder 'absent'"),
+        ("bench embed --folder absent", "no file or folder absent"),
         ("bench caption --size giant", "invalid choice: 'giant'"),
         ("bench caption --device tpu", "device 'tpu' cannot be used"),
         ("search --in O --serve 0.0.0.0:0", "expected --token"),

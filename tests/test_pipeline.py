@@ -105,7 +105,7 @@ def test_only_runs_what_is_asked_and_keeps_the_other_pages(house, first):
 
 
 def test_the_index_names_the_precision_of_its_pages(house, first):
-    def profile(name):
+    def profile(name, **_):
         return SimpleNamespace(**vars(small_study.profile(name)), precision="float32")
 
     plan = dataclasses.replace(small_study.PLAN, profile=profile)

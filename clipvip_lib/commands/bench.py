@@ -90,15 +90,16 @@ def run(arguments: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from clipvip_lib.data.clips import list_clips
     from clipvip_lib.errors import ClipVipError
-    from clipvip_lib.files import kind_of, write_json
+    from clipvip_lib.files import write_json
 
     if arguments.json is not None and (not arguments.json.strip() or Path(arguments.json).is_dir()):
         raise ClipVipError(
             f"--json expected a file to write, got {arguments.json!r}; name a file in a folder"
         )
-    if (folder := getattr(arguments, "folder", None)) is not None and kind_of(folder) != "folder":
-        raise ClipVipError(f"no folder {folder!r}: expected videos or shards in it; check --folder")
+    if (folder := getattr(arguments, "folder", None)) is not None:
+        list_clips([folder])  # tells a wrong path before torch is imported
     _expect_device(getattr(arguments, "device", None))
     given = {name: getattr(arguments, name) for name in BENCHES[arguments.bench][1]}
     given = {name: value for name, value in given.items() if value not in (None, False)}

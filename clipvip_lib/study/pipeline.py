@@ -74,12 +74,12 @@ def reproduce(
     stages = [stage for name in names for stage in plan.stages_for(name, draft, seeds)]
     to_force(stages, [f"page/{name}" for name in names], force)
     check_workers(workers)
+    if said := slower(given.get("precision", ""), getattr(draft, "device", "cpu")):
+        say(said, stream)
     always = {"profile": profile, "seeds": seeds, **given}
     parameters = check_notebooks(notebooks, names, always, further)
     sized = plan.profile(profile, **given)
     needed = {name: plan.stages_for(name, sized, seeds) for name in names}
-    if said := slower(given.get("precision", ""), getattr(sized, "device", "cpu")):
-        say(said, stream)
     home = require_room(home or files.home())
     out = require_room(out or files.workplace() / "reports")
     with only_run(home):
@@ -180,12 +180,18 @@ def declared_parameters(path: Path) -> set[str]:
     """The names to which a notebook's ``parameters`` cell assigns; papermill tells them too, but is slow to import."""
     try:
         text = path.read_text(encoding="utf-8")
-        cells = json.loads(text)["cells"]
+        whole = json.loads(text)
+        cells, _ = whole["cells"], whole["metadata"]["kernelspec"]["name"]  # papermill asks for the kernel
+        if whole["nbformat"] < 4:
+            raise ValueError(whole["nbformat"])
         tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", [])]
         body = ast.parse("".join(tagged[0]["source"])).body if tagged else []
         bare(text)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SyntaxError) as error:
-        why = getattr(error, "strerror", None) or "it is not JSON with cells"
+        odd = (
+            "its parameters are no Python" if isinstance(error, SyntaxError) else "it is not JSON with cells"
+        )
+        why = getattr(error, "strerror", None) or odd
         raise ClipVipError(f"no notebook {path} ({why}): expected Jupyter's format; restore it") from error
     if not tagged:
         raise ClipVipError(
