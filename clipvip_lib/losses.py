@@ -19,11 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.omnisource import SOURCES, Term, needs, terms
-
-#: Queries that are compared with the whole batch at once. A larger batch is compared in tiles, so that memory grows
-#: with the batch and not with its square; the similarities of a tile are computed again in the backward pass.
-TILE = 2048
+from clipvip_lib.omnisource import SOURCES, TILE, Term, needs, terms
 
 
 def ocl_loss(

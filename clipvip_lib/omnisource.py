@@ -50,6 +50,11 @@ LOSSES: dict[str, tuple[Term, ...]] = {
 SOURCES = {"V": "video", "S": "subtitle", "F": "frame", "C": "caption"}
 
 
+#: Queries that are compared with the whole batch at once. A larger batch is compared in tiles, so that memory grows
+#: with the batch and not with its square; the similarities of a tile are computed again in the backward pass.
+TILE = 2048
+
+
 def terms(name: str) -> tuple[Term, ...]:
     """The terms of a loss. Raises ClipVipError for an unknown name, with the nearest known one."""
     if name not in LOSSES:

@@ -22,8 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.losses import TILE
-from clipvip_lib.omnisource import terms
+from clipvip_lib.omnisource import TILE, terms
 
 GIGA = 1e9
 FLOAT32 = 4  # bytes: features are gathered, and gradients averaged, in float32

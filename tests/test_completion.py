@@ -83,4 +83,4 @@ def test_without_shtab_a_sentence(tmp_path):
         text=True,
         check=False,
     )
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "pip install shtab" in done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "run pip install shtab" in done.stderr
