@@ -73,7 +73,7 @@ def test_other_shells_have_the_same_names(shell, capsys):
         subprocess.run([program, "-n"], input=told, text=True, check=True)
 
 
-@pytest.mark.bad_input("completion: shtab is not installed", says="`run pip install shtab`")
+@pytest.mark.bad_input("completion: shtab is not installed", says="`pip install shtab`")
 def test_without_shtab_a_sentence(tmp_path):
     (tmp_path / "shtab.py").write_text("raise ImportError")
     done = subprocess.run(

@@ -95,7 +95,7 @@ def test_open_clips_form_of_a_model(cache):
 
 @pytest.mark.bad_input(
     "--weights: a name of the Hub that is not in the cache, without a network; a part of a model in the cache",
-    says="one sentence: `not in the cache of this machine`, and why the Hub does not give it",
+    says="one sentence: `not in the cache of this machine`",
 )
 def test_what_is_not_there_is_a_sentence(cache, tmp_path):
     save_small(snapshot(cache, "acme/half"))
@@ -104,9 +104,10 @@ def test_what_is_not_there_is_a_sentence(cache, tmp_path):
     parts = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
     weights.with_name("model.safetensors.index.json").write_text(json.dumps({"weight_map": parts}))
     for name in ("acme/absent", "hf-hub:acme/absent", "acme/half", "hf-hub:acme/half"):
-        with pytest.raises(ClipVipError, match="HF_HUB_OFFLINE is set.*check it") as told:
+        with pytest.raises(
+            ClipVipError, match="not in the cache of this machine.*HF_HUB_OFFLINE is set.*check it"
+        ):
             hub.local(name)
-        assert "not in the cache of this machine" in str(told.value)
         with pytest.raises(ClipVipError, match="HF_HUB_OFFLINE is set"):
             load_clip_vip(name)
 
