@@ -109,6 +109,15 @@ def test_the_data_cards_sizes_are_those_of_the_profiles():
         in text
     )
     assert " : ".join(map(str, corpora.CORPORA.values())) in text
+    drawn = {
+        "shapes": world.SHAPES,
+        "colours": world.COLOURS,
+        "motions": world.MOTIONS,
+        "backgrounds": world.BACKGROUNDS,
+    }
+    assert (
+        ", ".join(f"{ {6: 'six', 8: 'eight'}[len(all_of)] } {name}" for name, all_of in drawn.items()) in text
+    )
 
 
 def test_the_model_cards_sizes_are_those_of_the_profiles():
