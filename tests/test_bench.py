@@ -140,6 +140,16 @@ def test_one_training_step_and_the_stages_of_embedding():
     assert packs["decoding_processor"] < originals["decoding_processor"]
 
 
+def test_a_timed_encoder_in_the_models_place(folder):
+    options = {"frames": 4, "batch": 1, "workers": 1, "config": SMALL}
+    originals, packs = embed.measure(folder=folder, simulate=300, **options)["rows"]
+    assert originals["encoding"] == packs["encoding"] == 0.6  # two batches
+    for row in (originals, packs):
+        assert row["seconds"] >= 0.6 and 0 <= row["waits"] < 1 and row["wait_ms_a_batch"] >= 0
+    (row, _) = embed.measure(folder=folder, simulate=0, **options)["rows"]
+    assert row["encoding"] == pytest.approx(1.5 * row["decoding"], abs=0.02)
+
+
 def test_captioning():
     config = OFAConfig(vocab_size=2000, d_model=64, encoder_layers=1, decoder_layers=1, resnet_width=8)
     found = caption.measure(images=2, batch=2, pixels=64, beam=2, config=config)
@@ -157,7 +167,7 @@ def test_searching_finds_nearly_all_of_the_nearest_in_fewer_cells():
     found = search.measure(rows=5_000, queries=4)
     exact, index = found["rows"]
     assert exact["recall_at_10"] == 1 and index["recall_at_10"] > 0.5 and index["way"] == "FAISS, 32 probes"
-    assert exact["MB_on_disk"] == 5 and index["MB_on_disk"] > 10  # float16, float32
+    assert exact["MB_on_disk"] == 5 > index["MB_on_disk"]  # float16, one bit
     assert search.measure(rows=2_000, queries=1, probes=10_000)["rows"][1]["recall_at_10"] == 1
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import videos
+from patience import STILL
 from small_clip import FRAMES, SIZE, WORDS, save_small, small_model, write_videos
 from transformers import CLIPConfig, CLIPModel
 
-from clipvip_lib.data.clips import list_clips
+from clipvip_lib.data.clips import Clip, list_clips
 from clipvip_lib.data.transform import preprocess, resize
 from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
 from clipvip_lib.features.folder import Features, read_part
+from clipvip_lib.models import encoding
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.encoding import TOKENIZER, fingerprint
@@ -93,6 +97,35 @@ def test_decoding_leaves_the_callers_threads_alone(clips):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_copying_encoding_and_writing_run_side_by_side(clips, monkeypatch):
+    model = small_model()
+    encode, batches = model.encode_video, encoding._batches
+    copied, begun = ([threading.Event() for _ in clips] for _ in range(2))
+
+    def noted_batches(*rest):
+        for event, found in zip(copied, batches(*rest), strict=True):
+            event.set()
+            yield found
+
+    def noted_encode(pixels):
+        number = sum(event.is_set() for event in begun)
+        begun[number].set()
+        assert copied[min(number + 1, len(clips) - 1)].wait(STILL)  # the next one, while this is encoded
+        return encode(pixels)
+
+    monkeypatch.setattr(encoding, "_batches", noted_batches)
+    monkeypatch.setattr(model, "encode_video", noted_encode)
+    listed = [Clip(str(path), str(path)) for path in clips]
+    with contextlib.closing(encoding.encode_clips(model, listed, batch=1)) as found:
+        shown = [next(found)]
+        assert begun[1].wait(STILL)  # while the first is written, though nobody asked for more
+        shown += found
+    assert [clip.clip for clip, _ in shown] == listed
+    monkeypatch.undo()
+    assert near(np.stack([feature for _, feature in shown]), small_model().encode_videos(clips))
+    assert not [thread for thread in threading.enumerate() if thread.name == "ahead"]
 
 
 def test_unreadable_and_absent_videos_are_named(clips, tmp_path):

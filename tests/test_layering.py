@@ -16,6 +16,7 @@ PACKAGE = Path(clipvip_lib.__file__).parent
 STOREYS = {
     "ground": (
         "children",
+        "cores",
         "errors",
         "files",
         "locks",

@@ -7,6 +7,7 @@ import pytest
 import small_runs
 
 from clipvip_lib import cli
+from clipvip_lib.cores import cores
 from clipvip_lib.data import corpora
 from clipvip_lib.data.corpora import write_shard
 from clipvip_lib.data.shards import read_shard
@@ -18,7 +19,6 @@ from clipvip_lib.study.experiments import NotAtHand
 from clipvip_lib.study.pipeline import split_settings
 from clipvip_lib.study.plan import study_plan
 from clipvip_lib.study.real_profile import RealProfile
-from clipvip_lib.workshop.machine import cores
 from clipvip_lib.workshop.stages import closure
 
 SMALL = {

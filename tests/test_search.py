@@ -19,8 +19,8 @@ from clipvip_lib.data.video import VideoError
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features import search as module
 from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
-from clipvip_lib.features.folder import Features
-from clipvip_lib.features.search import INDEX, answer, faiss_search, search
+from clipvip_lib.features.folder import Features, _lines_of
+from clipvip_lib.features.search import INDEX, INDEX_ABOUT, answer, faiss_search, search
 from clipvip_lib.features.writer import FeatureWriter
 
 HOW = {"kind": "videos", "weights": "w", "pretrained_tag": None, "checksum": "c", "stored": "float32"}
@@ -103,6 +103,15 @@ def test_rows_that_only_float64_tells_apart(tmp_path):
     assert (found == by_hand(features, queries, 3)[0]).all()
 
 
+def test_lines_are_found_across_blocks(tmp_path):
+    rows = [b"%d" % i + b" " * (i % 300) for i in range(120_000)]
+    (tmp_path / "ids.jsonl").write_bytes(b"\n".join(rows) + b"\n")
+    lines, ends, digest = _lines_of(tmp_path / "ids.jsonl")
+    assert len(lines) > 2**24 and digest == hashlib.sha256(lines).hexdigest()
+    starts = [0, *(ends[:-1] + 1)]
+    assert [lines[a:b].tobytes() for a, b in zip(starts, ends, strict=True)] == rows
+
+
 @pytest.mark.bad_input("search: a row whose length is not 1", says="`expected length 1`, `embed again`")
 @pytest.mark.parametrize("value", [np.nan, 0.0, np.inf, 3.0])
 def test_rows_that_are_no_unit_vectors_are_refused(tmp_path, value):
@@ -148,6 +157,11 @@ def test_the_index_is_kept_and_belongs_to_its_features(tmp_path):
     built = (tmp_path / INDEX).stat().st_mtime_ns
     assert faiss_search(features, rows[5:6], 1)[0].tolist() == [[5]]
     assert (tmp_path / INDEX).stat().st_mtime_ns == built
+    about = json.loads((tmp_path / INDEX_ABOUT).read_text())
+    (tmp_path / INDEX_ABOUT).write_text(json.dumps({**about, "kind": "IVF Flat"}))  # of an earlier version
+    assert faiss_search(features, rows[5:6], 1)[0].tolist() == [[5]]
+    assert json.loads((tmp_path / INDEX_ABOUT).read_text()) == about
+    assert (tmp_path / INDEX).stat().st_mtime_ns > built
     for name in ("parts", "meta.json"):
         (shutil.rmtree if name == "parts" else lambda path: path.unlink())(tmp_path / name)
     turned = folder_of(tmp_path, rows[::-1])  # the same ids, other features

@@ -5,13 +5,20 @@ files of 10 s at 320 x 240, written here (``folder`` names your own), and packs 
 are timed: decoding alone, the model alone with the frames in memory, and the whole, files to features.npy; by the
 clock, and by the processor's time of all threads, which leaves out what other programs take. Peak memory is the
 process's, from before the whole on.
+
+``simulate``: in the model's place stands one that takes so many milliseconds a batch and no processor, as a GPU
+seems from outside. Then "waits" tells what matters there: the share of the time from the first batch's start to the
+last one's end in which it had nothing to do, and the median of what it waited between two batches. 0: as long as
+decoding takes, and half as much again.
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -30,12 +37,13 @@ from clipvip_lib.workshop.machine import peak_memory_mib, reset_peak_memory
 
 DIFFERENT = 4  # files that are encoded; further ones are copies
 SECONDS = 10
+WIDTH = 512  # of the features of an encoder that is only timed
 
 
 def measure(
     folder: str | None = None, clips: int = 16, frames: int = 12, patch: int = 32, batch: int | None = None,
     workers: int | None = None, precision: str = "float32", device: str = "cpu", threads: int = 1,
-    config: ClipViPConfig | None = None,
+    simulate: int | None = None, config: ClipViPConfig | None = None,
 ) -> dict:  # fmt: skip
     """Rows for the originals and for packs of them. ``batch``, ``workers``: by default as `clipvip embed`; ``config``:
     of another size than the released one. Raises ClipVipError as ``list_clips`` for ``folder``."""
@@ -57,7 +65,7 @@ def measure(
         rows = []
         for kind, source in (("originals", folder or work / "videos"), ("packs", work / "packs")):
             listed = list_clips([source])[:clips]
-            rows.append({"clips": kind, **_row(encoder, listed, work / f"out-{kind}", options)})
+            rows.append({"clips": kind, **_row(encoder, listed, work / f"out-{kind}", options, simulate)})
     return {
         "what": f"`clipvip embed` of {len(listed)} clips, ViT-B/{config.vision_config.patch_size}, {frames} frames",
         "precision": precision,
@@ -68,7 +76,29 @@ def measure(
     }
 
 
-def _row(encoder: Embedder, clips: list, out: Path, options: dict) -> dict:
+@dataclass
+class Timed:
+    """A model's place taken by one that is busy for some seconds a batch. turns: when each began and ended."""
+
+    model: ClipViP
+    seconds: float
+    turns: list[tuple[float, float]] = field(default_factory=list)
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.model, name)
+
+    def encode_video(self, pixels: torch.Tensor) -> torch.Tensor:
+        started = time.perf_counter()
+        time.sleep(self.seconds)
+        self.turns.append((started, time.perf_counter()))
+        return torch.nn.functional.one_hot(torch.zeros(len(pixels), dtype=torch.long), WIDTH).float()
+
+    def waits(self) -> list[float]:
+        """Seconds that it had nothing to do between batches."""
+        return [begun - ended for (_, ended), (begun, _) in zip(self.turns, self.turns[1:], strict=False)]
+
+
+def _row(encoder: Embedder, clips: list, out: Path, options: dict, simulate: int | None) -> dict:
     device, batch = encoder.model.device, options["batch"]
     frames: list[np.ndarray] = []
 
@@ -82,6 +112,9 @@ def _row(encoder: Embedder, clips: list, out: Path, options: dict) -> dict:
             for start in range(0, len(frames), batch):
                 shown = torch.from_numpy(np.stack(frames[start : start + batch])).to(device)
                 encoder.model.encode_video(shown).float().cpu()
+
+    if simulate is not None:
+        return _timed_row(encoder, clips, out, options, simulate, decode)
 
     # Once before the clock runs: kernels are chosen, libraries loaded.
     embed_videos(encoder, clips[:batch], out.with_name(f"{out.name}-warm"), **options)
@@ -106,6 +139,25 @@ def _row(encoder: Embedder, clips: list, out: Path, options: dict) -> dict:
             if device.type == "cuda"
             else {}
         ),
+    }
+
+
+def _timed_row(
+    encoder: Embedder, clips: list, out: Path, options: dict, simulate: int, decode: Callable[[], None]
+) -> dict:
+    decoding, _ = _timed(decode, torch.device("cpu"))
+    batches = -(-len(clips) // options["batch"])
+    model = Timed(encoder.model, simulate / 1e3 or 1.5 * decoding / batches)
+    whole, _ = _timed(
+        lambda: embed_videos(replace(encoder, model=model), clips, out, **options), torch.device("cpu")
+    )
+    waits = model.waits()
+    return {
+        "seconds": round(whole, 2),
+        "decoding": round(decoding, 2),
+        "encoding": round(batches * model.seconds, 2),
+        "waits": round(sum(waits) / (model.turns[-1][1] - model.turns[0][0]), 3),
+        "wait_ms_a_batch": round(1e3 * statistics.median(waits), 1) if waits else None,
     }
 
 

@@ -23,6 +23,11 @@ OPTIONS = {
     "threads": {**NUMBER, "help": "of torch (default 1, whose time other programs hardly disturb)"},
     "device": {"type": device, "help": "cpu (default), cuda"},
     "workers": {**NUMBER, "help": "threads that decode"},
+    "simulate": {
+        "type": at_least(0),
+        "metavar": "MS",
+        "help": "a timed encoder in the model's place: MS a batch, 0: half as much again as decoding takes",
+    },
     "quality": {"type": at_least(0), "metavar": "QP", "help": "of the packs"},
     "chunk": {"type": at_least(0), "metavar": "N", "help": "gradient caching: clips at a time"},
     "checkpointing": {"action": "store_true", "help": "compute layers again in the backward pass"},
@@ -54,7 +59,10 @@ BENCHES = {
         ("repeats", "patch", *MODEL),
     ),
     "train": ("a training step", ("repeats", "patch", *MODEL, "chunk", "checkpointing", "compile")),
-    "embed": ("`clipvip embed`, of originals and packs", ("folder", "clips", "workers", "patch", *MODEL)),
+    "embed": (
+        "`clipvip embed`, of originals and packs",
+        ("folder", "clips", "workers", "patch", "simulate", *MODEL),
+    ),
     "caption": (
         "captioning with OFA",
         ("repeats", "size", "images", "beam", "batch", "precision", "threads", "device"),

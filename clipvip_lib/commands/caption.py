@@ -212,6 +212,6 @@ def _device(asked: str, local: int) -> str:
 
 def _threads(processes: int) -> int:
     """Decoding threads per process, for so many processes: its cores minus one, which the model's thread uses."""
-    from clipvip_lib.workshop.machine import cores
+    from clipvip_lib.cores import cores
 
     return max(1, min(16, cores() // processes - 1))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipvip_lib.cores import cores
 from clipvip_lib.data.frame_folders import PICTURES, is_picture, read
 from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, expand, read_media, scan_members
 from clipvip_lib.data.video import Reading, VideoError, uniform_indices
@@ -454,9 +455,4 @@ def workers_of(workers: int | None) -> int:
         raise ClipVipError(
             f"workers expected at most {MOST_ASKED}, got {workers}; leave it out for one per core"
         )
-    return min(usable_cores(), MOST_WORKERS) if workers is None else workers
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores(), MOST_WORKERS) if workers is None else workers

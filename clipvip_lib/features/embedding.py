@@ -8,6 +8,7 @@ proxies drawn at random would only blur it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -175,7 +176,7 @@ def embed_videos(
             raise ClipVipError(
                 f"the id {odd.id!r} has {WINDOW_MARK} in it: expected that in the ids of windows only; rename the video"
             )
-    with FeatureWriter(out, settings, part) as writer:
+    with FeatureWriter(out, settings, part) as writer, contextlib.ExitStack() as stack:
         before = {clip.id: _ids_before(writer, clip, windows) for clip in clips}
         todo = [clip for clip in clips if before[clip.id] is None]
         done = len(clips) - len(todo)
@@ -193,7 +194,8 @@ def embed_videos(
         options = {"precision": precision, "batch": batch, "workers": workers, "damaged": damaged}
         options |= {"frames": frames, "antialias": antialias, "windows": windows, "wanted": wanted}
         seconds = ""
-        for clip, feature in encode_clips(encoder.model, todo, **options):
+        found = stack.enter_context(contextlib.closing(encode_clips(encoder.model, todo, **options)))
+        for clip, feature in found:
             ended = True
             if clip.error is None:
                 row = _row(clip.clip) | {"frames": clip.total}

@@ -6,10 +6,13 @@ floats would take moves from the decoding threads to the device. Post-pretrainin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.models.hub import local
 from clipvip_lib.precision import autocast
+from clipvip_lib.streams.ahead import ahead
 
 #: What the study and `clipvip train` call the tokenizer that they save beside weights.
 TOKENIZER = "clip_tokenizer.json"
@@ -56,12 +60,14 @@ def encode_videos(
         raise ClipVipError(f"encode_videos expected a list of one or more paths, got {paths!r:.80}")
     clips = [Clip(str(path), str(path)) for path in paths]
     options = {"precision": precision, "batch": batch, "workers": workers, "damaged": damaged}
-    found = encode_clips(model, clips, frames=frames, antialias=antialias, **options)
     rows = []
-    for clip, feature in found:
-        if clip.error is not None:
-            raise clip.error
-        rows.append(feature)
+    with contextlib.closing(
+        encode_clips(model, clips, frames=frames, antialias=antialias, **options)
+    ) as found:
+        for clip, feature in found:
+            if clip.error is not None:
+                raise clip.error
+            rows.append(feature)
     return np.stack(rows)
 
 
@@ -91,31 +97,55 @@ def encode_clips(
 ) -> Iterator[tuple[Decoded, np.ndarray | None]]:
     """(clip without its frames, feature float32 [E]) of each clip, in order; None where the clip has an error.
 
+    Decoding, copying to the device, encoding and whatever the caller does with the features run side by side, each in
+    its own threads, two batches ahead of each other at most. Close it if you leave it early.
+
     windows, wanted: of each window in its place, as ``clips.decode_ahead``.
     """
     frames = model.config.temporal_size if frames is None else frames
     batch = batch_of(model, frames, batch)
     size, antialias = image_size(model), resize_rule(model, antialias)
-    waiting: list[Decoded] = []
+    threads = torch.get_num_threads()
 
     def encoded() -> Iterator[tuple[Decoded, np.ndarray | None]]:
-        readable = [clip.frames for clip in waiting if clip.error is None]
-        rows = iter(_encode(model, np.stack(readable), precision) if readable else ())
-        for clip in waiting:
-            yield replace(clip, frames=None), None if clip.error is not None else next(rows)
+        torch.set_num_threads(threads)  # which is a thread's own
+        decoded = decode_ahead(clips, frames, size, antialias, workers, 2 * batch, damaged, windows, wanted)
+        with ahead(_batches(decoded, batch, model.device), 1, threading.Event()) as batches:
+            for shown, pixels in batches:
+                rows = iter(() if pixels is None else _encode(model, pixels, precision))
+                for clip in shown:
+                    yield clip, None if clip.error is not None else next(rows)
 
-    for clip in decode_ahead(clips, frames, size, antialias, workers, 2 * batch, damaged, windows, wanted):
-        waiting.append(clip)
-        if len(waiting) == batch:
-            yield from encoded()
-            waiting.clear()
-    yield from encoded()
+    with ahead(encoded(), 2 * batch, threading.Event()) as found:
+        yield from found
 
 
-def _encode(model, frames: np.ndarray, precision: str) -> np.ndarray:
-    """uint8 [B, N, size, size, 3] -> float32 [B, E]."""
+def _batches(
+    decoded: Iterator[Decoded], batch: int, device: torch.device
+) -> Iterator[tuple[list[Decoded], torch.Tensor | None]]:
+    """Clips without their frames, and the frames of those that have some on the device: uint8 [B, N, size, size, 3]."""
+    cuda = device.type == "cuda"
+    stream = torch.cuda.Stream(device) if cuda else None
+    with contextlib.closing(decoded):
+        while some := list(islice(decoded, batch)):
+            pixels, frames = None, [clip.frames for clip in some if clip.error is None]
+            some = [replace(clip, frames=None) for clip in some]
+            if frames:
+                pixels = torch.empty((len(frames), *frames[0].shape), dtype=torch.uint8, pin_memory=cuda)
+                np.stack(frames, out=pixels.numpy())
+            if frames and cuda:  # beside what the model computes
+                with torch.cuda.stream(stream):
+                    pixels = pixels.to(device, non_blocking=True)
+                stream.synchronize()
+            yield some, pixels
+
+
+def _encode(model, pixels: torch.Tensor, precision: str) -> np.ndarray:
+    """uint8 [B, N, size, size, 3], on the model's device -> float32 [B, E]."""
+    if pixels.is_cuda:  # not to be overwritten by the next copy while the model reads it
+        pixels.record_stream(torch.cuda.current_stream(pixels.device))
     with torch.inference_mode(), autocast(precision, model.device):
-        return model.encode_video(torch.from_numpy(frames).to(model.device)).float().cpu().numpy()
+        return model.encode_video(pixels).float().cpu().numpy()
 
 
 def encode_texts(

@@ -53,4 +53,5 @@ def ahead(items: Generator[T], depth: int, stop: threading.Event) -> Iterator[It
         yield read()
     finally:
         stop.set()
-        thread.join(timeout=10)
+        if thread is not threading.current_thread():  # the collector may end this anywhere
+            thread.join(timeout=10)

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clipvip_lib.captions.captioner import captions_path, read_captions
+from clipvip_lib.cores import cores
 from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.data.shards import NeverFetched, read_sample, scan_shard
 from clipvip_lib.errors import ClipVipError
@@ -28,7 +29,6 @@ from clipvip_lib.training.recipes import TrainRecipe, get_recipe
 from clipvip_lib.training.run import load_model
 from clipvip_lib.training.run_folder import TOKENIZER, read_metrics
 from clipvip_lib.training.stores import split_pairs, store_split
-from clipvip_lib.workshop.machine import cores
 from clipvip_lib.workshop.stages import version
 
 Inputs = Mapping[str, Path]

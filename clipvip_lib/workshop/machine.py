@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from clipvip_lib import files, precision
+from clipvip_lib.cores import cores
 
 #: Variables that take instructions away from PyTorch and from oneDNN.
 INSTRUCTIONS = ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")
@@ -69,15 +70,6 @@ def peak_memory_mib() -> float:
     except (OSError, TypeError):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
-
-
-def cores() -> int:
-    """Cores that this process may use, by its affinity and by the quota of its control group (containers)."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        count = min(count, max(1, int(quota) // int(period)))
-    return count
 
 
 @functools.cache

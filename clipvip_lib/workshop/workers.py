@@ -24,13 +24,14 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from clipvip_lib import files
+from clipvip_lib.cores import cores
 from clipvip_lib.errors import NO_ROOM, ClipVipError, lack_of_memory
 from clipvip_lib.progress import duration
 from clipvip_lib.say import shown
 from clipvip_lib.stop_signals import signals_raise
 from clipvip_lib.workshop import warm
 from clipvip_lib.workshop.board import Board, Running
-from clipvip_lib.workshop.machine import cores, default_workers, gpus
+from clipvip_lib.workshop.machine import default_workers, gpus
 from clipvip_lib.workshop.stages import Stage, closure, run_stage, set_aside_if_damaged
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
