@@ -648,4 +648,4 @@ def test_a_full_disk_is_a_sentence(indexed, tmp_path, disks):  # noqa: F811
             _, err = patience.wait(process)
         finally:
             patience.kill(process.pid)
-    assert process.returncode == 0 and "Traceback" not in err
+    assert process.returncode == 0 and "Traceback" not in err, err
