@@ -99,10 +99,10 @@ def test_decoding_leaves_the_callers_threads_alone(clips):
         torch.set_num_threads(before)
 
 
-def test_copying_encoding_and_writing_run_side_by_side(clips, monkeypatch):
+def test_decoding_and_copying_run_beside_the_model(clips, monkeypatch):
     model = small_model()
     encode, batches = model.encode_video, encoding._batches
-    copied, begun = ([threading.Event() for _ in clips] for _ in range(2))
+    copied, encoded = [threading.Event() for _ in clips], []
 
     def noted_batches(*rest):
         for event, found in zip(copied, batches(*rest), strict=True):
@@ -110,18 +110,16 @@ def test_copying_encoding_and_writing_run_side_by_side(clips, monkeypatch):
             yield found
 
     def noted_encode(pixels):
-        number = sum(event.is_set() for event in begun)
-        begun[number].set()
-        assert copied[min(number + 1, len(clips) - 1)].wait(STILL)  # the next one, while this is encoded
+        encoded.append(threading.current_thread())
+        assert copied[min(len(encoded), len(clips) - 1)].wait(STILL)  # the next one, while this is encoded
         return encode(pixels)
 
     monkeypatch.setattr(encoding, "_batches", noted_batches)
     monkeypatch.setattr(model, "encode_video", noted_encode)
     listed = [Clip(str(path), str(path)) for path in clips]
     with contextlib.closing(encoding.encode_clips(model, listed, batch=1)) as found:
-        shown = [next(found)]
-        assert begun[1].wait(STILL)  # while the first is written, though nobody asked for more
-        shown += found
+        shown = list(found)
+    assert encoded == [threading.current_thread()] * len(clips)
     assert [clip.clip for clip, _ in shown] == listed
     monkeypatch.undo()
     assert near(np.stack([feature for _, feature in shown]), small_model().encode_videos(clips))

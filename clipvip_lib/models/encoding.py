@@ -97,27 +97,20 @@ def encode_clips(
 ) -> Iterator[tuple[Decoded, np.ndarray | None]]:
     """(clip without its frames, feature float32 [E]) of each clip, in order; None where the clip has an error.
 
-    Decoding, copying to the device, encoding and whatever the caller does with the features run side by side, each in
-    its own threads, two batches ahead of each other at most. Close it if you leave it early.
+    Decoding and copying to the device run beside the model, in threads of their own, two batches ahead of it at most.
+    The model runs in the caller's thread. Close it if you leave it early.
 
     windows, wanted: of each window in its place, as ``clips.decode_ahead``.
     """
     frames = model.config.temporal_size if frames is None else frames
     batch = batch_of(model, frames, batch)
     size, antialias = image_size(model), resize_rule(model, antialias)
-    threads = torch.get_num_threads()
-
-    def encoded() -> Iterator[tuple[Decoded, np.ndarray | None]]:
-        torch.set_num_threads(threads)  # which is a thread's own
-        decoded = decode_ahead(clips, frames, size, antialias, workers, 2 * batch, damaged, windows, wanted)
-        with ahead(_batches(decoded, batch, model.device), 1, threading.Event()) as batches:
-            for shown, pixels in batches:
-                rows = iter(() if pixels is None else _encode(model, pixels, precision))
-                for clip in shown:
-                    yield clip, None if clip.error is not None else next(rows)
-
-    with ahead(encoded(), 2 * batch, threading.Event()) as found:
-        yield from found
+    decoded = decode_ahead(clips, frames, size, antialias, workers, 2 * batch, damaged, windows, wanted)
+    with ahead(_batches(decoded, batch, model.device), 1, threading.Event()) as batches:
+        for shown, pixels in batches:
+            rows = iter(() if pixels is None else _encode(model, pixels, precision))
+            for clip in shown:
+                yield clip, None if clip.error is not None else next(rows)
 
 
 def _batches(
