@@ -644,8 +644,8 @@ def test_a_full_disk_is_a_sentence(indexed, tmp_path, disks):  # noqa: F811
                 connection.close()
                 assert answer.status == expected
                 assert expected == 200 or ("No space left" in body["error"] and "TMPDIR" in body["error"])
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGTERM)
             _, err = patience.wait(process)
         finally:
             patience.kill(process.pid)
-    assert process.returncode == 0 and "Traceback" not in err, err
+    assert process.returncode == 0 and "no longer at" in err and "Traceback" not in err, err

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from clipvip_lib.say import say
+
 SHELLS = ("bash", "zsh", "fish")
 FILES = ("FILE", "SOURCE", "PATTERN", "LMDB", "JSONL", "W", "OFA", "MODEL")
 FOLDERS = ("DIR",)
@@ -38,7 +40,8 @@ def run(arguments: argparse.Namespace) -> int:
             action.choices = names[action.dest]
         elif action.metavar in FILES + FOLDERS:
             action.complete = shtab.DIRECTORY if action.metavar in FOLDERS else shtab.FILE
-    print(shtab.complete(arguments.parser, arguments.shell))
+    for line in shtab.complete(arguments.parser, arguments.shell).splitlines():
+        say(line)
     return 0
 
 

@@ -27,7 +27,8 @@ def add(commands) -> None:
         help="write the features of videos and texts to a folder",
         description="Encodes videos (files, folders, folders of pictures, tar shards) into DIR/features.npy with "
         "DIR/ids.jsonl, and the texts of a file into DIR/texts/. What is done is skipped, so run it again after an "
-        "interruption, or with more videos, to continue; other weights or settings are refused.",
+        "interruption, or with more videos beside the earlier ones, to continue. features.npy holds just the videos "
+        "that this run names. Other weights or settings are refused.",
     )
     parser.add_argument(
         "sources",

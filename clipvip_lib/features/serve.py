@@ -112,6 +112,7 @@ class Server(ThreadingHTTPServer):
             ) from error
         self.port = self.server_address[1]
         self.uploads = threading.BoundedSemaphore(MOST_UPLOADS)
+        self.answering: dict[threading.Thread, socket.socket] = {}
         self.until: dict[socket.socket, float] = {}  # when what a client sends must be there
         self.cookie = f"clipvip-{self.port}"
 
@@ -133,14 +134,28 @@ class Server(ThreadingHTTPServer):
         """Answer requests until Ctrl-C. found: answers that the page shows first."""
         self.searcher, self.media, self.top = searcher, Media(searcher.features), top
         self.found, self.busy = found, threading.Lock()
-        with contextlib.closing(self.socket):
+        try:
             self.serve_forever(poll_interval=0.2)
+        finally:
+            self.socket.close()
+            # A thread that outlives the interpreter may abort the process, torch being loaded.
+            for thread, connection in list(self.answering.items()):
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                thread.join(timeout=2)
 
     def process_request(self, request, client_address) -> None:
         if threading.active_count() > MOST_THREADS:
             self.shutdown_request(request)
         else:
             super().process_request(request, client_address)
+
+    def process_request_thread(self, request, client_address) -> None:
+        self.answering[threading.current_thread()] = request
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self.answering[threading.current_thread()]
 
     def service_actions(self) -> None:
         """What comes too slowly ends here; a limit on each read would let a client send a byte at a time for ever."""
@@ -503,11 +518,11 @@ def wanted_part(text: str, length: int) -> tuple[int, int] | None:
 
 
 def serve(server: Server, searcher, found: list[dict], top: int) -> None:
-    """Answer until Ctrl-C, and tell when it begins and ends."""
+    """Answer until Ctrl-C or SIGTERM, and tell when it begins and ends."""
     say(f"{server.url} searches {len(searcher.features)} rows of {searcher.features.folder}; Ctrl-C ends it")
     try:
         server.answer_with(searcher, found, top)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
         say(
             f"clipvip: no longer at {server.address.host}:{server.port}; answered {server.answered} searches",
             sys.stderr,

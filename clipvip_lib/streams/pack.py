@@ -216,7 +216,7 @@ class _Packer:
             if self._skipped_files > self.may_skip:
                 raise ClipVipError(
                     f"{self._skipped_files} videos cannot be read and {self.may_skip} may be left out, the last: "
-                    f"{found}; fetch it again or allow more with --skip-share"
+                    f"{found}, or allow more with --skip-share"
                 ) from found
             _note(task, [(task.shard.name, found)])
             task.lock.unlink(missing_ok=True)  # nobody died with it

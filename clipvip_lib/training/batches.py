@@ -77,9 +77,13 @@ class Sampler:
     """Batches of whole groups without replacement within an epoch; batch ``step`` depends on (seed, step) alone."""
 
     def __init__(self, count: int, batch: int, group: int, seed: int):
-        if batch % group or count < batch:
+        if batch > count:
             raise ClipVipError(
-                f"expected a batch that is a multiple of {group} clips and at most {count}, got {batch}; change it"
+                f"expected a batch of at most {count} clips, all that there are, got {batch}; add --set batch=N"
+            )
+        if batch % group:
+            raise ClipVipError(
+                f"expected a batch that is a multiple of {group} clips, got {batch}; change it"
             )
         self.batch, self.group, self.seed = batch, group, seed
         self.groups, self.per_epoch = count // group, (count // group) // (batch // group)
