@@ -123,6 +123,13 @@ class Browser:
             time.sleep(0.05)
         return found
 
+    def within(self, seconds: float, condition: str) -> bool:
+        """Whether an expression becomes true in so many seconds."""
+        end = time.monotonic() + seconds
+        while not (found := self.run(condition)) and time.monotonic() < end:
+            time.sleep(0.05)
+        return bool(found)
+
     def type(self, text: str) -> None:
         """What a keyboard would, into what has the focus."""
         for letter in text:
