@@ -88,8 +88,8 @@ reproduce: setup ## the whole study at mini size, 15 minutes to 1 hour 10 minute
 smoke: setup ## every notebook in two minutes: pages in reports/smoke/
 	@$(VENV)/bin/clipvip reproduce --profile smoke --out reports/smoke
 
-test: setup ## all tests, the nine notebooks at smoke size included
-	@$(PY) -m pytest
+test: setup ## the tests, the nine notebooks at smoke size included (ALL=1: also the thorough ones, ten minutes more)
+	@$(PY) -m pytest $(if $(ALL),,-m "not thorough")
 
 EQUALITY := goldens proxy_attention clip_vip checkpoints ofa beam
 equality: setup ## compare our models with the authors' (the table of notebook 00): reports/reference/equality.json

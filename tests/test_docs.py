@@ -155,6 +155,7 @@ def trial(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_random_weights_serve_every_command(trial, tmp_path):
     shutil.copytree(trial, tmp_path / "copy")
     [_, commands] = doc_pages.sections("docs/model_card.md")["Random weights for a trial"]
@@ -165,6 +166,7 @@ def test_random_weights_serve_every_command(trial, tmp_path):
 @pytest.mark.parametrize(
     "section", [title for title, boxes in doc_pages.sections("docs/extending.md").items() if boxes]
 )
+@pytest.mark.thorough
 def test_an_extension_works_as_written(trial, tmp_path, section):
     shutil.copytree(trial, tmp_path / "copy")
     for box in doc_pages.sections("docs/extending.md")[section]:
@@ -233,6 +235,7 @@ def test_the_site_has_every_page_and_the_reference_its_names(site):
 @pytest.mark.slow
 @needs_mkdocs
 @in_a_browser
+@pytest.mark.thorough
 def test_the_site_opens_from_the_disk_and_searches(site, tmp_path):
     with browser(tmp_path / "profile") as tab:
         for page in sorted(pages_of(site)):

@@ -100,6 +100,7 @@ def test_a_group_of_one_query_has_no_difference_to_the_other(answers, few):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("share", "effects"), ((0.5, (0.4, 0.4)), (0.1, (0.3, 0.0))))
+@pytest.mark.thorough
 def test_the_interval_of_the_difference_between_groups_covers_it(answers, share, effects):
     """Five seeds, 300 queries: the groups' distance from each other, or of both from zero, is not query noise."""
     rng, covered, runs = np.random.default_rng(0), 0, 100

@@ -115,6 +115,7 @@ def test_chunks_and_checkpoints_keep_less():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of torch's compiler, about its own workings
 @pytest.mark.parametrize("checkpointing", (False, True))
+@pytest.mark.thorough
 def test_a_compiled_model_has_the_same_gradient_and_names(monkeypatch, checkpointing):
     """Traced and split into forward and backward as for a GPU, but run without making kernels, which takes minutes."""
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))

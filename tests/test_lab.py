@@ -179,6 +179,7 @@ def desk(lab, smoke, tmp_path_factory):
 
 
 @browsers.in_a_browser
+@pytest.mark.thorough
 def test_a_sentence_typed_in_jupyterlab_is_answered_by_the_live_model(desk):
     desk.run_all("00_start_here")
     tab = desk.tab
@@ -203,6 +204,7 @@ def test_a_sentence_typed_in_jupyterlab_is_answered_by_the_live_model(desk):
 
 
 @browsers.in_a_browser
+@pytest.mark.thorough
 def test_a_slider_in_jupyterlab_moves_what_the_live_model_looks_at(desk):
     desk.run_all("04_video_proxy")
     tab = desk.tab

@@ -12,7 +12,7 @@ import small_study
 from fault_runs import disks, runs  # noqa: F401 (fixtures)
 from soak import left_behind, processes_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 
 #: A notebook that is not done before the test lets it: its kernel waits for a file.

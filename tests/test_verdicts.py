@@ -241,6 +241,7 @@ def rates(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "truth", "wrong"),
     [
@@ -261,6 +262,7 @@ def test_each_wrong_verdict_is_rare(rates, name, truth, wrong):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "truth", "right", "least"),
     [

@@ -15,7 +15,7 @@ import pytest
 
 from clipvip_lib.files import CHECKOUT
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 BUILT_FROM = ("clipvip_lib", "notebooks", "reports/reference", "pyproject.toml", "README.md", "LICENSE")
 
 
