@@ -200,7 +200,7 @@ def test_a_missing_sidecar_is_named_at_once(made, tmp_path, capsys, store):
         r"1 of 2 texts are not there, first .*00001\.texts\.jsonl; `clipvip convert-texts`", said
     )
     said = refused(made, capsys, shards, tmp_path / "out", "--texts", tmp_path / "nowhere", *kept)
-    assert re.search(r"2 of 2 texts are not there, first .*nowhere/00000\.texts\.jsonl", said)
+    assert re.search(r"no folder '.*nowhere': expected the texts of the shards", said)
     assert not (tmp_path / "store").exists()
 
 
