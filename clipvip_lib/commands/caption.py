@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
         )
     if arguments.weights is not None:
         expect_ofa(arguments.weights, arguments.bpe)
-    else:
+    elif arguments.hugging_face is not None:  # a captioner of another kind checks itself
         expect_hugging_face(arguments.hugging_face)
     make_folder(arguments.out)
     if rank == 0:
