@@ -79,7 +79,13 @@ class Browser:
             if found.get("id") == self.number:
                 assert "error" not in found, (method, found["error"])
                 return found["result"]
-            self.events.append(found)
+            if (
+                found.get("method") == "Page.javascriptDialogOpening"
+            ):  # "leave this page?": nothing goes on before
+                leave = {"id": 0, "method": "Page.handleJavaScriptDialog", "params": {"accept": True}}
+                self.socket.send(json.dumps(leave))
+            elif found.get("id") != 0:
+                self.events.append(found)
 
     def run(self, script: str) -> object:
         """The value of an expression of JavaScript; a promise is awaited."""

@@ -20,11 +20,11 @@ from torch import nn
 from clipvip_lib.captions.captioner import Captioner, postprocess
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.beam import BeamSettings
-from clipvip_lib.models.hub import local
+from clipvip_lib.models.hub import BPE_FILES, local
 from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.models.ofa_weights import load_ofa
-from clipvip_lib.models.weight_names import BPE_FILES, expect_ofa, is_captioner
+from clipvip_lib.models.weight_names import expect_ofa, is_captioner
 from clipvip_lib.precision import autocast, choose
 
 SIZE = 480  # pixels at which OFA's caption weights were trained and are evaluated

@@ -214,7 +214,7 @@ class Handler(BaseHTTPRequestHandler):
         super().handle_one_request()
 
     def parse_request(self) -> bool:
-        # What service_actions cut off is no request, even where it could be read as one.
+        # What service_actions cut off is not answered, even where it could be read as a request.
         if super().parse_request() and self.connection in self.server.until:
             return True
         self.close_connection = True

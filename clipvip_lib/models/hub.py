@@ -20,9 +20,11 @@ OPEN_CLIP_CONFIG = "open_clip_config.json"
 SECONDS = 10.0  # that the Hub has to answer in
 _NAME = re.compile(rf"(?:{OPEN_CLIP})?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 #: Files of weights, the first that is there; of one in several parts there is an index.
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
-_WEIGHTS = {False: ("model.safetensors", "pytorch_model.bin"), True: OPEN_CLIP_WEIGHTS}
-_BESIDE = ("clip_tokenizer.json", "vocab.json", "merges.txt")  # ours, and OFA's
+BPE_FILES = ("vocab.json", "merges.txt")  # of OFA's tokenizer
+_WEIGHTS = {False: WEIGHT_FILES, True: OPEN_CLIP_WEIGHTS}
+_BESIDE = ("clip_tokenizer.json", *BPE_FILES)
 
 
 def is_hub_name(source: str | Path) -> bool:
@@ -36,7 +38,7 @@ def is_hub_name(source: str | Path) -> bool:
 def local(source: str | Path) -> Path:
     """The path of a source of weights: its own, or of a name of the Hub the folder in the cache, fetched if need be.
 
-    Raises ClipVipError if there is no such model, it has no weights of this form, or the Hub cannot be reached.
+    Raises ClipVipError for an unknown model, one without weights of this form, or if the Hub cannot be reached.
     """
     if not is_hub_name(source):
         return Path(source)
@@ -107,7 +109,7 @@ def _listed(name: str) -> list[str]:
 
 
 def _wanted(name: str, files: list[str]) -> list[str]:
-    """The names of the files to fetch, of those that there are. Raises ClipVipError if there are no weights."""
+    """The names of the files to fetch, of those that there are. Raises ClipVipError if weights are missing."""
     is_open_clip = name.startswith(OPEN_CLIP)
     config = OPEN_CLIP_CONFIG if is_open_clip else "config.json"
     for weights in _WEIGHTS[is_open_clip]:

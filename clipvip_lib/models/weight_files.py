@@ -20,6 +20,7 @@ from torch import Tensor
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json
+from clipvip_lib.models.hub import WEIGHT_FILES
 
 #: First bytes of files that are something else.
 OTHER_FILES = {b"\x1f\x8b": "a gzip archive", b"GGUF": "a GGUF file", b"\x89HDF": "an HDF5 file"}
@@ -103,7 +104,7 @@ def read_folder(path: str | Path) -> tuple[dict, dict[str, Tensor]]:
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         raise ClipVipError(f"{path / 'config.json'} expected a JSON object, got {type(config).__name__}")
-    for name in ("model.safetensors", "pytorch_model.bin"):
+    for name in WEIGHT_FILES:
         if (path / name).is_file():
             return config, read_weights(path / name)
         if (path / f"{name}.index.json").is_file():

@@ -15,10 +15,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import kind_of, read_json
 from clipvip_lib.models import hub
 from clipvip_lib.models.attentions import ATTENTIONS
-
-BPE_FILES = ("vocab.json", "merges.txt")
-#: Of a folder of weights; a config.json stands beside them.
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+from clipvip_lib.models.hub import BPE_FILES, WEIGHT_FILES
 
 
 def expect_weights(source: str | Path, tag: str | Path | None = None, attention: str | None = None) -> None:
