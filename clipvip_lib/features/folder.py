@@ -104,7 +104,7 @@ class Features:
         start = 0 if index == 0 else int(self._ends[index - 1]) + 1
         return json.loads(self._lines[start : int(self._ends[index])].tobytes())
 
-    def chunks(self, rows: int = 8192) -> Iterator[tuple[int, np.ndarray]]:
+    def chunks(self, rows: int) -> Iterator[tuple[int, np.ndarray]]:
         """(first row, float32 [at most ``rows``, E]) from the first row to the last; memory holds one chunk at a time.
 
         Raises ClipVipError for a row that is not a unit vector: it would win or lose every search.

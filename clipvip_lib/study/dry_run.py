@@ -69,9 +69,7 @@ def dry_run(
     else:
         home, folder = home or files.home(), notebooks or files.shipped("notebooks")
         given, further = split_settings(profile, dict(set or {}))
-        plan.profile(
-            profile, **{"precision": "float32", **given}
-        )  # times nothing, and so tells a wrong name at once
+        plan.draft(profile, **given)
         parameters = check_notebooks(folder, names, {"profile": profile, "seeds": seeds, **given}, further)
         sized = plan.profile(profile, **given)
         pages = [

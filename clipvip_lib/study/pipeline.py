@@ -70,7 +70,7 @@ def reproduce(
     # In the order of what each takes: a profile whose precision is not told times this machine, which imports torch.
     seeds = check_seeds(list(seeds))
     names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
-    draft = plan.profile(profile, **{"precision": "float32", **given})
+    draft = plan.draft(profile, **given)
     stages = [stage for name in names for stage in plan.stages_for(name, draft, seeds)]
     to_force(stages, [f"page/{name}" for name in names], force)
     check_workers(workers)

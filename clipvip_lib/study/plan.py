@@ -31,6 +31,10 @@ class Plan:
     stages_for: Callable[[str, object, list[int]], list[Stage]]
     profile: Callable[..., object]
 
+    def draft(self, name: str, **given: object) -> object:
+        """The profile in a precision that needs no timing of this machine, so that a wrong name is told at once."""
+        return self.profile(name, **{"precision": "float32", **given})
+
     def find(self, name: str) -> str:
         """The notebook that a full name or its number (``04`` or ``4``) means. Raises ClipVipError for another."""
         name = name.removesuffix(".ipynb")
