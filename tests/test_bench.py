@@ -30,7 +30,7 @@ from clipvip_lib.commands import bench
 from clipvip_lib.data.container import open_container
 from clipvip_lib.data.video import count_frames
 from clipvip_lib.models.clip_vip import ClipViPConfig
-from clipvip_lib.models.ofa import OFAConfig
+from clipvip_lib.models.ofa import OFA_SIZES, OFAConfig
 from clipvip_lib.models.proxy_attention import proxy_attention
 
 SMALL = ClipViPConfig.small(
@@ -206,6 +206,7 @@ def test_every_benchmark_takes_the_options_that_it_offers():
     for name, (_, options) in bench.BENCHES.items():
         taken = inspect.signature(importlib.import_module(f"clipvip_lib.bench.{name}").measure).parameters
         assert set(options) <= taken.keys(), name
+    assert bench.SIZES == tuple(OFA_SIZES)  # told before torch is imported
 
 
 def test_tables_are_markdown():
