@@ -60,6 +60,10 @@ def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
     """All options and arguments, those of commands included."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
+            for (
+                listed
+            ) in action._choices_actions:  # zsh and fish show the description beside a name: a line is enough
+                action.choices[listed.dest].description = listed.help
             for each in action.choices.values():
                 yield from _actions(each)
         else:
