@@ -86,7 +86,7 @@ reproduce: setup ## the whole study at mini size, 15 minutes to 1 hour 10 minute
 	@$(VENV)/bin/clipvip reproduce --profile $(PROFILE) --seeds $(SEEDS)
 
 smoke: setup ## every notebook in two minutes: pages in reports/smoke/
-	@$(VENV)/bin/clipvip reproduce --profile smoke --out reports/smoke
+	@$(VENV)/bin/clipvip reproduce --profile smoke
 
 test: setup ## the tests, the nine notebooks at smoke size included (ALL=1: also the thorough ones, ten minutes more)
 	@$(PY) -m pytest $(if $(ALL),,-m "not thorough")
@@ -122,7 +122,7 @@ docs: setup ## build the documentation as a site that opens from the disk, build
 
 lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \
-	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate $(LAB_ARGS) notebooks/00_start_here.ipynb
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 lint: setup ## check format and style of code and notebooks
 	@$(PY) -m ruff format --check .

@@ -31,6 +31,11 @@ def with_minus(text: str) -> str:
     return _NO_ZERO_HAS_A_SIGN.sub(lambda zero: zero[0][1:], _MINUS.sub("−", text))
 
 
+def counted(number: int, what: str) -> str:
+    """How many there are of something: 1 video, 2,000 videos."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def is_unicode(text: str) -> bool:
     """Whether a text can be written: a lone surrogate (half a character, or a file name's odd byte) cannot."""
     try:

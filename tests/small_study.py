@@ -82,10 +82,11 @@ def stages_for(notebook: str, profile, seeds: list[int]) -> list[Stage]:
 
 
 def profile(name: str, precision: str = "auto"):
-    """quick; slow: a pause at each step; broken: one stage raises; deadly: one kills its worker; faulty: one stage's
-    loss becomes NaN, one exhausts its memory. precision: nothing is computed in it."""
+    """quick, and smoke the same; slow: a pause at each step; broken: one stage raises; deadly: one kills its worker;
+    faulty: one stage's loss becomes NaN, one exhausts its memory. precision: nothing is computed in it."""
     known = {
         "quick": SimpleNamespace(n=3, pause=0.0, mood=""),
+        "smoke": SimpleNamespace(n=3, pause=0.0, mood=""),
         "slow": SimpleNamespace(n=30, pause=0.1, mood=""),
         "broken": SimpleNamespace(n=3, pause=0.0, mood="raise"),
         "faulty": SimpleNamespace(n=3, pause=0.0, mood="faulty"),

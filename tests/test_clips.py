@@ -337,7 +337,7 @@ def test_a_key_may_have_dots_where_a_video_would_be_lost(tmp_path):
 
 @pytest.mark.bad_input(
     "embed: files that are not videos beside videos",
-    says="`left out beside 1 videos: 2 hidden`, with every reason",
+    says="`left out beside 1 video: 2 hidden`, with every reason",
 )
 def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
     failed = {"json": json.dumps({"status": "failed_to_download"}).encode()}
@@ -347,7 +347,7 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
     )
     with tarfile.open(shard, "a") as tar:
         tar.addfile(tarfile.TarInfo("README"))
-    for name in ("a.txt", "b.txt", "c", ".d.mp4", "poster.jpg"):
+    for name in ("a.txt", "b.txt", "c", ".d.mp4", "poster.jpg", "pack.json"):
         (tmp_path / "s" / name).write_bytes(b"x")
     (tmp_path / "s" / ".hidden").mkdir()
     clips = list_clips([tmp_path / "s"])
@@ -356,16 +356,15 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
         "hidden": (2, ".d.mp4"),
         "with the suffix .txt": (2, "a.txt"),
         "without a suffix": (1, "c"),
+        "written by pack": (1, "pack.json"),
         "pictures beside videos": (1, "poster.jpg"),
         "members of no sample": (1, "README"),
         "samples that were never fetched": (1, "001"),
         "samples without a video or picture, only .txt, .flac": (2, "002"),
     }
-    assert clips.note().startswith(
-        "left out beside 1 videos: 2 hidden (first .d.mp4); 2 with the suffix .txt"
-    )
+    assert clips.note().startswith("left out beside 1 video: 2 hidden (first .d.mp4); 2 with the suffix .txt")
     beside = list_clips([str(tmp_path / "s" / "*")])
-    assert beside.left_out["files beside shards"] == (4, str(tmp_path / "s" / "a.txt"))
+    assert beside.left_out["files beside shards"] == (5, str(tmp_path / "s" / "a.txt"))
     (tmp_path / "s" / "0.tar").unlink()
     (tmp_path / "s" / "poster.jpg").unlink()
     with pytest.raises(ClipVipError, match=r"holds no video.*2 with the suffix \.txt"):

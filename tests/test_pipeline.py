@@ -17,6 +17,7 @@ import patience
 import pytest
 import small_study
 
+from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.study.pipeline import _unknown_stage, only_run, reproduce
 from clipvip_lib.workshop.page_stage import bare, notebook_imports, page_stage
@@ -91,7 +92,7 @@ def test_the_second_run_does_nothing_and_is_quick(house, first):
 
 def test_a_new_cell_id_or_a_stored_output_does_not_run_a_page_again(house, first):
     small_study.write_notebooks(house.notebooks)
-    assert "6 of 6 stages found done" in house.run(set={"note": "from outside"})[1]
+    assert "6 of 6 stages found done (cached)" in house.run(set={"note": "from outside"})[1]
 
 
 def test_only_runs_what_is_asked_and_keeps_the_other_pages(house, first):
@@ -117,6 +118,13 @@ def test_the_index_names_the_precision_of_its_pages(house, first):
     assert re.search(
         r"<dt>all stages took</dt><dd>\d+ s of computing, in this run and in earlier ones", index
     )
+
+
+def test_pages_of_smoke_never_take_the_place_of_a_study(house, first, monkeypatch):
+    monkeypatch.setattr(files, "workplace", lambda: house.out.parent)
+    assert house.run("smoke", only=["01"], out=None)[0] == 0
+    assert (house.out.parent / "reports/smoke/01_second.html").is_file()
+    assert not (house.out.parent / "reports/index.html").exists()
 
 
 def test_force_discards_a_stage_and_what_rests_on_it(house, first, monkeypatch):
@@ -148,14 +156,15 @@ def test_damage_is_moved_aside_and_made_again_by_size_and_by_checksum(house, fir
     (base / "result.json").write_bytes(b"")
     code, said = house.run(**options)
     assert code == 0 and "the entry of stage base is damaged" in said and "base done in" in said
-    assert "1 stages run, 5 found done" in said
+    assert "1 stage run, 5 found done" in said
     content = (base / "count.json").read_bytes()
     (base / "count.json").write_bytes(content.replace(b"3", b"4"))
     assert "6 of 6 stages found done" in house.run(**options)[1]
     code, said = house.run(verify=True, **options)
     assert code == 0 and "count.json has another checksum" in said and "base done in" in said
     assert (base / "count.json").read_bytes() == content
-    assert "6 of 6 stages found done" in house.run(verify=True, **options)[1]
+    said = house.run(verify=True, **options)[1]
+    assert "6 of 6 stages found done (cached, each file as its checksum says)" in said
     assert len(list((home / "damaged").iterdir())) == 2
 
 

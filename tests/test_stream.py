@@ -67,6 +67,12 @@ def test_a_pattern_that_names_too_much_is_refused(corpus, pattern, message):
         expand(corpus / pattern)
 
 
+def test_a_folder_of_videos_is_no_folder_of_shards(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(ClipVipError, match=r"the folder .* holds no \.tar: .* embed and pack read them"):
+        expand(tmp_path)
+
+
 def test_brackets_in_a_name_are_a_name(tmp_path):
     folder = tmp_path / "a[1]"
     folder.mkdir()

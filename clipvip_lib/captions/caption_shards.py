@@ -35,6 +35,7 @@ from clipvip_lib.data.shards import NeverFetched, index_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_bytes
 from clipvip_lib.progress import ProgressCallback, quiet
+from clipvip_lib.say import counted
 from clipvip_lib.streams.ahead import ahead
 from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions
@@ -184,8 +185,7 @@ def _noted(held: Iterator[Held], begun: list[Held], say: Callable[[str], None]) 
 
 
 def _waiting(left: list[ShardTask]) -> str:
-    what = "1 shard" if len(left) == 1 else f"{len(left)} shards"
-    return f"waiting for {what} held by others, first {left[0].shard.name} ({holder(left[0])})"
+    return f"waiting for {counted(len(left), 'shard')} held by others, first {left[0].shard.name} ({holder(left[0])})"
 
 
 def _caption(item: _Batch, captioner: ImageCaptioner) -> None:

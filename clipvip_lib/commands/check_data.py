@@ -104,6 +104,7 @@ def lines(report, recipe: str) -> list[str]:
     """The report for people, with the frame store of a fine-tuning by this recipe."""
     from clipvip_lib.data.check import CODES
     from clipvip_lib.progress import duration
+    from clipvip_lib.say import counted
     from clipvip_lib.training.recipes import RECIPES
 
     found = [f"{report.title} ({report.name}), scored by {report.protocol}s"]
@@ -111,7 +112,8 @@ def lines(report, recipe: str) -> list[str]:
         distributed = about["as_distributed"]
         note = f"; as distributed {distributed:,}" if distributed not in (None, about["videos"]) else ""
         found.append(
-            f"  {split:5} {about['videos']:,} videos, {about['texts']:,} texts, {about['missing']:,} missing{note}"
+            f"  {split:5} {counted(about['videos'], 'video')}, {counted(about['texts'], 'text')}, "
+            f"{about['missing']:,} missing{note}"
         )
     if "val" not in report.splits:
         found.append("  val   none comes with the set; --hold-out N sets training videos aside")
@@ -122,11 +124,13 @@ def lines(report, recipe: str) -> list[str]:
         if count > SHOWN:
             found.append(f"    and {count - SHOWN} more (--json FILE lists all)")
     found.append(
-        f"{report.files:,} files of {report.video_bytes / 1e9:.2f} GB, {report.looked_into:,} of them opened"
+        f"{counted(report.files, 'file')} of {report.video_bytes / 1e9:.2f} GB, {report.looked_into:,} of them opened"
     )
     if report.decoding:
         d = report.decoding
-        found.append(f"decoded: {d.clips} clips, {1 / d.seconds_a_clip:.1f} per second on one core")
+        found.append(
+            f"decoded: {counted(d.clips, 'clip')}, {1 / d.seconds_a_clip:.1f} per second on one core"
+        )
         found.append(f"all clips, 12 frames and the middle one: {duration(d.core_hours * 3600)} on one core")
         found.append(
             f"a frame store by {recipe}, {RECIPES[recipe].kept_frames} frames and the middle one at 224 x 224: "
@@ -134,7 +138,7 @@ def lines(report, recipe: str) -> list[str]:
         )
     warnings = len(report.findings) - len(report.errors)
     found.append(
-        f"{len(report.errors)} kind(s) of error, {warnings} of warning, in {duration(report.seconds)}"
+        f"{counted(len(report.errors), 'kind')} of error, {warnings} of warning, in {duration(report.seconds)}"
         if report.findings
         else f"no fault found, in {duration(report.seconds)}"
     )

@@ -17,7 +17,7 @@ from clipvip_lib.commands.arguments import (
     say_slower,
     seconds,
 )
-from clipvip_lib.say import say
+from clipvip_lib.say import counted, say
 
 
 def add(commands) -> None:
@@ -177,7 +177,7 @@ def run(arguments: argparse.Namespace) -> int:
     copies = [copy for copy in (out / PARQUET, out / "texts" / PARQUET) if copy.is_file()]
     if clips:
         _report(
-            "videos",
+            "video",
             arguments.json,
             out,
             embed_videos,
@@ -198,7 +198,7 @@ def run(arguments: argparse.Namespace) -> int:
     if texts:
         options["progress"] = Progress("texts", stream=sys.stderr)
         _report(
-            "texts",
+            "text",
             arguments.json,
             out / "texts",
             embed_texts,
@@ -222,13 +222,13 @@ def _report(what: str, as_json: bool, out: Path, embed, *arguments, **options) -
     start = time.perf_counter()
     meta = embed(*arguments, **options)
     if as_json:
-        say(json.dumps({"kind": what, "folder": str(out), **meta}, ensure_ascii=False))
+        say(json.dumps({"kind": f"{what}s", "folder": str(out), **meta}, ensure_ascii=False))
         return
     cut = f", {meta['cut']} of them cut at {meta['context_length']} tokens" if meta.get("cut") else ""
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
     left_out += f", {meta['damaged']} of them damaged (ids.jsonl)" if meta.get("damaged") else ""
-    what = "windows" if "window" in meta["settings"] else what
+    what = "window" if "window" in meta["settings"] else what
     say(
-        f"{meta['rows']} {what}{cut}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
+        f"{counted(meta['rows'], what)}{cut}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
         f"{time.perf_counter() - start:.1f} s"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from clipvip_lib.commands.arguments import folder, share
-from clipvip_lib.say import say
+from clipvip_lib.say import counted, say
 
 
 def add(commands) -> None:
@@ -110,21 +110,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _summary(tally, out: str) -> str:
-    told = [f"{tally.written} of {tally.files} files packed into {out}"]
+    told = [f"{tally.written} of {counted(tally.files, 'file')} packed into {out}"]
     if tally.found:
         told.append(f"{tally.found} were there")
     if tally.clips:
         told.append(
-            f"{tally.clips} clips, {tally.before / 1e6:.1f} MB before and {tally.after / 1e6:.1f} MB after, frames "
-            f"differ by {tally.error:.1f} grey levels in the mean"
+            f"{counted(tally.clips, 'clip')}, {tally.before / 1e6:.1f} MB before and {tally.after / 1e6:.1f} MB after, "
+            f"frames differ by {tally.error:.1f} grey levels in the mean"
         )
     for count, what in (
         (tally.pictures, "pictures kept as they are"),
-        (tally.absent, "samples that were never fetched"),
+        (tally.absent, "samples never fetched"),
         (tally.skipped, "clips left out (*.not_packed.jsonl)"),
         (tally.damaged, "damaged clips accepted"),
         (tally.others, "further files of samples not kept, such as sound"),
     ):
         if count:
-            told.append(f"{count} {what}")
+            told.append(f"{what}: {count}")
     return f"{'; '.join(told)}; {tally.seconds:.1f} s"

@@ -37,7 +37,10 @@ def add(commands) -> None:
         "(finetune/*/seed0); may be repeated",
     )
     parser.add_argument(
-        "--out", type=folder, metavar="DIR", help="folder of pages and results (default: reports/)"
+        "--out",
+        type=folder,
+        metavar="DIR",
+        help="folder of pages and results (default: reports/, at smoke reports/smoke/)",
     )
     parser.add_argument(
         "--set",

@@ -30,6 +30,7 @@ from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.data.windows import Window, Windows, read_windows
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import kind_of, named
+from clipvip_lib.say import counted
 
 SHARD = ".tar"
 IDS = ("name", "path")
@@ -40,6 +41,7 @@ OfShard = Callable[
 ]  # the clips of a shard, given its name below the source
 MOST_WORKERS = 16
 MOST_ASKED = 1024
+OWN = ("pack.json", ".not_packed.jsonl")  # what `clipvip pack` writes beside what it packs
 DEPTH = 4  # windows of a clip that wait in memory
 
 
@@ -98,11 +100,11 @@ class Clips(list[Clip]):
 
     def note(self) -> str:
         """What was left out and why, as one line; empty if nothing was."""
-        counted = sorted(self.left_out.items(), key=lambda each: -each[1][0])
-        told = [f"{count} {why} (first {first})" for why, (count, first) in counted[:REASONS]]
-        if rest := sum(count for _, (count, _) in counted[REASONS:]):
+        reasons = sorted(self.left_out.items(), key=lambda each: -each[1][0])
+        told = [f"{count} {why} (first {first})" for why, (count, first) in reasons[:REASONS]]
+        if rest := sum(count for _, (count, _) in reasons[REASONS:]):
             told.append(f"{rest} for other reasons")
-        return f"left out beside {len(self)} videos: {'; '.join(told)}" if told else ""
+        return f"left out beside {counted(len(self), 'video')}: {'; '.join(told)}" if told else ""
 
 
 def list_clips(sources: Iterable[str | Path], ids: str = "name") -> Clips:
@@ -218,6 +220,8 @@ def _of_folder(root: Path, leave_out: LeaveOut, of_shard: OfShard) -> Iterator[C
                 leave_out(name, "hidden")
             elif kind:
                 kinds[kind].append(here / name)
+            elif name.endswith(OWN):
+                leave_out(name, "written by pack")
             else:
                 leave_out(name, f"with the suffix {suffix}" if suffix else "without a suffix")
         for file in kinds["video"]:

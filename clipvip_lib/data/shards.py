@@ -339,6 +339,11 @@ def expand(pattern: str | Path, leave_out: Callable[[str, str], None] = lambda n
         for other in beside:
             if not other.endswith(".tar"):
                 leave_out(other, "files beside shards")
+        if kind == "folder" and not tars:
+            raise ClipVipError(
+                f"the folder {name} holds no .tar: expected shards; name the folder that holds them (videos that are "
+                "files: embed and pack read them as they are)"
+            )
         if not tars:
             missing.append(name)
     if missing:

@@ -28,7 +28,7 @@ from urllib.parse import parse_qs
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.media import Media, Place, copy
 from clipvip_lib.features.search_page import fragment, items, page, policy, queries_of
-from clipvip_lib.say import say, shown
+from clipvip_lib.say import counted, say, shown
 
 PORT = 8000
 MOST_TOP = 200
@@ -519,11 +519,11 @@ def wanted_part(text: str, length: int) -> tuple[int, int] | None:
 
 def serve(server: Server, searcher, found: list[dict], top: int) -> None:
     """Answer until Ctrl-C or SIGTERM, and tell when it begins and ends."""
-    say(f"{server.url} searches {len(searcher.features)} rows of {searcher.features.folder}; Ctrl-C ends it")
+    say(
+        f"{server.url} searches {counted(len(searcher.features), 'row')} of {searcher.features.folder}; Ctrl-C ends it"
+    )
     try:
         server.answer_with(searcher, found, top)
     except (KeyboardInterrupt, SystemExit):  # Ctrl-C, SIGTERM
-        say(
-            f"clipvip: no longer at {server.address.host}:{server.port}; answered {server.answered} searches",
-            sys.stderr,
-        )
+        answered = f"answered {counted(server.answered, 'question')}"
+        say(f"clipvip: no longer at {server.address.host}:{server.port}; {answered}", sys.stderr)

@@ -25,7 +25,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.precision import slower
 from clipvip_lib.progress import duration
-from clipvip_lib.say import say, shown
+from clipvip_lib.say import counted, say, shown
 from clipvip_lib.study import reference
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.publish import publish
@@ -56,9 +56,9 @@ def reproduce(
     """Run the study's notebooks with every stage they need and publish the pages.
 
     only: notebooks by name or number, all without it. force: names, beginnings or glob patterns of stages to
-    run again with those that depend on them. out: folder of pages and results, ``reports/`` of the workplace without
-    it. set: further notebook parameters. verify: compare what is found done with its checksums. plan, notebooks,
-    home: another study, for tests.
+    run again with those that depend on them. out: folder of pages and results; without it ``reports/`` of the
+    workplace, at smoke ``reports/smoke/``. set: further notebook parameters. verify: compare what is found done
+    with its checksums. plan, notebooks, home: another study, for tests.
 
     Returns the exit code: 0, or 1 if a stage or a notebook failed.
     Raises ClipVipError, before anything runs, for an unknown profile, notebook, stage or parameter, an output
@@ -81,7 +81,9 @@ def reproduce(
     sized = plan.profile(profile, **given)
     needed = {name: plan.stages_for(name, sized, seeds) for name in names}
     home = require_room(home or files.home())
-    out = require_room(out or files.workplace() / "reports")
+    if out is None:  # smoke's numbers mean nothing: its pages never take the place of a study's
+        out = files.workplace().joinpath("reports", *["smoke"] * (profile == "smoke"))
+    out = require_room(out)
     with only_run(home):
         record = _log(home)
         start = time.monotonic()
@@ -315,6 +317,6 @@ def report(
             stream,
         )
     counts = {status: sum(o.status == status for o in outcomes.values()) for status in ("done", "cached")}
-    counted = f"{counts['done']} stages run, {counts['cached']} found done, {len(failed)} failed"
-    say(f"{counted}, in {duration(seconds)}", stream)
+    told = f"{counted(counts['done'], 'stage')} run, {counts['cached']} found done, {len(failed)} failed"
+    say(f"{told}, in {duration(seconds)}", stream)
     return 1 if failed else 0

@@ -102,14 +102,14 @@ class Board:
         if self._record:
             self._record(line)
 
-    def cached(self, names: list[str]) -> None:
-        """Report how many stages were found done; the log file gets their names."""
+    def cached(self, names: list[str], how: str = "") -> None:
+        """Report how many stages were found done, and how; the log file gets their names."""
         self.finished = len(names)
         if self._record:
             for name in names:
                 self._record(f"{name} cached")
         if names:
-            self.event(f"{len(names)} of {self.total} stages found done (cached)")
+            self.event(f"{len(names)} of {self.total} stages found done (cached{how})")
 
     def remember(self, stages: Iterable[Stage], home: Path) -> None:
         """Learn from finished stages in a cache, if they ran on this machine and their records can be read."""

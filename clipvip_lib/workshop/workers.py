@@ -73,7 +73,7 @@ def run_stages(
     todo = [stage for stage in stages if stage.name in needed]
     count = min(workers or default_workers(), len(todo)) if todo else 0
     display = board(len(outcomes) + len(todo), count)
-    display.cached(list(outcomes))
+    display.cached(list(outcomes), ", each file as its checksum says" if verify else "")
     for said in damaged.values():
         display.event(said)
     display.remember((outcome.stage for outcome in outcomes.values()), home)
