@@ -11,6 +11,9 @@ MINUTES ?= 20
 # A Python >= 3.11 of your choice: make setup PYTHON=/path/to/python
 PYTHON  ?=
 
+# cpu: PyTorch without CUDA, which saves several GB. uv knows the index that serves it
+TORCH   ?=
+
 # What an installer says, without a line a package
 BRIEF := grep --line-buffered -vE '^ [-+~] |^(Looking|Collecting|Requirement|Installing|Success)| kB|[.]metadata'
 # What the workers, the kernels and the pages of the study import, directly or through these
@@ -28,10 +31,11 @@ help: ## list these targets
 # it side by side at their start. The stamp holds a checksum of the files that decide what is installed, and is
 # written last. A set-up that was interrupted leaves its "running" mark, and the next one starts afresh: half a
 # package is worse than none. The mark says "installed" once it is: a pipe to grep hides how the installer ended.
-setup: ## make .venv from requirements.lock (skipped if nothing has changed)
+setup: ## make .venv from requirements.lock (TORCH=cpu: without CUDA; skipped if nothing has changed)
 	@sum=$$(cat requirements.lock pyproject.toml | cksum); \
 	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
 	set -e; \
+	case "$(TORCH)" in ""|cpu) ;; *) echo "setup: expected TORCH=cpu or none, got $(TORCH)" >&2; exit 1;; esac; \
 	if [ -e $(RUNNING) ]; then \
 	  echo "setup: the last one was interrupted, starting afresh"; rm -rf $(VENV); \
 	fi; \
@@ -70,10 +74,16 @@ setup: ## make .venv from requirements.lock (skipped if nothing has changed)
 	if [ -n "$$uv" ]; then install="$$uv pip install --python $(PY)"; \
 	else install="$(PY) -m pip install --disable-pip-version-check --no-compile --progress-bar off"; fi; \
 	last=$$(date +%s); \
-	echo "setup: installing the packages of requirements.lock (its $$(grep -c . requirements.lock) lines); on Linux"; \
-	echo "setup: most of it are PyTorch's CUDA libraries: several GB to download, where no cache has them"; \
 	failed() { rm -f $(RUNNING); echo "setup: failed; correct what it says and run make setup again" >&2; exit 1; }; \
-	{ $$install -r requirements.lock 2>&1 && echo installed > $(RUNNING); } | $(BRIEF) >&2 || true; \
+	lock=requirements.lock; \
+	if [ "$(TORCH)" = cpu ]; then \
+	  [ -n "$$uv" ] || { echo "setup: TORCH=cpu needs uv; install it" >&2; failed; }; \
+	  lock=$(VENV)/cpu.lock; export UV_TORCH_BACKEND=cpu; \
+	  grep -vE '^(cuda|nvidia|triton)' requirements.lock > $$lock; \
+	fi; \
+	echo "setup: installing the $$(grep -c . $$lock) packages of $$lock"; \
+	[ -n "$(TORCH)" ] || echo "setup: on Linux most of it are PyTorch's CUDA libraries, several GB (TORCH=cpu: without)"; \
+	{ $$install -r $$lock 2>&1 && echo installed > $(RUNNING); } | $(BRIEF) >&2 || true; \
 	[ -s $(RUNNING) ] || failed; took installing; \
 	echo "setup: installing this project, editable"; \
 	$$install --quiet --no-deps --no-build-isolation -e . || failed; \

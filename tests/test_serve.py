@@ -413,7 +413,9 @@ def test_the_command_serves_until_ctrl_c_and_loads_once(indexed):
         finally:
             patience.kill(process.pid)
     assert process.returncode == 0 and out == ""
-    assert err == f"clipvip: loading the model\nclipvip: no longer at 127.0.0.1:{port}; answered 3 questions\n"
+    assert (
+        err == f"clipvip: loading the model\nclipvip: no longer at 127.0.0.1:{port}; answered 3 questions\n"
+    )
 
 
 @pytest.mark.parametrize(

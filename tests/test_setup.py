@@ -1,8 +1,10 @@
 """Set-up files agree, and name no place that only some machine has."""
 
 import re
+import shutil
 import subprocess
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -94,8 +96,6 @@ TOOLS = ("sh", "make", "cat", "cksum", "rm", "awk", "env", "date", "du", "grep")
 
 def only(folder: Path, **tools: str) -> str:
     """A PATH with nothing but basic tools and the given scripts."""
-    import shutil
-
     path = folder / "bin"
     path.mkdir()
     for tool in TOOLS:
@@ -138,8 +138,6 @@ case "$*" in *"uv venv"*|"venv "*) mkdir -p .venv/bin; cp "$(command -v python3)
     "make setup: SIGKILL", sees="the next start says `starting afresh`", keeps="nothing half installed"
 )
 def test_set_up_is_skipped_when_nothing_changed_and_survives_failure_and_kill(tmp_path):
-    import shutil
-
     path = only(tmp_path, python3=FAKE_PYTHON, uv=FAKE_UV)
     for tool in ("mkdir", "cp"):
         (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
@@ -162,6 +160,22 @@ def test_set_up_is_skipped_when_nothing_changed_and_survives_failure_and_kill(tm
     again = make(tmp_path, "setup", PATH=path)
     assert again.returncode == 0 and "starting afresh" in again.stdout
     assert stamp.exists() and not (tmp_path / ".venv" / "half").exists()
+
+
+def test_set_up_without_cuda_leaves_out_its_libraries_and_asks_for_another_torch(tmp_path):
+    uv = FAKE_UV + 'if [ -n "$UV_TORCH_BACKEND" ]; then echo "backend $UV_TORCH_BACKEND" >> calls.txt; fi'
+    path = only(tmp_path, python3=FAKE_PYTHON, uv=uv)
+    for tool in ("mkdir", "cp"):
+        (tmp_path / "bin" / tool).symlink_to(shutil.which(tool))
+    refused = make(tmp_path, "setup", PATH=path, TORCH="gpu")
+    assert refused.returncode != 0 and "expected TORCH=cpu or none, got gpu" in refused.stderr
+    done = make(tmp_path, "setup", PATH=path, TORCH="cpu")
+    assert done.returncode == 0, done.stderr
+    assert "-r .venv/cpu.lock\nbackend cpu" in (tmp_path / "calls.txt").read_text()
+    gone = LOCK.keys() - pins((tmp_path / ".venv" / "cpu.lock").read_text().splitlines())
+    linux = [Requirement(r) for r in metadata.requires("torch") if 'platform_system == "Linux"' in r]
+    assert {"triton", "cuda-toolkit", *(canonicalize_name(r.name) for r in linux)} <= gone
+    assert all(name.startswith(("cuda", "nvidia", "triton")) for name in gone)
 
 
 def test_the_same_times_are_named_wherever_a_reader_looks_for_them():
