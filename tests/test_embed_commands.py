@@ -69,6 +69,8 @@ def test_embed_then_search(weights, tmp_path, capsys):
     assert found["results"][0]["text"] == WORDS[1] and found["results"][0]["rank"] == 1
     assert run(*line) == 0
     assert "embed 5/5 100 %, embedded before" in capsys.readouterr().err
+    assert run("embed", paths[0], "--weights", weights, "--out", out) == 0
+    assert "; 4 embedded earlier are not in it: name them too" in capsys.readouterr().out
 
 
 def test_shards_frame_folders_and_switches_reach_the_features(weights, tmp_path, capsys):

@@ -68,12 +68,19 @@ def test_rows_and_ids_are_never_mixed(tmp_path_factory, steps):
                 shuffle.shuffle(order)
                 whole = [id for id in order if not known[id][1]]
                 if whole:
-                    assert writer.join(order)["rows"] == len(whole)
+                    meta = writer.join(order)
+                    assert meta["rows"] == len(whole) and "others" not in meta
                     found = Features(folder)
                     assert [found.row(i)["id"] for i in range(len(found))] == whole
                     assert (found.array == np.stack([feature(id, known[id][0]) for id in whole])).all()
         except RuntimeError:
             pass
+
+
+def test_rows_that_were_not_named_this_time_are_counted(tmp_path):
+    assert "others" not in write(tmp_path, {"a": "1", "b": "1"})
+    assert write(tmp_path, {"c": "1"})["others"] == 2
+    assert write(tmp_path, {"a": "1", "c": "2"})["others"] == 1
 
 
 @pytest.mark.fault(

@@ -181,8 +181,9 @@ class FeatureWriter:
     def join(self, ids: Sequence[str], about: Mapping[str, object] | None = None) -> dict:
         """Write features.npy and ids.jsonl with the rows of ``ids``, in this order; returns meta.json's content.
 
-        Ids that were skipped have no row; rows of other ids stay in the parts. ``about`` goes into meta.json. What is
-        there already and would be the same is left. Raises ClipVipError for an unknown id, and if none has a row.
+        Ids that were skipped have no row; rows of other ids stay in the parts, and meta.json's "others" counts them.
+        ``about`` goes into meta.json too. What is there already and would be the same is left. Raises ClipVipError for
+        an unknown id, and if none has a row.
         """
         self.flush()
         if absent := [id for id in ids if id not in self._known]:
@@ -190,7 +191,9 @@ class FeatureWriter:
                 f"{len(absent)} items have no features yet, first {absent[0]}; embed them first"
             )
         place = {id: i for i, id in enumerate(id for id in ids if not self._known[id].skipped)}
-        found = self._collect(place, set(ids))
+        wanted = set(ids)
+        others = sum(not known.skipped for id, known in self._known.items() if id not in wanted)
+        found = self._collect(place, wanted)
         if found.skipped:
             write_bytes(self.folder / "skipped.jsonl", lines(found.skipped))
         else:
@@ -210,6 +213,7 @@ class FeatureWriter:
             "width": found.widths.pop(),
             "skipped": len(found.skipped),
             **({"damaged": damaged} if (damaged := sum("damage" in row for row in found.rows)) else {}),
+            **({"others": others} if others else {}),
             "ids_sha256": hashlib.sha256(content).hexdigest(),
             "stamps_sha256": self._stamps(place),
             "settings": self.settings,
