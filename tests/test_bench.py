@@ -20,6 +20,7 @@ from clipvip_lib.bench import (
     measure,
     moving_textures,
     pack,
+    ranks,
     search,
     study,
     train,
@@ -29,6 +30,7 @@ from clipvip_lib.cli import main
 from clipvip_lib.commands import bench
 from clipvip_lib.data.container import open_container
 from clipvip_lib.data.video import count_frames
+from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_vip import ClipViPConfig
 from clipvip_lib.models.ofa import OFA_SIZES, OFAConfig
 from clipvip_lib.models.proxy_attention import proxy_attention
@@ -138,6 +140,26 @@ def test_one_training_step_and_the_stages_of_embedding():
     assert [row["clips"] for row in found["rows"]] == ["originals", "packs"]
     originals, packs = found["rows"]
     assert packs["decoding_processor"] < originals["decoding_processor"]
+
+
+def test_the_step_of_several_processes_is_predicted_from_one():
+    found = ranks.measure(repeats=2, batch=4, frames=1, processes=2, config=SMALL)
+    one, two = found["rows"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    # One process is where the rate comes from; what the loss takes is counted once more.
+    assert one["seconds"] <= one["predicted"] == one["predicted_sum"] < 1.2 * one["seconds"] + 0.01
+    assert two["seconds"] > 0 and two["all_reduce"] > 0 and two["predicted_sum"] > two["predicted"]
+    wrong = 100 * (two["predicted"] / two["seconds"] - 1)
+    assert two["error_percent"] == pytest.approx(wrong, abs=0.2)
+
+
+@pytest.mark.bad_input(
+    "bench ranks: a batch that the processes cannot share",
+    says="`expected a batch that 4 processes can share`",
+)
+def test_a_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(ClipVipError, match="expected a batch that 4 processes can share, got 6"):
+        ranks.measure(batch=6, processes=5)
 
 
 def test_a_timed_encoder_in_the_models_place(folder):

@@ -22,6 +22,7 @@ OPTIONS = {
     "precision": {"choices": PRECISION, "help": "default: float32"},
     "threads": {**NUMBER, "help": "of torch (default 1, whose time other programs hardly disturb)"},
     "device": {"type": device, "help": "cpu (default), cuda"},
+    "processes": {**NUMBER, "help": "at most so many (default 4)"},
     "workers": {**NUMBER, "help": "threads that decode"},
     "simulate": {
         "type": at_least(0),
@@ -59,6 +60,10 @@ BENCHES = {
         ("repeats", "patch", *MODEL),
     ),
     "train": ("a training step", ("repeats", "patch", *MODEL, "chunk", "checkpointing", "compile")),
+    "ranks": (
+        "a training step of 1, 2, 4 .. processes here, predicted as --plan does and measured",
+        ("repeats", "batch", "frames", "patch", "processes"),
+    ),
     "embed": (
         "`clipvip embed`, of originals and packs",
         ("folder", "clips", "workers", "patch", "simulate", *MODEL),
