@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 NOT_VERIFIED = "NOT VERIFIED"
 
 QUOTED = "quoted by VidLA (CVPR 2024, tables 2-3), VALOR, DITS or MARS"
 AUTHOR_13 = "the author in XPretrain#13"
-CODE = "the authors' configs (microsoft/XPretrain c37c904) and replies"
 
 
 @dataclass(frozen=True)
@@ -217,67 +216,6 @@ def _effects(metric: str) -> dict[str, float]:
             f"{a} over {b}, msrvtt": x - y for a, x in points.items() for b, y in points.items() if a != b
         }
     return found
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A hyper-parameter of the two trainings, as text, with its source."""
-
-    name: str
-    post_pretraining: str
-    fine_tuning: str
-    source: str = CODE
-
-
-SETTINGS = (
-    Setting("batch", "1024 (32 V100, 32 each)", "128 (8 x 16)"),
-    Setting("peak learning rate", "5e-6", "1e-6"),
-    Setting("weight decay", "0.05", "0.2"),
-    Setting("gradient clip", "5.0", "1.0"),
-    Setting(
-        "epochs",
-        "1 (ablations), 3 (full)",
-        "5 / 20 / 10 / 20 (MSR-VTT / DiDeMo / LSMDC / ActivityNet); MSR-VTT's released 100 means 5: each "
-        "pass draws 1 of 20 captions",
-    ),
-    Setting("frames", "12, uniform", "12; ActivityNet 32"),
-    Setting("text tokens", "70", "50; 70 for ActivityNet and DiDeMo B/16"),
-    Setting("optimiser", "AdamW (0.9, 0.98), eps 1e-6", "AdamW (0.9, 0.98), eps 1e-6"),
-    Setting("schedule", "linear warm-up over 1 % of the steps, then cosine to 0", "the same"),
-    Setting("picture", "224 px, mixed precision", "224 px, mixed precision"),
-    Setting("logit_scale", "starts at 4.60, learnable, clamped to [0, ln 200]", "the same"),
-    Setting("no weight decay for", "biases (LayerNorm weights were decayed by a name mismatch)", "the same"),
-)
-
-
-def settings_table() -> list[dict[str, str]]:
-    """Rows for a page: the hyper-parameters of post-pretraining and fine-tuning."""
-    return [asdict(setting) for setting in SETTINGS]
-
-
-# MSR-VTT 1k-A, text-to-video R@1; (method, R@1, how)
-LATER = (
-    ("T-MASS", 50.2, "B/32 scale, without DSL"),
-    ("NarVid", 51.0, "B/32 scale, without DSL"),
-    ("DITS", 51.9, "B/32 scale, without DSL"),
-    ("GraviAlign on CLIP-ViP", 52.4, "B/32 scale, without DSL"),
-    ("VidLA", 55.6, "B/32 scale, without DSL"),
-    ("VidLA", 60.9, "B/32 scale, DSL"),
-    ("UMT-L", 58.8, "larger"),
-    ("VALOR-L", 54.4, "larger"),
-    ("InternVideo2-6B", 62.8, "larger, DSL"),
-    ("GRAM", 64.0, "larger, extra modalities"),
-    ("MARS", 61.6, "larger"),
-    ("MARS", 65.5, "larger, DSL"),
-    ("LanguageBind", 44.8, "zero-shot"),
-    ("VideoPrism-g", 52.7, "zero-shot"),
-    ("InternVideo2-6B", 55.9, "zero-shot"),
-)
-
-
-def later_table() -> list[dict[str, object]]:
-    """Rows for a page: results on MSR-VTT 1k-A that came after the paper, text-to-video R@1, for context."""
-    return [{"method": method, "R@1": recall, "setting": how} for method, recall, how in LATER]
 
 
 @dataclass(frozen=True)

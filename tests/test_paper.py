@@ -51,9 +51,6 @@ def test_tables():
     assert rows[0]["B/32"] == "50.1 / 74.8 / 84.6"
     assert sum(row[c] == "NOT VERIFIED" for row in rows for c in row) == 1
     assert {row["source"] for row in paper.other_results_table()} >= {"the author in XPretrain#15"}
-    assert {row["name"] for row in paper.settings_table()} >= {"batch", "peak learning rate", "epochs"}
-    assert all(row["source"] for row in paper.settings_table())
-    assert max(row["R@1"] for row in paper.later_table()) == 65.5
 
 
 def test_findings_belong_to_notebooks_of_claims():
