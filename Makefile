@@ -81,7 +81,7 @@ setup: ## make .venv from requirements.lock (TORCH=cpu: without CUDA; skipped if
 	  lock=$(VENV)/cpu.lock; export UV_TORCH_BACKEND=cpu; \
 	  grep -vE '^(cuda|nvidia|triton)' requirements.lock > $$lock; \
 	fi; \
-	echo "setup: installing the $$(grep -c . $$lock) packages of $$lock"; \
+	echo "setup: installing the packages of $$lock"; \
 	[ -n "$(TORCH)" ] || echo "setup: on Linux most of it are PyTorch's CUDA libraries, several GB (TORCH=cpu: without)"; \
 	{ $$install -r $$lock 2>&1 && echo installed > $(RUNNING); } | $(BRIEF) >&2 || true; \
 	[ -s $(RUNNING) ] || failed; took installing; \
@@ -132,7 +132,7 @@ docs: setup ## build the documentation as a site that opens from the disk, build
 
 lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (as root: LAB_ARGS=--allow-root)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \
-	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.news_url=None $(LAB_ARGS) notebooks/00_start_here.ipynb
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.app_settings_dir=clipvip_lib/workshop/templates/jupyterlab $(LAB_ARGS) notebooks/00_start_here.ipynb
 
 lint: setup ## check format and style of code and notebooks
 	@$(PY) -m ruff format --check .

@@ -184,6 +184,7 @@ def test_a_sentence_typed_in_jupyterlab_is_answered_by_the_live_model(desk):
     desk.run_all("00_start_here")
     tab = desk.tab
     assert desk.faults() == []
+    assert tab.run("document.querySelectorAll('.Toastify__toast').length") == 0  # no question about news
     looks = "getComputedStyle(document.querySelector('.jp-RenderedHTML tbody %s'))"
     assert (
         tab.run(looks % "td:not([class])" + ".textAlign") == "left"

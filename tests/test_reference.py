@@ -182,7 +182,7 @@ def test_the_answer_counts_claims_and_tells_what_holds():
     made = of([v.row() for v in verdicts(found, range(5))])
     first, holds, rest = answer.sentences(made)
     assert first.startswith(
-        "In the reference run, of the paper's 11 claims 2 hold, 1 does not hold and 8 are not run in full; 4 of"
+        "In the reference run, of the paper's 11 claims 2 hold, 1 does not hold and 8 are not run; 4 of"
     )
     assert (
         "4 of their 23 statements are decided (5 seeds, in the average of R@1, R@5 and R@10; explora" in first

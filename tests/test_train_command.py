@@ -316,7 +316,7 @@ def test_shares_of_ranks_are_the_rows_of_the_whole_batch(made, tmp_path):
         (["--stage", "postpretrain"], "expected --shards PATTERN or --frames-store DIR, got neither"),
         (
             ["--stage", "finetune", "--benchmark", "didemo"],
-            "expected --benchmark NAME and --data DIR, --data DIR is missing; add it",
+            "expected --benchmark NAME and --data DIR; add --data DIR",
         ),
         (
             ["--stage", "finetune", "--benchmark", "msvd", "--data", "d"],

@@ -130,10 +130,11 @@ def test_not_run_says_what_is_missing():
     [
         ((REPRODUCED, REPRODUCED), "holds"),
         ((REPRODUCED, OPEN), "holds in part (1 of 2)"),
-        ((CONTRADICTED, REPRODUCED), "holds in part (1 of 2)"),
+        ((CONTRADICTED, REPRODUCED), "holds in part (1 of 2, 1 contradicted)"),
         ((CONTRADICTED, NO_DIFFERENCE), "does not hold"),
         ((CONTRADICTED, OPEN), "open"),
-        ((REPRODUCED, NOT_RUN), NOT_RUN),
+        ((REPRODUCED, NOT_RUN), "not run in full (1 of 2 reproduced)"),
+        ((NOT_RUN, NOT_RUN), NOT_RUN),
         ((REPRODUCED, NOT_JUDGED), NOT_JUDGED),
     ],
 )

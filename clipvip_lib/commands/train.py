@@ -245,9 +245,7 @@ def check(arguments: argparse.Namespace) -> str:
         )
     wanted = {"--benchmark NAME": arguments.benchmark, "--data DIR": arguments.data}
     if not post and (lacks := " and ".join(name for name, given in wanted.items() if not given)):
-        raise ClipVipError(
-            f"--stage finetune expected --benchmark NAME and --data DIR, {lacks} is missing; add it"
-        )
+        raise ClipVipError(f"--stage finetune expected --benchmark NAME and --data DIR; add {lacks}")
     foreign = ("benchmark", "data") if post else ("shards", "captions", "texts")
     if given := [f"--{name}" for name in foreign if getattr(arguments, name)]:
         raise ClipVipError(f"--stage {arguments.stage} takes no {' and no '.join(given)}; leave it out")

@@ -38,6 +38,7 @@ from clipvip_lib.statistics.intervals import Difference, from_interval, paired_d
 
 REPRODUCED, CONTRADICTED, NO_DIFFERENCE, OPEN = "reproduced", "contradicted", "no difference", "open"
 NOT_JUDGED, NOT_RUN = "not judged", "not run"
+IN_FULL = "not run in full"  # of a claim, some of whose statements are
 VERDICTS = (REPRODUCED, CONTRADICTED, NO_DIFFERENCE, OPEN, NOT_JUDGED, NOT_RUN)
 DECIDED = (REPRODUCED, CONTRADICTED, NO_DIFFERENCE)
 MIN_SEEDS = 3
@@ -260,18 +261,21 @@ def verdicts(
 
 def sum_up(claim: Claim, found: Iterable[Verdict | Mapping[str, object]]) -> str:
     """What the statements of a claim come to: "holds", "holds in part (2 of 3)", "does not hold", "open", "not
-    judged" or "not run". found: verdicts on any statements, or their rows."""
+    judged", "not run in full (1 of 3 reproduced)" or "not run". found: verdicts on any statements, or their rows."""
     rows = [each if isinstance(each, Mapping) else each.row() for each in found]
     words = [row["verdict"] for row in rows if row["claim"] == claim.id]
-    if not words or NOT_RUN in words:
+    held = words.count(REPRODUCED)
+    if all(word == NOT_RUN for word in words):
         return NOT_RUN
+    if NOT_RUN in words:
+        return f"{IN_FULL} ({held} of {len(words)} reproduced)"
     if NOT_JUDGED in words:
         return NOT_JUDGED
-    held = words.count(REPRODUCED)
     if held == len(words):
         return "holds"
     if held:
-        return f"holds in part ({held} of {len(words)})"
+        against = f", {count} contradicted" if (count := words.count(CONTRADICTED)) else ""
+        return f"holds in part ({held} of {len(words)}{against})"
     return OPEN if OPEN in words else "does not hold"
 
 

@@ -7,6 +7,7 @@ figure from a run of its own. All text is made from verdicts.json; a test compar
 from __future__ import annotations
 
 import html
+import math
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,8 @@ SUMS = {  # what a claim comes to: how that is said of one, of several, and befo
     "does not hold": ("does not hold", "do not hold", "What does not hold"),
     rule.OPEN: ("is open", "are open", "Open"),
     rule.NOT_JUDGED: ("is not judged", "are not judged", "Not judged"),
-    rule.NOT_RUN: ("is not run in full", "are not run in full", "Not run in full"),
+    rule.IN_FULL: ("is not run in full", "are not run in full", "Not run in full"),
+    rule.NOT_RUN: ("is not run", "are not run", "Not run"),
 }
 LOOKS = {  # colour, marker, hollow
     rule.REPRODUCED: ("blue", "o", False),
@@ -60,8 +62,8 @@ def sentences(found: Mapping) -> list[str]:
     }
     return [
         f"In the reference run, of the paper's {len(sums)} claims {_listed(counts)}; {decided} of their {len(rows)} "
-        f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is that of "
-        "the contrast, often the benchmark, that is least favourable to its statement.",
+        f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is a statement's worst result: of "
+        "its contrasts, often one for each benchmark, the one that speaks least for it.",
         groups.pop("holds", "No claim holds."),
         " ".join(groups.values()),
     ]
@@ -115,7 +117,10 @@ def figure(rows: Sequence[Mapping], metric: str = claims.RECALL, machines: Mappi
         figures.interval_rows(
             axis,
             [textwrap.fill(f"{row['id']}  {row['statement'].rstrip('.')}", 54) for row in group],
-            *([row[end] or 0.0 for row in group] for end in ("effect", "low", "high")),
+            *(
+                [math.nan if row[end] is None else row[end] for row in group]
+                for end in ("effect", "low", "high")
+            ),
             colours=[colour for colour, _, _ in looks],
             markers=[marker for _, marker, _ in looks],
             hollow=[hollow for _, _, hollow in looks],
@@ -173,7 +178,10 @@ def caption(found: Mapping) -> str:
     """What the figure shows, under it."""
     counts = {title: max(len(row["seeds"]) for row in rows) for title, rows in found["machines"].items()}
     basis = reference.basis(found)
-    elsewhere = "".join(f" {title}: the same, {count} seeds." for title, count in counts.items())
+    elsewhere = "".join(
+        f" {title[0].upper()}{title[1:]}: the same, {counts[title]} seeds; {_otherwise(found['statements'], rows)}."
+        for title, rows in found["machines"].items()
+    )
     return (
         "For each statement the contrast on which its verdict hangs, with its interval; ticks are all its contrasts. "
         "The band is the margin within which a difference does not matter. Filled circle: reproduced; cross: "
@@ -181,6 +189,17 @@ def caption(found: Mapping) -> str:
         "hollow diamond: open. Paper: its own number, – where it is not verified. V video, S subtitle, F middle frame, "
         f"C caption; DSL: dual softmax. {basis[0].upper()}{basis[1:]}{elsewhere}"
     )
+
+
+def _otherwise(rows: Sequence[Mapping], others: Sequence[Mapping]) -> str:
+    """The verdicts that differ elsewhere: "there 2a, 6 are open"."""
+    here = {row["id"]: row["verdict"] for row in rows}
+    told: dict[str, list[str]] = {}
+    for row in others:
+        if row["verdict"] not in (here.get(row["id"]), rule.NOT_RUN):
+            told.setdefault(row["verdict"], []).append(row["id"])
+    words = [f"{', '.join(ids)} {'is' if len(ids) == 1 else 'are'} {word}" for word, ids in told.items()]
+    return f"there {_listed(words)}" if words else "with the same verdicts"
 
 
 def lead(found: Mapping | None) -> str:
@@ -193,6 +212,8 @@ def lead(found: Mapping | None) -> str:
         drawn, "What the paper states, and what was found", miniatures(caption(found)), miniatures(alt(rows))
     )
     first = html.escape(sentences(found)[0])
+    if found["metric"] != claims.RECALL:
+        first += " The pages below count the average of R@1, R@5 and R@10: their numbers do not compare with these."
     answer = f'<section class="answer"><h2>The answer</h2><p>{first}</p>{claims_html(found)}{shown}</section>'
     return answer + robustness.lead(found)
 

@@ -234,7 +234,7 @@ def check_frame(checks: Sequence[Mapping]) -> pd.DataFrame:
                 "expected from": row["low"],
                 "to": row["high"],
                 "inside": words[row["inside"]],
-                "same seed, same number": words[row["same"]],
+                "identical to the reference's": words[row["same"]],
             }
             for row in checks
         ]

@@ -126,7 +126,7 @@ def _same_in_every_row(names: list[str], columns: list[list[str]], heads: int) -
 
 
 def _constants(names: list[str], columns: list[list[str]], same: list[int]) -> str:
-    said = [f'{html.escape(names[i])} <span data-column="{i}">{_value(columns[i][0])}</span>' for i in same]
+    said = [f'{html.escape(names[i])}: <span data-column="{i}">{_value(columns[i][0])}</span>' for i in same]
     return f'<span class="same">In every row: {", ".join(said)}</span>' if said else ""
 
 
