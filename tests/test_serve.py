@@ -226,6 +226,11 @@ def test_other_hosts_and_other_pages_are_refused(served):
     assert served.ask("/api/search", "POST", b"x", Origin="null")[0] == 403
     assert served.ask("/media/0", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")[0] == 403
     assert served.ask("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+    form = {
+        "Sec_Fetch_Site": "cross-site",
+        "Sec_Fetch_Mode": "navigate",
+    }  # of another page, sent by its script
+    assert served.ask("/api/search", "POST", b"x", **form)[0] == 403
     assert served.ask("/api/search?q=dog", Sec_Fetch_Site="same-origin")[0] == 200
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
