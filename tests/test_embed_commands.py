@@ -156,6 +156,14 @@ def test_bad_input_is_one_sentence(weights, tmp_path, monkeypatch, line, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_folder_without_pictures_is_told_before_the_model_is_loaded(weights, tmp_path, monkeypatch):
+    (video,) = write_videos(tmp_path / "V", 1)
+    assert run("embed", video, "--weights", weights, "--out", tmp_path / "O") == 0
+    monkeypatch.setattr("clipvip_lib.features.search.Searcher", None)
+    with pytest.raises(ClipVipError, match="V holds no picture: expected V_000.jpg"):
+        run("search", "--video", tmp_path / "V", "--in", tmp_path / "O")
+
+
 def test_an_empty_name_is_not_the_current_folder(weights, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_videos(tmp_path, 1)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import threading
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ import pytest
 import torch
 import videos
 from patience import STILL
+from PIL import Image
 from small_clip import FRAMES, SIZE, WORDS, save_small, small_model, write_videos
+from test_clips import write_pictures
 from transformers import CLIPConfig, CLIPModel
 
 from clipvip_lib.data.clips import Clip, list_clips
 from clipvip_lib.data.transform import preprocess, resize
 from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
+from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
 from clipvip_lib.features.folder import Features, read_part
@@ -370,7 +374,7 @@ def test_a_bad_video_stops_by_name_or_is_left_out(weights, tmp_path):
     assert (
         skipped["id"] == "v02" and str(paths[2]) in skipped["reason"] and Features(out).meta["skipped"] == 1
     )
-    with pytest.raises(ClipVipError, match="1 videos could not be read before .* --skip-bad 1"):
+    with pytest.raises(ClipVipError, match="1 video could not be read before .* --skip-bad 1"):
         embed_videos(encoder, list_clips([source]), out)
     paths[4].write_bytes(b"no video")
     with pytest.raises(VideoError, match=r"v04\.mp4.*--skip-bad 2"):
@@ -384,6 +388,33 @@ def test_a_bad_video_stops_by_name_or_is_left_out(weights, tmp_path):
     (source / "bad" / "x.mp4").write_bytes(b"")
     with pytest.raises(ClipVipError, match="none of 1 items has features"):
         embed_videos(encoder, list_clips([source / "bad"]), tmp_path / "none", skip_bad=9)
+
+
+@pytest.mark.parametrize("windows", [None, Windows(Fraction(2), Fraction(2))])
+def test_what_was_left_out_as_damaged_can_still_be_accepted(weights, tmp_path, windows):
+    encoder, source, out = load_encoder(weights), tmp_path / "videos", tmp_path / "out"
+    write_videos(source, 1)
+    (source / "bad.mp4").write_bytes(videos.damaged(videos.encode(140), seed=1, places=40))
+    (source / "worse.mp4").write_bytes(b"no video")
+    line = (encoder, list_clips([source]), out)
+    skipped = embed_videos(*line, skip_bad=2, windows=windows)
+    assert skipped["skipped"] == 2 and "damaged" not in skipped
+    accepted = embed_videos(*line, skip_bad=1, windows=windows, damaged="accept")
+    rows = [Features(out).row(i) for i in range(accepted["rows"])]
+    assert accepted["skipped"] == 1 and any("damage" in row for row in rows if row["id"].startswith("bad"))
+    assert [json.loads(line)["id"] for line in (out / "skipped.jsonl").read_text().splitlines()] == ["worse"]
+    assert embed_videos(*line, skip_bad=1, windows=windows)["features_sha256"] == accepted["features_sha256"]
+
+
+def test_pictures_that_are_written_over_are_embedded_again(weights, tmp_path):
+    encoder, out = load_encoder(weights), tmp_path / "out"
+    folder = write_pictures(tmp_path / "frames", videos.pictures(4))
+    before = embed_videos(encoder, list_clips([folder]), out)
+    time = folder.stat().st_mtime_ns
+    for i, frame in enumerate(videos.pictures(8)[4:]):  # as ffmpeg -y does: the folder's own time stays
+        Image.fromarray(255 - frame).save(folder / f"frames_{i:03d}.png")
+    assert folder.stat().st_mtime_ns == time
+    assert embed_videos(encoder, list_clips([folder]), out)["features_sha256"] != before["features_sha256"]
 
 
 def test_texts(weights, tmp_path):

@@ -267,6 +267,20 @@ def test_wide_tables_scroll_inside_themselves(page, tab, tmp_path):
 
 
 @browsers.in_a_browser
+def test_a_row_without_a_number_is_the_last_however_a_table_is_sorted(page, tab, tmp_path):
+    effects = pd.DataFrame({"effect": ["−1.0", "–", "+3.0", "+2.5"]})
+    file = tmp_path / "page.html"
+    file.write_text(page.replace("</main>", tables.table_html(effects, "Effects") + "</main>"))
+    tab.show(file)
+    sort = """(() => { const table = [...document.querySelectorAll('.table table')].at(-1);
+      [...table.tHead.rows[0].cells].find((cell) => cell.textContent === 'effect').firstElementChild.click();
+      return [...table.tBodies[0].rows].map((row) => [...row.cells].at(-1).textContent.trim()); })()"""
+    assert tab.run(sort) == ["−1.0", "+2.5", "+3.0", "–"]
+    assert tab.run(sort) == ["+3.0", "+2.5", "−1.0", "–"]
+    assert tab.run(sort) == ["−1.0", "–", "+3.0", "+2.5"]
+
+
+@browsers.in_a_browser
 def test_no_script_of_a_caption_runs_even_where_it_is_not_escaped(page, tab, tmp_path):
     """The page's policy is the second lock."""
     file = tmp_path / "page.html"

@@ -114,6 +114,20 @@ def test_a_sample_that_cannot_be_read_is_told_in_its_place(indexed, tmp_path):
 
 
 @pytest.mark.bad_input(
+    "search --html: a shard's sample that is shorter now", says="`ends before 4 s`, on the page"
+)
+def test_a_sample_that_was_replaced_by_a_shorter_one_is_told_in_its_place(indexed, tmp_path):
+    shard = write_shard(tmp_path / "1.tar", {"k": {"mp4": videos.encode(140, SECOND_KEYS)}})
+    out = ("--weights", indexed / "weights", "--out", tmp_path / "out", "--windows", "2")
+    assert run("embed", shard, *out) == 0
+    write_shard(shard, {"k": {"mp4": videos.encode(30)}})
+    assert run("search", "dog", "--in", tmp_path / "out", "--html", tmp_path / "p.html") == 0
+    items = {item["id"]: item for item in data_of((tmp_path / "p.html").read_text())["items"].values()}
+    assert "k of " in items["k#t=4"]["why"] and "ends before 4 s" in items["k#t=4"]["why"]
+    assert items["k#t=0"]["kind"] == "video"
+
+
+@pytest.mark.bad_input(
     "search --html: a file that no page should overwrite", says="`a file to write that ends in .html`"
 )
 @pytest.mark.parametrize("name", ["videos/v00.mp4", "videos", "x.json", ""])

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from urllib.parse import quote
 
@@ -225,6 +226,11 @@ def test_other_hosts_and_other_pages_are_refused(served):
     assert served.ask("/api/search", "POST", b"x", Origin="null")[0] == 403
     assert served.ask("/media/0", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="no-cors")[0] == 403
     assert served.ask("/", Sec_Fetch_Site="cross-site", Sec_Fetch_Mode="navigate")[0] == 200
+    form = {
+        "Sec_Fetch_Site": "cross-site",
+        "Sec_Fetch_Mode": "navigate",
+    }  # of another page, sent by its script
+    assert served.ask("/api/search", "POST", b"x", **form)[0] == 403
     assert served.ask("/api/search?q=dog", Sec_Fetch_Site="same-origin")[0] == 200
     with socket.create_connection(("127.0.0.1", port)) as raw:
         raw.sendall(b"GET / HTTP/1.0\r\n\r\n")
@@ -366,6 +372,7 @@ def test_an_address_of_other_machines_takes_their_names_for_it():
         ("0 --token short", "--token expected 16 or more letters"),
         ("127.0.0.1:99999", "--serve expected HOST:PORT or PORT"),
         ("a:b:c", "--serve expected HOST:PORT or PORT"),
+        ("8000000", "--serve expected HOST:PORT or PORT"),  # not the address 0.122.18.0
         ("a-dog-that-runs.invalid", "expected the address of this machine"),
         ("192.0.2.1:0 --token", "cannot serve on 192.0.2.1:0"),
         ("0 --json", "--serve shows results in a browser: expected no --json"),
@@ -386,6 +393,30 @@ def test_a_taken_port_is_a_sentence_before_the_model_is_loaded(indexed, monkeypa
         port = taken.getsockname()[1]
         with pytest.raises(ClipVipError, match=rf"cannot serve on 127.0.0.1:{port} .*expected a free port"):
             run("search", "--in", indexed / "out", "--serve", port)
+
+
+def test_questions_that_wait_do_not_hold_up_the_end(indexed, monkeypatch):
+    monkeypatch.setattr(serve, "END_SECONDS", 1)
+    served, goes_on, asked = Served(indexed / "out"), threading.Event(), threading.Event()
+
+    def answer(*_arguments, **_options):
+        asked.set()
+        goes_on.wait(60)
+        return [{"text": "dog", "results": []}]
+
+    served.server.searcher.answer = answer
+    with contextlib.ExitStack() as stack:
+        stack.callback(goes_on.set)
+        for _ in range(6):
+            stack.enter_context(socket.create_connection(("127.0.0.1", served.server.port))).sendall(
+                b"GET /api/search?q=dog HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            )
+        assert asked.wait(60)
+        while len(served.server.answering) < 6:
+            time.sleep(0.01)
+        began = time.monotonic()
+        served.close()
+        assert time.monotonic() - began < 4
 
 
 @pytest.mark.fault(

@@ -87,8 +87,8 @@ def add(commands) -> None:
         "--damaged",
         choices=("refuse", "accept"),
         default="refuse",
-        help="accept damaged videos with the pictures that the decoder makes up, and say so in ids.jsonl (default: "
-        "refuse)",
+        help="accept damaged videos with the pictures that the decoder makes up, and say so in ids.jsonl; those that "
+        "were left out are tried again (default: refuse)",
     )
     parser.add_argument(
         "--ids",

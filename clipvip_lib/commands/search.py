@@ -112,6 +112,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raises ClipVipError for options that do not go together, names that are not there, and texts that are none."""
+    from clipvip_lib.data.frame_folders import frame_files
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.files import kind_of, make_folder
 
@@ -128,10 +129,13 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.top < 1:
         raise ClipVipError(f"expected top of at least 1, got {arguments.top}; ask for one result or more")
     for video in arguments.video:
-        if not kind_of(video):
+        kind = kind_of(video)
+        if not kind:
             raise ClipVipError(
                 f"cannot read {video!r}: expected a video to look for, it is not there; check the path"
             )
+        if kind == "folder":
+            frame_files(video)
     if arguments.html is not None:
         if (
             Path(arguments.html).suffix.lower() not in (".html", ".htm")

@@ -49,7 +49,7 @@ DEPTH = 4  # windows of a clip that wait in memory
 class Clip:
     """One video: its id, its absolute path, and in a shard its entry.
 
-    stamp: size and time of change, which tell a file that was replaced.
+    stamp: size and time of change, which tell a file that was replaced; of a frame folder those of its pictures.
     """
 
     id: str
@@ -292,7 +292,10 @@ def _why_no_clip(shard: Path, entry: Entry) -> str:
 
 def _stamp(path: Path) -> str:
     try:
-        about = path.stat()
+        about, pictures = path.stat(), []
+        if stat.S_ISDIR(about.st_mode):  # whose own time stays when ffmpeg writes over the pictures in it
+            with os.scandir(path) as entries:
+                pictures = [each.stat() for each in entries if each.name.lower().endswith(PICTURES)]
     except OSError as error:  # a link to nowhere
         raise ClipVipError(
             f"cannot read {path}: expected a video, got {error.strerror}; fetch it again"
@@ -301,7 +304,10 @@ def _stamp(path: Path) -> str:
         stat.S_ISREG(about.st_mode) or stat.S_ISDIR(about.st_mode)
     ):  # a pipe would keep its reader waiting
         raise ClipVipError(f"cannot read {path}: expected a file, got a pipe or a device; remove it")
-    return f"{about.st_size}-{about.st_mtime_ns}"
+    stamp = f"{about.st_size}-{about.st_mtime_ns}"
+    if pictures:
+        stamp += f"-{sum(each.st_size for each in pictures)}-{max(each.st_mtime_ns for each in pictures)}"
+    return stamp
 
 
 # ------------------------------------------------------------------------------------------------------ decoding

@@ -42,7 +42,7 @@ from clipvip_lib.models.encoding import (
 from clipvip_lib.models.load_report import LoadReport
 from clipvip_lib.precision import choose
 from clipvip_lib.progress import ProgressCallback
-from clipvip_lib.say import is_unicode
+from clipvip_lib.say import counted, is_unicode
 
 WINDOW_MARK = "#t="
 MOST_FRAMES = 4096  # of a video: more would only fill the memory
@@ -148,7 +148,8 @@ def embed_videos(
         stored: type of the features on disk, "float32" or "float16".
         part: videos in a part, the most that a kill can cost.
         skip_bad: how many videos may be unreadable; they are listed in skipped.jsonl and have no row.
-        damaged: "refuse" (then such a video is unreadable), or "accept" what a decoder makes up for damaged pictures.
+        damaged: "refuse" (then such a video is unreadable), or "accept" what a decoder makes up for damaged pictures;
+            what was left out before is then tried again.
         windows: long videos are cut into these (data/windows.py); each finished one is kept.
 
     Raises VideoError naming the first unreadable video too many; ClipVipError if ``out`` was made with other weights or
@@ -178,13 +179,16 @@ def embed_videos(
             )
     with FeatureWriter(out, settings, part) as writer, contextlib.ExitStack() as stack:
         before = {clip.id: _ids_before(writer, clip, windows) for clip in clips}
+        bad = [clip.id for clip in clips if before[clip.id] == [clip.id] and writer.skipped([clip.id])]
+        if damaged == "accept":  # what was refused before may be what is accepted now
+            before |= dict.fromkeys(bad)
+            bad = []
         todo = [clip for clip in clips if before[clip.id] is None]
-        done = len(clips) - len(todo)
-        skipped = writer.skipped([clip.id for clip in clips if writer.has(clip.id, clip.stamp)])
+        done, skipped = len(clips) - len(todo), len(bad)
         if skipped > skip_bad:
             raise ClipVipError(
-                f"{skipped} videos could not be read before (see {Path(out) / 'skipped.jsonl'}): expected at most "
-                f"{skip_bad}; fix them, or allow them with --skip-bad {skipped}"
+                f"{counted(skipped, 'video')} could not be read before (see {Path(out) / 'skipped.jsonl'}): expected "
+                f"at most {skip_bad}; fix them, or allow them with --skip-bad {skipped}"
             )
 
         def wanted(clip: Clip, number: int) -> bool:
@@ -240,14 +244,12 @@ def _window_id(clip: Clip, windows: Windows, number: int) -> str:
 
 def _ids_before(writer: FeatureWriter, clip: Clip, windows: Windows | None) -> list[str] | None:
     """The ids of a clip's rows, if all are there (or it was skipped); else None."""
-    if windows is None or writer.has(clip.id, clip.stamp):
-        return [clip.id] if writer.has(clip.id, clip.stamp) else None
     ids: list[str] = []
-    while writer.has(id := _window_id(clip, windows, len(ids)), clip.stamp):
+    while windows is not None and writer.has(id := _window_id(clip, windows, len(ids)), clip.stamp):
         ids.append(id)
         if writer.is_last(id):
             return ids
-    return None
+    return [clip.id] if writer.has(clip.id, clip.stamp) else None
 
 
 # --------------------------------------------------------------------------------------------------------- texts

@@ -11,6 +11,7 @@ from clipvip_lib.data.corpora import encode_h264, encode_jpeg
 from clipvip_lib.data.frames import still
 from clipvip_lib.data.shards import read_media
 from clipvip_lib.data.windows import Windows, read_windows
+from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.media import Place
 
 HEIGHT = 180
@@ -33,8 +34,14 @@ def preview(place: Place, row: dict, settings: dict) -> tuple[str, bytes]:
     found = next(
         read_windows(
             content, windows, FRAMES, _shrink, place.entry.key, "accept", lambda each: each == number
-        )
+        ),
+        None,
     )
+    if found is None:
+        raise ClipVipError(
+            f"{place.entry.key} of {place.path} ends before {row['start']:g} s: expected the video that was embedded, "
+            "got a shorter one; embed it again"
+        )
     lasts = Fraction(str(round(found.end - found.start, 3)))
     rate = max(FRAMES / lasts, Fraction(SLOWEST)) if lasts else Fraction(SLOWEST)
     return "video/mp4", encode_h264(found.frames, min(rate, Fraction(60)))

@@ -36,6 +36,7 @@ MOST_BYTES = 2**30  # of a clip that is sent to be looked for
 IDLE_SECONDS = 60  # for a request's head, and between two
 SLOWEST = 2**16  # bytes a second of a clip that is sent
 READ_ON_SECONDS = 2
+END_SECONDS = 2  # that all who are still answered have when the server ends
 MOST_UPLOADS = 4  # clips received at a time: each may take MOST_BYTES of the disk
 MOST_THREADS = 500  # each connection has one
 TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}")
@@ -59,7 +60,7 @@ class Address:
 def address_of(text: str) -> Address:
     """``HOST:PORT``, ``PORT`` or ``HOST``. Raises ClipVipError for what is neither, or not an address."""
     match = re.fullmatch(
-        r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):)?(\d{1,5})|(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+)", text
+        r"(?:(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+):)?(\d{1,99})|(\[[0-9A-Fa-f:.]+\]|[^:\[\]\s]+)", text
     )
     host, port = (match[1] or match[3] or "127.0.0.1", int(match[2] or PORT)) if match else ("", 65536)
     if port > 65535:
@@ -139,10 +140,12 @@ class Server(ThreadingHTTPServer):
         finally:
             self.socket.close()
             # A thread that outlives the interpreter may abort the process, torch being loaded.
-            for thread, connection in list(self.answering.items()):
+            answering, until = list(self.answering.items()), time.monotonic() + END_SECONDS
+            for _, connection in answering:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
-                thread.join(timeout=2)
+            for thread, _ in answering:
+                thread.join(max(0, until - time.monotonic()))
 
     def process_request(self, request, client_address) -> None:
         if threading.active_count() > MOST_THREADS:

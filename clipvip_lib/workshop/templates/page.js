@@ -89,14 +89,14 @@
         for (const other of all('thead th', table)) other.removeAttribute('aria-sort');
         if (way !== 'none') head.setAttribute('aria-sort', way);
         const text = (row) => row.cells[at].textContent.trim();
+        const sign = way === 'descending' ? -1 : 1;
         const compare = (a, b) => {
           const [x, y] = [amount(text(a)), amount(text(b))];
-          if (x !== null && y !== null) return x - y;
-          if (x !== null || y !== null) return x === null ? 1 : -1;
-          return text(a).localeCompare(text(b));
+          if (x !== null && y !== null) return sign * (x - y);
+          if (x !== null || y !== null) return x === null ? 1 : -1; // what has no number comes last either way
+          return sign * text(a).localeCompare(text(b));
         };
-        const sign = way === 'descending' ? -1 : 1;
-        body.append(...(way === 'none' ? first : [...first].sort((a, b) => sign * compare(a, b))));
+        body.append(...(way === 'none' ? first : [...first].sort(compare)));
       });
     }
   }
