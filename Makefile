@@ -96,7 +96,7 @@ reproduce: setup ## the whole study at mini size, 15 minutes to 1 hour 10 minute
 	@$(VENV)/bin/clipvip reproduce --profile $(PROFILE) --seeds $(SEEDS)
 
 smoke: setup ## every notebook in two minutes: pages in reports/smoke/
-	@$(VENV)/bin/clipvip reproduce --profile smoke
+	@$(VENV)/bin/clipvip reproduce --profile smoke --seeds $(SEEDS)
 
 test: setup ## the tests, the nine notebooks at smoke size included (ALL=1: also the thorough ones, ten minutes more)
 	@$(PY) -m pytest $(if $(ALL),,-m "not thorough")
@@ -126,7 +126,7 @@ faults: setup ## write docs/faults.md from the marks of the tests
 soak: setup ## read, search and kill for MINUTES (20), at least; writes docs/soak.md
 	@$(PY) tests/soak.py $(MINUTES)
 
-docs: setup ## build the documentation as a site that opens from the disk, build/site/index.html (packages: the extra docs)
+docs: setup ## build the documentation as a site that opens from the disk, build/site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo "docs: build/site/index.html"
 

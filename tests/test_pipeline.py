@@ -256,6 +256,8 @@ def test_a_full_disk_does_not_keep_the_lock_from_being_taken(tmp_path, monkeypat
 def test_an_unknown_stage_is_told_in_a_short_sentence():
     error = _unknown_stage("finetun", [f"finetune/{i}" for i in range(300)] + ["clip/seed0"])
     assert "a beginning such as finetune, clip" in str(error) and len(str(error)) < 200
+    error = _unknown_stage("finetune/didem", ["finetune/didemo/mean_pool/as-it-is/seed0", "cost"])
+    assert str(error).endswith("did you mean 'finetune/didemo'?")
 
 
 @pytest.mark.bad_input(

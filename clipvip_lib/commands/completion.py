@@ -21,7 +21,8 @@ def add(commands) -> None:
         example='eval "$(clipvip completion bash)"',
         help="print what makes the Tab key complete commands, in bash, zsh or fish",
         description='In ~/.bashrc: eval "$(clipvip completion bash)". In ~/.zshrc, after compinit: eval "$(clipvip '
-        'completion zsh)". In fish: clipvip completion fish > ~/.config/fish/completions/clipvip.fish',
+        'completion zsh)". In fish: mkdir -p ~/.config/fish/completions; clipvip completion fish > '
+        "~/.config/fish/completions/clipvip.fish",
     )
     parser.add_argument("shell", choices=SHELLS, help="for which shell")
     parser.set_defaults(run=run)

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TextIO
 
 from clipvip_lib import files
@@ -249,8 +249,10 @@ def forget(pages: list[Stage], patterns: Iterable[str], home: Path, record) -> N
 
 
 def _unknown_stage(pattern: str, names: list[str]) -> ClipVipError:
-    """The error for an unknown stage. There are hundreds of stages, so it lists beginnings and the nearest name."""
-    near = difflib.get_close_matches(pattern, names, n=1)
+    """The error for an unknown stage. There are hundreds of stages, so it lists beginnings and the nearest name, or the
+    nearest beginning of one."""
+    parents = (str(parent) for name in names for parent in PurePosixPath(name).parents)
+    near = difflib.get_close_matches(pattern, list(dict.fromkeys([*names, *parents])), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     kinds = ", ".join(dict.fromkeys(name.split("/")[0] for name in names))
     return ClipVipError(
