@@ -1,9 +1,13 @@
 """What a container says of its pictures, where that is certain, and which stream is shown."""
 
+import io
+
+import av
 import pytest
 import videos
 
 from clipvip_lib.data.container import VideoError, look, open_container
+from clipvip_lib.data.video import count_frames
 
 HEVC = {"codec": "libx265", "options": {"x265-params": "open-gop=0:log-level=none"}}
 CERTAIN = {
@@ -33,6 +37,23 @@ DOUBTFUL = {
 @pytest.mark.parametrize("reason", DOUBTFUL)
 def test_others_do_not(reason):
     assert reason in look(DOUBTFUL[reason]()).doubt
+
+
+@pytest.mark.parametrize(("options", "mark"), [({}, "0a"), (HEVC, "4801"), (HEVC, "4a01")])
+def test_a_mark_of_the_end_is_no_picture(options, mark):
+    file, unit = io.BytesIO(), bytes.fromhex(mark)
+    with av.open(io.BytesIO(videos.encode(20, **options))) as source, av.open(file, "w", format="mp4") as out:
+        old = source.streams.video[0]
+        new = out.add_stream_from_template(old)
+        packets = [packet for packet in source.demux(old) if packet.size]
+        last = av.Packet(len(unit).to_bytes(4, "big") + unit)
+        last.pts = max(packet.pts for packet in packets) + 512
+        last.dts, last.time_base = last.pts, packets[0].time_base
+        for packet in [*packets, last]:
+            packet.stream = new
+            out.mux(packet)
+    video = file.getvalue()
+    assert (look(video).frames, look(video).doubt, count_frames(video)) == (20, "", 20)
 
 
 def test_the_largest_stream_is_shown():

@@ -147,6 +147,24 @@ def test_edit_list_starts_where_the_cut_was(files):
     assert differ(read_frames(files["edit list"], range(43)), whole[17:]) == 0
 
 
+@pytest.mark.parametrize("x264", [videos.CLOSED, videos.STEADY + ":bframes=0"])
+def test_empty_packets_are_no_damage(x264):
+    """Theora in Ogg, and others, say in this way that a picture stands still; the ffmpeg program passes over them."""
+    video, file = videos.encode(20, x264), io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format="nut") as out:
+        old = source.streams.video[0]
+        new = out.add_stream_from_template(old)
+        for packet in [packet for packet in source.demux(old) if packet.size]:
+            empty = av.Packet(b"")
+            empty.pts, empty.dts, empty.time_base = packet.pts + 9, packet.dts + 9, packet.time_base
+            for each in (packet, empty):
+                each.stream = new
+                out.mux(each)
+    with av.open(io.BytesIO(file.getvalue())) as container:
+        assert [packet.size for packet in container.demux()].count(0) > 19  # one is the end
+    assert (read_frames(file.getvalue(), range(20)) == read_frames(video, range(20))).all()
+
+
 @pytest.mark.parametrize(
     "turn", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)]
 )

@@ -87,6 +87,22 @@ def test_didemos_names_are_found_as_they_are_and_re_encoded(tmp_path):
     assert found == [["1@N00_1_x.3g2"], ["2@N00_2_x.mp4"], ["3@N00_3_x.m2ts"], ["4@N00_4_x.avi"]]
 
 
+def test_a_second_suffix_belongs_to_the_name(tmp_path):
+    for file in ("a.mov.mp4", "b.h264.mkv", "b.mp4", "c.mov", "c.mov.mp4"):
+        (tmp_path / file).write_bytes(b"x")
+    found = VideoFiles(tmp_path)
+    expected = {
+        "a.mov": "a.mov.mp4",
+        "b.h264": "b.h264.mkv",
+        "b": "b.mp4",
+        "b.avi": "b.mp4",
+        "c.mov": "c.mov",
+    }
+    assert {name: [path.name for path in found.find([name])] for name in expected} == {
+        name: [file] for name, file in expected.items()
+    }
+
+
 def test_letters_with_accents_are_found_composed_and_apart(tmp_path):
     whole, apart = (unicodedata.normalize(form, "café") for form in ("NFC", "NFD"))
     for folder, name in (("a", whole), ("b", apart)):

@@ -109,6 +109,27 @@ def test_every_container_has_the_same_windows(video):
         assert each.start == pytest.approx(start) and each.total == total and (each.frames == frames).all()
 
 
+def test_b_frames_that_only_tell_when_they_are_decoded_are_in_windows():
+    """As in old AVIs: their order is right, and their times are those of other pictures."""
+    options = {"b": "400k", "bf": "2", "b_strategy": "0"}
+    video, file = videos.encode(60, codec="mpeg4", options=options), io.BytesIO()
+    with av.open(io.BytesIO(video)) as source, av.open(file, "w", format="mp4") as out:
+        old = source.streams.video[0]
+        new = out.add_stream_from_template(old)
+        for packet in source.demux(old):
+            if packet.size:
+                packet.pts, packet.stream = packet.dts, new
+                out.mux(packet)
+    odd = file.getvalue()
+    with av.open(io.BytesIO(odd)) as source:
+        times = [frame.pts for frame in source.decode(video=0)]
+    assert times != sorted(times)
+    expected = plan([Fraction(i, 25) for i in range(len(times))], windows(0.8, 0.4), N)
+    for found, each in zip(read_windows(odd, windows(0.8, 0.4), N, whole), expected, strict=True):
+        assert (found.start, found.end) == (float(each.start), round(float(each.end), 3))
+        assert found.total == each.total and (found.frames == read_frames(odd, each.chosen)).all()
+
+
 def test_frames_that_an_edit_list_hides_are_in_no_window():
     content = videos.cut_without_decoding(videos.encode(60), 17)
     expected = by_hand(content, 0.7, 0.3)

@@ -23,6 +23,7 @@ from clipvip_lib.data import hangs
 from clipvip_lib.data.structure import announced_end
 from clipvip_lib.errors import ClipVipError
 
+SMALL = 16  # bytes: a packet that only marks an end is not longer
 # FFmpeg would also "play" text, subtitles, and playlists that point to other files; none is a video.
 DEMUXERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,gif,ivf,h264,hevc,m4v,mpegvideo,nut,rm,mxf,dv"
 
@@ -133,12 +134,13 @@ def _is_cover(stream: av.VideoStream) -> bool:
 
 @dataclass
 class _Packets:
-    """Of a stream: the time of each, of those that no edit list hides, how many one hides, and whether the first needs
-    none before it."""
+    """Of a stream: the time of each, of those that no edit list hides, how many one hides, how many just say that the
+    stream ends, and whether the first needs none before it."""
 
     times: list[int | None] = field(default_factory=list)
     shown: list[int | None] = field(default_factory=list)
     hidden: int = 0
+    ends: int = 0
     whole_start: bool = False
 
 
@@ -146,7 +148,9 @@ def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> _Pa
     found = _Packets()
     for packet in container.demux(stream):
         hangs.alive()
-        if packet.size:
+        if 0 < packet.size < SMALL and _is_end(stream.codec_context, packet):
+            found.ends += 1
+        elif packet.size:
             if not found.times:
                 found.whole_start = _needs_nothing_before(stream.codec_context, packet)
             found.hidden += packet.is_discard
@@ -169,8 +173,8 @@ def _doubt(family: str, codec: str, packets: _Packets, announced: int) -> str:
         return "packets without their own time"
     if not packets.whole_start or times[0] != min(times):
         return "the first pictures refer to others that are not there"
-    if announced not in (0, len(times)):
-        return f"the header announces {announced} frames, and there are {len(times)}"
+    if announced not in (0, len(times) + packets.ends):
+        return f"the header announces {announced} packets, and there are {len(times) + packets.ends}"
     return ""
 
 
@@ -179,20 +183,29 @@ def _needs_nothing_before(context: av.VideoCodecContext, packet: av.Packet) -> b
 
     Recovery points and CRA pictures are marked as keys too, but pictures after them may refer to what was before.
     """
+    pictures, idr = (range(1, 6), (5,)) if context.name == "h264" else (range(32), (19, 20))
+    return next((unit in idr for unit in _units(context, packet) if unit in pictures), False)
+
+
+def _is_end(context: av.VideoCodecContext, packet: av.Packet) -> bool:
+    """Whether a packet holds no picture, only that the sequence or the stream ends."""
+    units = set(_units(context, packet))
+    return bool(units) and units <= ({10} if context.name == "h264" else {36, 37})
+
+
+def _units(context: av.VideoCodecContext, packet: av.Packet) -> Iterator[int]:
+    """The kinds of the units (NAL) of a packet of MP4 or Matroska; none for other codecs."""
     extra = context.extradata or b""
     if context.name == "h264" and len(extra) > 4 and extra[0] == 1:
-        width, kind, pictures, idr = (extra[4] & 3) + 1, lambda byte: byte & 31, range(1, 6), (5,)
+        width, shift, mask = (extra[4] & 3) + 1, 0, 31
     elif context.name == "hevc" and len(extra) > 21 and extra[0] == 1:
-        width, kind, pictures, idr = (extra[21] & 3) + 1, lambda byte: byte >> 1 & 63, range(32), (19, 20)
+        width, shift, mask = (extra[21] & 3) + 1, 1, 63
     else:
-        return False
+        return
     data, at = bytes(packet), 0
     while at + width < len(data):
-        unit = kind(data[at + width])
-        if unit in pictures:
-            return unit in idr
+        yield data[at + width] >> shift & mask
         at += width + int.from_bytes(data[at : at + width], "big")
-    return False
 
 
 def _expect_whole_file(source: str | Path | bytes, label: str) -> None:

@@ -219,6 +219,8 @@ class Pictures:
 def _shown(container, stream, complain: Callable[[str], None]) -> Iterator[av.VideoFrame]:
     for packet in container.demux(stream):
         hangs.alive()
+        if packet.size == 0 and packet.buffer_ptr:  # empty, and not the end: the picture before it stays
+            continue
         try:
             frames = packet.decode()
         except av.error.FFmpegError as error:

@@ -36,14 +36,14 @@ class VideoFiles:
     def find(self, names: Sequence[str]) -> list[Path]:
         """The paths that match the first of ``names`` with any match: none, one, or several.
 
-        A name with a suffix (``a.mov``) is taken exactly if it is there, else with another suffix. A name with
-        folders (``film/clip``) is taken there if it is there, else by its last part.
+        A name with a suffix (``a.mov``) is taken exactly if it is there, else with one more (``a.mov.mp4``), else with
+        another. A name with folders (``film/clip``) is taken there if it is there, else by its last part.
         """
         for name in names:
             *folders, last = name.split("/")
             found = self._by_stem.get(_composed(stem(last)), [])
             exact = [path for path in found if path.name == last and path.suffix.lower() in SUFFIXES]
-            found = exact or found
+            found = exact or self._by_stem.get(_composed(last)) or found
             if folders:
                 inside = [path for path in found if list(path.parent.parts[-len(folders) :]) == folders]
                 found = inside or found

@@ -96,13 +96,28 @@ def read_windows(
     label, seen = describe(source, name), look(source, name)
     job, done = _Job(source, seen, label, windows, frames, shrink, damaged == "accept", wanted), 0
     try:
-        for window in job.read(seen.times):
+        for window in job.read(seen.times, seen.times):
             yield window
             done = window.number + 1
         return
     except _OtherTimes:
-        times = tuple(frame.pts for frame in Pictures(source, seen, label, job.accept))
-    yield from job.read(times, done)
+        told = [(frame.pts, frame.dts) for frame in Pictures(source, seen, label, job.accept)]
+    shown, decoded = zip(*told, strict=True)
+    yield from job.read(shown, shown if _grow(shown) else _to_the_end(decoded), done)
+
+
+def _grow(times: Sequence[int | None]) -> bool:
+    return len(times) > 0 and None not in times and all(one <= two for one, two in pairwise(times))
+
+
+def _to_the_end(times: Sequence[int | None]) -> tuple[int | None, ...]:
+    """Times of decoding, which grow where those of showing are wrong (B-frames in AVI, which knows no others). The last
+    pictures, which a decoder hands over at the end, have none, and follow at the same pace."""
+    found = list(times)
+    for index in range(2, len(found)):
+        if found[index] is None and None not in found[index - 2 : index]:
+            found[index] = 2 * found[index - 1] - found[index - 2]
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -149,8 +164,11 @@ class _Job:
     accept: bool
     wanted: Callable[[int], bool]
 
-    def read(self, times: Sequence[int | None], done: int = 0) -> Iterator[Window]:
-        """The windows from number ``done`` on, by the times of all frames; _OtherTimes if these are wrong."""
+    def read(
+        self, told: Sequence[int | None], times: Sequence[int | None], done: int = 0
+    ) -> Iterator[Window]:
+        """The windows from number ``done`` on, by the times of all frames; _OtherTimes if the decoder does not tell
+        those that are ``told``."""
         todo = [each for each in self._planned(times) if each.number >= done]
         last = todo[-1].number if todo else -1
         todo = deque(each for each in todo if self.wanted(each.number))
@@ -169,7 +187,7 @@ class _Job:
 
         with contextlib.closing(iter(pictures)) as shown:
             for index, frame in enumerate(shown):
-                if index >= len(times) or frame.pts != times[index]:
+                if index >= len(told) or frame.pts != told[index]:
                     raise _OtherTimes(self._odd)
                 yield from finished(index)  # now it is known that no further frame belongs to them
                 # The first is converted too: its size is that of all.
@@ -183,7 +201,7 @@ class _Job:
         yield from finished(len(times))
 
     def _planned(self, times: Sequence[int | None]) -> list[_Planned]:
-        if not times or None in times or any(two < one for one, two in pairwise(times)):
+        if not _grow(times):
             raise _OtherTimes(self._odd)
         since = [(time - times[0]) * self.seen.tick for time in times]
         stride = since[-1] + 1 if self.windows is None else self.windows.stride
