@@ -165,6 +165,17 @@ def test_empty_packets_are_no_damage(x264):
     assert (read_frames(file.getvalue(), range(20)) == read_frames(video, range(20))).all()
 
 
+def test_pictures_that_a_decoder_drops_by_a_wrong_guess_are_no_damage():
+    """Where H.264 does not say how far it reorders, FFmpeg guesses, and drops pictures when it must guess again."""
+    deep = videos.STEADY + ":bframes=3:b-pyramid=2:b-adapt=0:ref=4:scenecut=0"
+    video = videos.encode(110, deep, "matroska", forwards=80)
+    silent = videos.without_telling_the_order(video)
+    with av.open(io.BytesIO(silent)) as container:
+        assert sum(1 for _ in container.decode(video=0)) < 110
+    assert count_frames(silent) == 110
+    assert (read_frames(silent, range(110)) == read_frames(video, range(110))).all()
+
+
 @pytest.mark.parametrize(
     "turn", [(0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0)]
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.bitstream import BitStreamFilterContext
+from av.video.frame import PictureType
 from PIL import Image
 
 # Without this, x264 reads memory that it never wrote, and one input gives several files (seen at 96 x 64).
@@ -42,8 +43,10 @@ def encode(
     times: list[int] | None = None,
     size: tuple[int, int] = (64, 96),
     pixels: str = "yuv420p",
+    forwards: int = 0,
 ) -> bytes:
-    """A video file of n frames at 25 per second, or at ``times`` in hundredths of a second."""
+    """A video file of n frames at 25 per second, or at ``times`` in hundredths of a second. The first ``forwards`` have
+    no B-frames."""
     file = io.BytesIO()
     with av.open(file, "w", format=container, options=mux or {}) as out:
         stream = out.add_stream(
@@ -60,9 +63,38 @@ def encode(
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = i if times is None else times[i]
             frame.time_base = stream.codec_context.time_base if times is not None else Fraction(1, 25)
+            if i < forwards:
+                frame.pict_type = PictureType.P
             out.mux(stream.encode(frame))
         out.mux(stream.encode())
     return file.getvalue()
+
+
+def without_telling_the_order(video: bytes) -> bytes:
+    """H.264 whose headers no longer say how far its pictures are reordered: without the VUI, in which that stands."""
+    with av.open(io.BytesIO(video)) as container:
+        extra = bytes(container.streams.video[0].codec_context.extradata)
+    told = extra[8 : 8 + int.from_bytes(extra[6:8], "big")]  # the sequence parameter set
+    bits, at = "".join(f"{byte:08b}" for byte in told[1:]), 24  # behind profile and level
+
+    def number() -> int:
+        """Exponential Golomb."""
+        nonlocal at
+        zeros = bits.index("1", at) - at
+        at += 2 * zeros + 1
+        return int(bits[at - zeros - 1 : at], 2) - 1
+
+    assert told[1] == 100 and number() == 0  # the High profile
+    assert [number() for _ in range(3)] == [1, 0, 0]  # 4:2:0, 8 bits
+    at += 2  # no lossless, no own scaling
+    number(), number(), number(), number()  # of frames and their order
+    at += 1
+    number(), number()  # width and height
+    at += 2
+    assert bits[at] == "0"  # not cropped
+    kept = f"{bits[: at + 1]}01".ljust(len(bits), "0")
+    assert video.count(told) == 1
+    return video.replace(told, told[:1] + int(kept, 2).to_bytes(len(bits) // 8, "big"))
 
 
 def cut_without_decoding(video: bytes, begin: int, container: str = "mp4") -> bytes:

@@ -151,6 +151,10 @@ def _checked(indices: Sequence[int] | np.ndarray, total: int, label: str) -> np.
     return indices.astype(np.int64)
 
 
+class _PicturesLost(VideoError):
+    """Fewer pictures came out of the decoder than the container holds."""
+
+
 @dataclass
 class _Decoded:
     """frames: [H, W, 3] by index, those that were wanted, as stored; total: of all frames; turn: that of all."""
@@ -162,12 +166,20 @@ class _Decoded:
 
 
 def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False) -> _Decoded:
-    chosen = set(np.asarray(wanted).ravel().tolist())
-    pictures, frames = Pictures(source, seen, label, accept), {}
+    try:
+        return _decode_once(Pictures(source, seen, label, accept), wanted)
+    except (
+        _PicturesLost
+    ):  # by damage, or by a decoder that guessed how far it must reorder: a strict one never guesses
+        return _decode_once(Pictures(source, seen, label, accept, strict=True), wanted)
+
+
+def _decode_once(pictures: Pictures, wanted) -> _Decoded:
+    chosen, frames = set(np.asarray(wanted).ravel().tolist()), {}
     for index, frame in enumerate(pictures):
         if index == 0 or index in chosen:  # the first too: its size is that of all
             frames[index] = pictures.rgb(frame)
-    turn = pictures.turns.common(source, seen.stream, label)
+    turn = pictures.turns.common(pictures.source, pictures.seen.stream, pictures.label)
     return _Decoded(frames, pictures.total, turn, pictures.damage)
 
 
@@ -175,12 +187,15 @@ class Pictures:
     """All pictures of a video in the order of presentation, for a ``for``; those that an edit list hides do not appear.
 
     turns: what they say of being turned; damage: what the decoder said first, if ``accept``; total: how many came.
+    strict: hold back as many pictures as the level allows where H.264 does not say how far it reorders.
 
     Raises VideoError if the decoder says that it hid damage (unless ``accept``), or nothing can be decoded.
     """
 
-    def __init__(self, source: Source, seen: Look, label: str, accept: bool = False) -> None:
-        self.source, self.seen, self.label, self.accept = source, seen, label, accept
+    def __init__(
+        self, source: Source, seen: Look, label: str, accept: bool = False, strict: bool = False
+    ) -> None:
+        self.source, self.seen, self.label, self.accept, self.strict = source, seen, label, accept, strict
         self.turns, self.damage, self.total = Turns(), "", 0
         self._to_rgb = ToRgb(label)
 
@@ -188,6 +203,8 @@ class Pictures:
         with open_container(self.source, self.label) as container:
             stream = container.streams[self.seen.stream]
             stream.codec_context.thread_count = 1
+            if self.strict:
+                stream.codec_context.options = {"strict": "strict"}
             for frame in _shown(container, stream, self._complain):
                 self.turns.add(frame)
                 self.total += 1
@@ -198,18 +215,17 @@ class Pictures:
                 f"no frame of {self.label} can be decoded: expected at least one; fetch it again"
             )
         if not self.seen.doubt and self.total < self.seen.frames:
-            self._complain(
-                f"{self.seen.frames - self.total} of {self.seen.frames} pictures cannot be decoded"
-            )
+            lost = self.seen.frames - self.total
+            self._complain(f"{lost} of {self.seen.frames} pictures cannot be decoded", _PicturesLost)
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], as stored: not turned. All have the size of the first that was asked for."""
         with hangs.watched(self.label), as_video_error(self.label):
             return self._to_rgb(frame)
 
-    def _complain(self, what: str) -> None:
+    def _complain(self, what: str, kind: type[VideoError] = VideoError) -> None:
         if not self.accept:
-            raise VideoError(
+            raise kind(
                 f"{self.label} is damaged: {what}; fetch it again, or accept what the decoder makes up "
                 '(--damaged accept, damaged="accept")'
             )
