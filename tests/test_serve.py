@@ -424,7 +424,9 @@ def test_questions_that_wait_do_not_hold_up_the_end(indexed, monkeypatch):
 )
 def test_the_command_serves_until_ctrl_c_and_loads_once(indexed):
     code = (
-        "import sys; from clipvip_lib import cli; from clipvip_lib.features import search as m; load = m.encoder_of\n"
+        "import signal, sys; from clipvip_lib import cli; from clipvip_lib.features import search as m\n"
+        # what a shell starts in the background has it ignored, and so would this
+        "signal.signal(signal.SIGINT, signal.default_int_handler); load = m.encoder_of\n"
         "m.encoder_of = lambda *a: print('LOADED', flush=True) or load(*a)\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )

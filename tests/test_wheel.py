@@ -75,10 +75,10 @@ def test_a_page_is_made_with_what_the_wheel_brings(installed, smoke, tmp_path):
         CLIPVIP_HOME=str(tmp_path / "home"),
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.rstrip().endswith(str(tmp_path / "reports/index.html"))
-    index = html.unescape((tmp_path / "reports/index.html").read_text())
+    assert done.stdout.rstrip().endswith(str(tmp_path / "reports/smoke/index.html"))
+    index = html.unescape((tmp_path / "reports/smoke/index.html").read_text())
     assert "of the paper's 11 claims" in index  # the reference's answer came along
-    assert "How far are subtitles" in (tmp_path / "reports/02_language_gap.html").read_text()
+    assert "How far are subtitles" in (tmp_path / "reports/smoke/02_language_gap.html").read_text()
     assert re.search(r"^1 stages? run, \d+ found done", done.stdout, re.MULTILINE), done.stdout
 
 
