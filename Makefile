@@ -82,7 +82,7 @@ setup: ## make .venv from requirements.lock (TORCH=cpu: without CUDA; skipped if
 	  grep -vE '^(cuda|nvidia|triton)' requirements.lock > $$lock; \
 	fi; \
 	echo "setup: installing the packages of $$lock"; \
-	[ -n "$(TORCH)" ] || echo "setup: on Linux most of it are PyTorch's CUDA libraries, several GB (TORCH=cpu: without)"; \
+	[ -n "$(TORCH)" ] || echo "setup: on Linux most of that is PyTorch's CUDA libraries, several GB (TORCH=cpu: without)"; \
 	{ $$install -r $$lock 2>&1 && echo installed > $(RUNNING); } | $(BRIEF) >&2 || true; \
 	[ -s $(RUNNING) ] || failed; took installing; \
 	echo "setup: installing this project, editable"; \
