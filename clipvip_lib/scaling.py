@@ -22,7 +22,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.omnisource import TILE, terms
+from clipvip_lib.flops import ClipSizes, clip_parameters, step_flops
+from clipvip_lib.omnisource import TILE, needs, terms
 
 GIGA = 1e9
 FLOAT32 = 4  # bytes: features are gathered, and gradients averaged, in float32
@@ -199,6 +200,22 @@ def training_step(
         loss=loss_flops(loss, batch, embed) / (assumed.loss_tflops * 1e12),
         all_reduce=all_reduced_bytes(parameters, gpus) / (between * GIGA),
         **_feeding(batch, gpus, assumed.decode_ms, assumed),
+    )
+
+
+def clip_step(
+    sizes: ClipSizes, loss: str, batch: int, gpus: int, assumed: Assumptions, tokens: int | None = None
+) -> StepTime:
+    """``training_step`` of a CLIP-ViP of these sizes by a loss. tokens: of a text, by default the longest."""
+    return training_step(
+        clip_flops=step_flops(sizes, needs(loss), tokens),
+        parameters=clip_parameters(sizes),
+        embed=sizes.embed_dim,
+        loss=loss,
+        sources=len(needs(loss)),
+        batch=batch,
+        gpus=gpus,
+        assumed=assumed,
     )
 
 

@@ -150,7 +150,7 @@ def test_the_step_of_several_processes_is_predicted_from_one():
     assert one["seconds"] <= one["predicted"] == one["predicted_sum"] < 1.2 * one["seconds"] + 0.01
     assert two["seconds"] > 0 and two["all_reduce"] > 0 and two["predicted_sum"] > two["predicted"]
     wrong = 100 * (two["predicted"] / two["seconds"] - 1)
-    assert two["error_percent"] == pytest.approx(wrong, abs=0.2)
+    assert two["error_percent"] == pytest.approx(wrong, abs=1)
 
 
 @pytest.mark.bad_input(

@@ -70,7 +70,7 @@ def test_embed_then_search(weights, tmp_path, capsys):
     assert run(*line) == 0
     assert "embed 5/5 100 %, embedded before" in capsys.readouterr().err
     assert run("embed", paths[0], "--weights", weights, "--out", out) == 0
-    assert "; 4 embedded earlier are not in it: name them too" in capsys.readouterr().out
+    assert "; 4 more of an earlier run are not in it" in capsys.readouterr().out
 
 
 def test_shards_frame_folders_and_switches_reach_the_features(weights, tmp_path, capsys):

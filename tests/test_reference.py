@@ -13,7 +13,7 @@ from clipvip_lib.files import write_json
 from clipvip_lib.profiles import PROFILES, get_profile
 from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, metric_of, statement
 from clipvip_lib.statistics.intervals import from_interval, paired_difference, pool_draws, prediction_interval
-from clipvip_lib.statistics.verdicts import verdict, verdicts
+from clipvip_lib.statistics.verdicts import OPEN, verdict, verdicts
 from clipvip_lib.study import answer, evidence_file, reference
 from clipvip_lib.study.pipeline import reproduce
 
@@ -202,6 +202,14 @@ def test_the_answer_counts_claims_and_tells_what_holds():
     said = '<li>Video proxies beat full attention (6 +3.0 pt) <span data-verdict="holds">claim 6 holds</span></li>'
     assert said in lead and lead.index('"holds"') < lead.index('"does not hold"') < lead.index('"not run"')
     assert answer.lead(None) == ""
+    assert "do not compare" not in lead
+    assert "their numbers do not compare with these" in answer.lead(made | {"metric": R1})
+    there = [row | {"verdict": OPEN} if row["id"] in ("6", "7b") else row for row in made["statements"]]
+    said = answer.caption(made | {"machines": {"on gpu": there}})
+    assert " On gpu: the same, 5 seeds; there 6, 7b are open." in said
+    assert "5 seeds; with the same verdicts." in answer.caption(
+        made | {"machines": {"b": made["statements"]}}
+    )
 
 
 def test_the_figure_shows_the_papers_number_and_other_conditions():

@@ -24,16 +24,7 @@ LOSS = "V-S,C + F-C"
 
 
 def step(batch: int = 1024, gpus: int = 8, assumed: Assumptions = ASSUMED, loss: str = LOSS) -> StepTime:
-    return scaling.training_step(
-        clip_flops=flops.step_flops(B32, needs(loss)),
-        parameters=flops.clip_parameters(B32),
-        embed=B32.embed_dim,
-        loss=loss,
-        sources=len(needs(loss)),
-        batch=batch,
-        gpus=gpus,
-        assumed=assumed,
-    )
+    return scaling.clip_step(B32, loss, batch, gpus, assumed)
 
 
 # ------------------------------------------------------------------------------------------------------ volumes

@@ -29,7 +29,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.flops import ClipSizes, step_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.omnisource import needs
-from clipvip_lib.scaling import Assumptions, all_reduced_bytes, training_step
+from clipvip_lib.scaling import Assumptions, all_reduced_bytes, clip_step
 from clipvip_lib.training import ranks as distributed
 from clipvip_lib.training.recipes import get_recipe
 from clipvip_lib.training.step import Step
@@ -53,26 +53,17 @@ def measure(
     sizes, rows, assumed = ClipSizes.of(config), [], Assumptions(decode_ms=NOTHING, clip_mb=NOTHING)
     for count in counts:
         told = _run(count, {"config": config.to_dict(), "batch": batch, "frames": frames, "repeats": repeats})
-        work = step_flops(sizes, needs(LOSS), told["text_tokens"])
         if count == 1:
+            work = batch * step_flops(sizes, needs(LOSS), told["text_tokens"])
             assumed = assumed.but(
-                gpu_tflops=batch * work / told["seconds"] / 1e12,
+                gpu_tflops=work / told["seconds"] / 1e12,
                 gpu_share=1.0,
                 loss_tflops=product_rate("cpu", "float32") / 1e12,
             )
         else:
             speed = all_reduced_bytes(told["parameters"], count) / told["all_reduce_seconds"] / 1e9
             assumed = assumed.but(nvlink_gb=speed, network_gb=speed)
-        step = training_step(
-            clip_flops=work,
-            parameters=told["parameters"],
-            embed=config.projection_dim,
-            loss=LOSS,
-            sources=len(needs(LOSS)),
-            batch=batch,
-            gpus=count,
-            assumed=assumed,
-        )
+        step = clip_step(sizes, LOSS, batch, count, assumed, told["text_tokens"])
         step = dataclasses.replace(step, towers=step.towers * max(1.0, count / cores()))
         together = step.computing + step.all_reduce
         rows.append(

@@ -37,7 +37,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ClipVipError("completion expected shtab, it is not installed; run pip install shtab") from error
     names = _names()
     for action in _actions(arguments.parser):
-        if action.choices is None and action.dest in names:
+        if isinstance(action, argparse._SubParsersAction):
+            for listed in action._choices_actions:  # zsh and fish show it beside the name: a line is enough
+                action.choices[listed.dest].description = listed.help
+        elif action.choices is None and action.dest in names:
             action.choices = names[action.dest]
         elif action.metavar in FILES + FOLDERS:
             action.complete = shtab.DIRECTORY if action.metavar in FOLDERS else shtab.FILE
@@ -58,14 +61,9 @@ def _names() -> dict[str, tuple[str, ...]]:
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
-    """All options and arguments, those of commands included."""
+    """All options, arguments and choices of a command, those of commands included."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for (
-                listed
-            ) in action._choices_actions:  # zsh and fish show the description beside a name: a line is enough
-                action.choices[listed.dest].description = listed.help
             for each in action.choices.values():
                 yield from _actions(each)
-        else:
-            yield action
+        yield action

@@ -228,7 +228,7 @@ def _report(what: str, as_json: bool, out: Path, embed, *arguments, **options) -
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
     left_out += f", {meta['damaged']} of them damaged (ids.jsonl)" if meta.get("damaged") else ""
     what = "window" if "window" in meta["settings"] else what
-    others = f"; {meta['others']} embedded earlier are not in it: name them too" if "others" in meta else ""
+    others = f"; {meta['others']} more of an earlier run are not in it" if "others" in meta else ""
     say(
         f"{counted(meta['rows'], what)}{cut}{left_out} in {out / 'features.npy'}, {meta['width']} numbers each, "
         f"{time.perf_counter() - start:.1f} s{others}"

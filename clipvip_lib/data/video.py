@@ -168,9 +168,8 @@ class _Decoded:
 def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False) -> _Decoded:
     try:
         return _decode_once(Pictures(source, seen, label, accept), wanted)
-    except (
-        _PicturesLost
-    ):  # by damage, or by a decoder that guessed how far it must reorder: a strict one never guesses
+    except _PicturesLost:
+        # By damage, or by a decoder that guessed how far it must reorder: a strict one does not guess.
         return _decode_once(Pictures(source, seen, label, accept, strict=True), wanted)
 
 

@@ -240,17 +240,7 @@ def arm_step(
     profile: Profile, arm: Arm, loss: str, batch: int, gpus: int, assumed: scaling.Assumptions
 ) -> scaling.StepTime:
     """A training step of an arm."""
-    sizes = sizes_of(profile, arm.attention, arm.proxies)
-    return scaling.training_step(
-        clip_flops=flops.step_flops(sizes, needs(loss)),
-        parameters=flops.clip_parameters(sizes),
-        embed=sizes.embed_dim,
-        loss=loss,
-        sources=len(needs(loss)),
-        batch=batch,
-        gpus=gpus,
-        assumed=assumed,
-    )
+    return scaling.clip_step(sizes_of(profile, arm.attention, arm.proxies), loss, batch, gpus, assumed)
 
 
 def _trainings(profile: Profile, what: str, members: list[Training], settings: Settings) -> Work:

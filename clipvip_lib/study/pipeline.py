@@ -82,7 +82,7 @@ def reproduce(
     needed = {name: plan.stages_for(name, sized, seeds) for name in names}
     home = require_room(home or files.home())
     if out is None:  # smoke's numbers mean nothing: its pages never take the place of a study's
-        out = files.workplace().joinpath("reports", *["smoke"] * (profile == "smoke"))
+        out = files.workplace() / ("reports/smoke" if profile == "smoke" else "reports")
     out = require_room(out)
     with only_run(home):
         record = _log(home)
