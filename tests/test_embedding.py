@@ -314,7 +314,7 @@ def test_a_stop_after_a_replaced_video_leaves_no_stale_row(weights, tmp_path):
     paths = write_videos(source, 2)
     embed_videos(encoder, list_clips([source]), out)
     old = np.load(out / "features.npy")
-    paths[0].write_bytes(videos.encode(4, size=(64, 96)))  # as many frames: ids.jsonl stays the same
+    paths[0].write_bytes(videos.encode(4, size=(64, 96)))  # as many frames
     (source / "zz.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match=r"zz\.mp4"):
         embed_videos(encoder, list_clips([source]), out)

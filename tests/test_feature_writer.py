@@ -163,7 +163,7 @@ def test_a_reader_takes_only_what_belongs_together(tmp_path):
     with pytest.raises(ClipVipError, match="no features in"):
         Features(tmp_path / "absent")
     write(tmp_path, {"a": "1", "b": "1"})
-    assert Features(tmp_path).row(1) == {"id": "b", "path": "/b", "frames": 3}
+    assert Features(tmp_path).row(1) == {"id": "b", "path": "/b", "frames": 3, "stamp": "1"}
     lines = (tmp_path / "ids.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "ids.jsonl").write_text("".join(reversed(lines)))
     with pytest.raises(ClipVipError, match="rows and ids may be mixed"):

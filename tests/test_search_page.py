@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 from pathlib import Path
 
@@ -101,12 +102,19 @@ def test_texts_have_a_page_too(indexed, tmp_path):
     assert data["title"] == "Search in 4 texts"
 
 
+def replace_unseen(shard: Path, content: bytes) -> None:
+    """Another content of the same size and time, as after a restore that went wrong."""
+    before = shard.stat()
+    shard.write_bytes(content.ljust(before.st_size, b"\0"))
+    os.utime(shard, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def test_a_sample_that_cannot_be_read_is_told_in_its_place(indexed, tmp_path):
     write_pictures(tmp_path / "v" / "frames", videos.pictures(3))
     shard = write_shard(tmp_path / "v" / "1.tar", {"bad": {"mp4": videos.encode(30)}})
     assert run("embed", tmp_path / "v", "--weights", indexed / "weights", "--out", tmp_path / "out") == 0
     at = shard.read_bytes().index(b"ftyp")
-    shard.write_bytes(shard.read_bytes().replace(b"ftyp", b"xxxx").replace(b"moov", b"xxxx"))
+    replace_unseen(shard, shard.read_bytes().replace(b"ftyp", b"xxxx").replace(b"moov", b"xxxx"))
     assert at and run("search", "dog", "--in", tmp_path / "out", "--html", tmp_path / "p.html") == 0
     items = {item["id"]: item for item in data_of((tmp_path / "p.html").read_text())["items"].values()}
     assert items["bad"]["kind"] == "none" and "not a readable video" in items["bad"]["why"]
@@ -114,13 +122,15 @@ def test_a_sample_that_cannot_be_read_is_told_in_its_place(indexed, tmp_path):
 
 
 @pytest.mark.bad_input(
-    "search --html: a shard's sample that is shorter now", says="`ends before 4 s`, on the page"
+    "search --html: a shard's sample that is shorter now, in a file of the same size and time",
+    says="`ends before 4 s`, on the page",
 )
 def test_a_sample_that_was_replaced_by_a_shorter_one_is_told_in_its_place(indexed, tmp_path):
     shard = write_shard(tmp_path / "1.tar", {"k": {"mp4": videos.encode(140, SECOND_KEYS)}})
     out = ("--weights", indexed / "weights", "--out", tmp_path / "out", "--windows", "2")
     assert run("embed", shard, *out) == 0
-    write_shard(shard, {"k": {"mp4": videos.encode(30)}})
+    shorter = write_shard(tmp_path / "2.tar", {"k": {"mp4": videos.encode(30)}})
+    replace_unseen(shard, shorter.read_bytes())
     assert run("search", "dog", "--in", tmp_path / "out", "--html", tmp_path / "p.html") == 0
     items = {item["id"]: item for item in data_of((tmp_path / "p.html").read_text())["items"].values()}
     assert "k of " in items["k#t=4"]["why"] and "ends before 4 s" in items["k#t=4"]["why"]

@@ -20,7 +20,7 @@ from test_clips import jpeg, write_pictures, write_shard
 from test_embed_commands import run
 
 from clipvip_lib.data import windows as module
-from clipvip_lib.data.video import VideoError, read_frames, uniform_indices
+from clipvip_lib.data.video import DAMAGED, VideoError, read_frames, uniform_indices
 from clipvip_lib.data.windows import Windows, plan, read_windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.folder import Features
@@ -128,6 +128,17 @@ def test_b_frames_that_only_tell_when_they_are_decoded_are_in_windows():
     for found, each in zip(read_windows(odd, windows(0.8, 0.4), N, whole), expected, strict=True):
         assert (found.start, found.end) == (float(each.start), round(float(each.end), 3))
         assert found.total == each.total and (found.frames == read_frames(odd, each.chosen)).all()
+
+
+@pytest.mark.parametrize("way", DAMAGED)
+def test_pictures_that_a_decoder_drops_by_a_wrong_guess_are_in_windows(way):
+    deep = videos.STEADY + ":bframes=3:b-pyramid=2:b-adapt=0:ref=4:scenecut=0"
+    video = videos.encode(110, deep, "matroska", forwards=80)
+    silent = videos.without_telling_the_order(video)
+    told = [list(read_windows(each, windows(1, 0.5), N, whole, damaged=way)) for each in (video, silent)]
+    for one, two in zip(*told, strict=True):
+        assert (one.start, one.end, one.total) == (two.start, two.end, two.total)
+        assert (one.frames == two.frames).all() and one.damage == two.damage == ""
 
 
 def test_frames_that_an_edit_list_hides_are_in_no_window():

@@ -258,12 +258,12 @@ def _walk(folder: Path, above: dict[tuple[int, int], Path]) -> Iterator[tuple[Pa
 
 
 def _of_file(path: Path, name: str) -> Clip:
-    return Clip(name or path.name, str(path.absolute()), stamp=_stamp(path))
+    return Clip(name or path.name, str(path.absolute()), stamp=stamp_of(path))
 
 
 def _of_shard(path: Path, _name: str, leave_out: LeaveOut) -> Iterator[Clip]:
     """A shard's samples by their place in the tar; those that are there twice keep why they must not be read."""
-    stamp, name = _stamp(path), str(path.absolute())
+    stamp, name = stamp_of(path), str(path.absolute())
     entries, strays, damage = scan_members(path)
     if damage is not None:
         raise damage
@@ -290,7 +290,8 @@ def _why_no_clip(shard: Path, entry: Entry) -> str:
     return f"samples without a video or picture, only {have}"
 
 
-def _stamp(path: Path) -> str:
+def stamp_of(path: Path) -> str:
+    """Size and time of change of a file, or a frame folder and its pictures. Raises ClipVipError if it is neither."""
     try:
         about, pictures = path.stat(), []
         if stat.S_ISDIR(about.st_mode):  # whose own time stays when ffmpeg writes over the pictures in it

@@ -36,6 +36,7 @@ from clipvip_lib.errors import unknown
 __all__ = [
     "DAMAGED",
     "Pictures",
+    "PicturesLost",
     "Reading",
     "VideoError",
     "check_video",
@@ -151,8 +152,9 @@ def _checked(indices: Sequence[int] | np.ndarray, total: int, label: str) -> np.
     return indices.astype(np.int64)
 
 
-class _PicturesLost(VideoError):
-    """Fewer pictures came out of the decoder than the container holds."""
+class PicturesLost(VideoError):
+    """Fewer pictures came out of the decoder than the container holds: by damage, or because it guessed how far it must
+    reorder. A strict one (``Pictures``) does not guess."""
 
 
 @dataclass
@@ -168,8 +170,7 @@ class _Decoded:
 def _decode(source: Source, seen: Look, wanted, label: str, accept: bool = False) -> _Decoded:
     try:
         return _decode_once(Pictures(source, seen, label, accept), wanted)
-    except _PicturesLost:
-        # By damage, or by a decoder that guessed how far it must reorder: a strict one does not guess.
+    except PicturesLost:
         return _decode_once(Pictures(source, seen, label, accept, strict=True), wanted)
 
 
@@ -188,7 +189,8 @@ class Pictures:
     turns: what they say of being turned; damage: what the decoder said first, if ``accept``; total: how many came.
     strict: hold back as many pictures as the level allows where H.264 does not say how far it reorders.
 
-    Raises VideoError if the decoder says that it hid damage (unless ``accept``), or nothing can be decoded.
+    Raises VideoError if the decoder says that it hid damage (unless ``accept``), or nothing can be decoded;
+    PicturesLost, even with ``accept``, if it is worth while to try again with ``strict``.
     """
 
     def __init__(
@@ -215,16 +217,18 @@ class Pictures:
             )
         if not self.seen.doubt and self.total < self.seen.frames:
             lost = self.seen.frames - self.total
-            self._complain(f"{lost} of {self.seen.frames} pictures cannot be decoded", _PicturesLost)
+            if not self.strict:
+                raise PicturesLost(f"{self.label} is damaged: {lost} of {self.seen.frames} pictures are lost")
+            self._complain(f"{lost} of {self.seen.frames} pictures cannot be decoded")
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], as stored: not turned. All have the size of the first that was asked for."""
         with hangs.watched(self.label), as_video_error(self.label):
             return self._to_rgb(frame)
 
-    def _complain(self, what: str, kind: type[VideoError] = VideoError) -> None:
+    def _complain(self, what: str) -> None:
         if not self.accept:
-            raise kind(
+            raise VideoError(
                 f"{self.label} is damaged: {what}; fetch it again, or accept what the decoder makes up "
                 '(--damaged accept, damaged="accept")'
             )

@@ -24,7 +24,7 @@ import numpy as np
 
 from clipvip_lib.data.container import Look, VideoError, describe, look
 from clipvip_lib.data.turns import UPRIGHT, Matrix, turned
-from clipvip_lib.data.video import Pictures, uniform_indices
+from clipvip_lib.data.video import Pictures, PicturesLost, uniform_indices
 from clipvip_lib.errors import ClipVipError
 
 MOST = 100_000  # windows of a video; 139 hours at a stride of 5 s
@@ -94,16 +94,16 @@ def read_windows(
     Raises VideoError as ``video.read_frames``, and for a video whose frames have no times. It may come after windows.
     """
     label, seen = describe(source, name), look(source, name)
-    job, done = _Job(source, seen, label, windows, frames, shrink, damaged == "accept", wanted), 0
-    try:
-        for window in job.read(seen.times, seen.times):
-            yield window
-            done = window.number + 1
-        return
-    except _OtherTimes:
-        told = [(frame.pts, frame.dts) for frame in Pictures(source, seen, label, job.accept)]
-    shown, decoded = zip(*told, strict=True)
-    yield from job.read(shown, shown if _grow(shown) else _to_the_end(decoded), done)
+    done = 0
+    for strict in (False, True):
+        job = _Job(source, seen, label, windows, frames, shrink, damaged == "accept", wanted, strict)
+        try:
+            for window in job.read_all(done):
+                yield window
+                done = window.number + 1
+            return
+        except PicturesLost:
+            continue
 
 
 def _grow(times: Sequence[int | None]) -> bool:
@@ -163,10 +163,21 @@ class _Job:
     shrink: Shrink
     accept: bool
     wanted: Callable[[int], bool]
+    strict: bool
 
-    def read(
-        self, told: Sequence[int | None], times: Sequence[int | None], done: int = 0
-    ) -> Iterator[Window]:
+    def read_all(self, done: int) -> Iterator[Window]:
+        """The windows from number ``done`` on, by the packets' times if they are right, else by the decoder's."""
+        try:
+            for window in self.read(self.seen.times, self.seen.times, done):
+                yield window
+                done = window.number + 1
+            return
+        except _OtherTimes:
+            told = [(frame.pts, frame.dts) for frame in self._pictures()]
+        shown, decoded = zip(*told, strict=True)
+        yield from self.read(shown, shown if _grow(shown) else _to_the_end(decoded), done)
+
+    def read(self, told: Sequence[int | None], times: Sequence[int | None], done: int) -> Iterator[Window]:
         """The windows from number ``done`` on, by the times of all frames; _OtherTimes if the decoder does not tell
         those that are ``told``."""
         todo = [each for each in self._planned(times) if each.number >= done]
@@ -174,7 +185,7 @@ class _Job:
         todo = deque(each for each in todo if self.wanted(each.number))
         needed = {index for each in todo for index in each.chosen}
         kept: dict[int, np.ndarray] = {}
-        pictures, turn = Pictures(self.source, self.seen, self.label, self.accept), UPRIGHT
+        pictures, turn = self._pictures(), UPRIGHT
 
         def finished(shown: int) -> Iterator[Window]:
             while todo and todo[0].until <= shown:
@@ -211,6 +222,9 @@ class _Job:
                 f"{float(since[-1]):.0f} s; take longer strides, or write it again with ffmpeg if that is wrong"
             )
         return plan(since, self.windows, self.frames)
+
+    def _pictures(self) -> Pictures:
+        return Pictures(self.source, self.seen, self.label, self.accept, self.strict)
 
     def _turn(self, pictures: Pictures) -> Matrix:
         return pictures.turns.common(self.source, self.seen.stream, self.label)

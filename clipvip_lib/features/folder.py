@@ -39,8 +39,9 @@ COLUMNS = {
         "end": "float64",
         "last": "bool",
         "damage": "string",
+        "stamp": "string",
     },
-    "texts": {"id": "string", "text": "string"},
+    "texts": {"id": "string", "text": "string", "stamp": "string"},
 }
 
 #: Up to this many bytes of features.npy are read for the checksum each time they are opened, about half a second; a

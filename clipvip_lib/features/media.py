@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from clipvip_lib.data.clips import stamp_of
 from clipvip_lib.data.frame_folders import PICTURES, frame_files
 from clipvip_lib.data.shards import Entry, index_shard, media_of
 from clipvip_lib.data.video_files import SUFFIXES
@@ -106,15 +107,22 @@ class Media:
         self._lock = threading.Lock()
 
     def place(self, row: int) -> Place:
-        """Raises ClipVipError if the row does not exist, it is a text, or its file is gone or no video."""
+        """Raises ClipVipError if the row does not exist, it is a text, or its file is gone, changed or no video."""
         if not 0 <= row < len(self.features):
             raise ClipVipError(f"no row {row}: expected 0 to {len(self.features) - 1}")
         about = self.features.row(row)
         if not isinstance(about.get("path"), str):
             raise ClipVipError(f"row {row} is a text: expected a video; there is nothing to show")
         path = embedded_path(about)
-        if about.get("key"):
-            return self._in_shard(path, about["key"])
+        place = self._in_shard(path, about["key"]) if about.get("key") else self._of_file(path, about)
+        if about.get("stamp", "") not in ("", stamp_of(path)):
+            raise ClipVipError(
+                f"{path} changed since it was embedded: expected the size and time of then, got others, so the score "
+                "may be another video's; embed it again"
+            )
+        return place
+
+    def _of_file(self, path: Path, about: dict) -> Place:
         suffix = Path(about["path"]).suffix.lower()
         if path.is_dir():
             files = frame_files(path)

@@ -107,6 +107,7 @@ class Searcher:
             if len(listed) == top:
                 break
             found = {"rank": len(listed) + 1, "score": score, "row": row, **self.features.row(row)}
+            found.pop("stamp", None)
             if self.beside:
                 better = of_video.setdefault((found["path"], found.get("key")), [])
                 if best := next((each for each in better if _overlap(each, found)), None):

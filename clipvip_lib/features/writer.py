@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -215,7 +214,6 @@ class FeatureWriter:
             **({"damaged": damaged} if (damaged := sum("damage" in row for row in found.rows)) else {}),
             **({"others": others} if others else {}),
             "ids_sha256": hashlib.sha256(content).hexdigest(),
-            "stamps_sha256": self._stamps(place),
             "settings": self.settings,
         }
         path, features = self.folder / "meta.json", self.folder / "features.npy"
@@ -232,11 +230,6 @@ class FeatureWriter:
         meta |= about or {}
         write_json(path, meta)
         return meta
-
-    def _stamps(self, ids: Iterable[str]) -> str:
-        """Which state of each item the rows show: a run that broke off may have left newer ones in the parts."""
-        told = [[id, self._known[id].stamp] for id in ids]
-        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
     def _joined_before(self, meta: Mapping[str, object]) -> dict | None:
         """The meta.json that is there, if it and both files are what a join would write now."""
@@ -258,13 +251,11 @@ class FeatureWriter:
             features, rows, skipped = read_part(path)
             mine = [i for i, row in enumerate(rows) if row["id"] in place and self._is_of(row, path)]
             for i in mine:
-                found.rows[place[rows[i]["id"]]] = _without_stamp(rows[i])
+                found.rows[place[rows[i]["id"]]] = rows[i]
             if mine:
                 found.moves.append((path, mine, [place[rows[i]["id"]] for i in mine]))
                 found.widths.add(features.shape[1])
-            found.skipped += [
-                _without_stamp(row) for row in skipped if row["id"] in wanted and self._is_of(row, path)
-            ]
+            found.skipped += [row for row in skipped if row["id"] in wanted and self._is_of(row, path)]
         return found
 
     def _is_of(self, row: dict, path: Path) -> bool:
@@ -286,10 +277,6 @@ def _written(row: dict) -> dict:
                 "fix it"
             )
     return row
-
-
-def _without_stamp(row: dict) -> dict:
-    return {name: value for name, value in row.items() if name != "stamp"}
 
 
 def _short(value: object) -> str:
