@@ -180,6 +180,14 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("embed s.tar --weights W --out O --attention proxi", "did you mean 'proxy'"),
         ("embed s.tar --weights W --out W/config.json", "cannot write to W/config.json"),
         ("embed s.tar --weights W --out O --windows 0.01", "windows of at least 0.1 s"),
+        (
+            "embed s.tar --weights W --out O --windows 2",
+            "window was None and is 2.0; stride was None and is 2.0",
+        ),
+        (
+            "embed s.tar --weights W --out O --float16 --frames 4",
+            "float32 and is float16; frames was 3 and is 4",
+        ),
         ("embed s.tar --weights W --out O --frames 0", "a whole number of at least 1, got '0'"),
         ("embed s.tar --weights W --out O --skip-bad -1", "--skip-bad"),
         ("embed s.tar --weights ViT-B-32 --out O", "expected pretrained_tag, its weights; tags: openai, "),

@@ -60,7 +60,7 @@ def look(source: str | Path | bytes, name: str | None = None) -> Look:
 
     The stream is the one with the largest picture; cover art is left out.
 
-    Raises VideoError for a missing, empty or cut file, one that is not a video, and one without frames.
+    Raises VideoError for a missing, empty, cut or encrypted file, one that is not a video, and one without frames.
     """
     label = describe(source, name)
     _expect_whole_file(source, label)
@@ -70,6 +70,8 @@ def look(source: str | Path | bytes, name: str | None = None) -> Look:
         index, announced, codec = stream.index, stream.frames, stream.codec_context.name
         tick = stream.time_base
         family, packets = container.format.name, _walk(container, stream)
+    if packets.encrypted:
+        raise VideoError(f"{label} is encrypted: expected a video that plays without a key; decrypt it first")
     frames = len(packets.times) - packets.hidden
     if frames == 0:
         raise VideoError(
@@ -135,13 +137,14 @@ def _is_cover(stream: av.VideoStream) -> bool:
 @dataclass
 class _Packets:
     """Of a stream: the time of each, of those that no edit list hides, how many one hides, how many just say that the
-    stream ends, and whether the first needs none before it."""
+    stream ends, whether the first needs none before it, and whether it is encrypted."""
 
     times: list[int | None] = field(default_factory=list)
     shown: list[int | None] = field(default_factory=list)
     hidden: int = 0
     ends: int = 0
     whole_start: bool = False
+    encrypted: bool = False
 
 
 def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> _Packets:
@@ -153,6 +156,7 @@ def _walk(container: av.container.InputContainer, stream: av.VideoStream) -> _Pa
         elif packet.size:
             if not found.times:
                 found.whole_start = _needs_nothing_before(stream.codec_context, packet)
+                found.encrypted = packet.has_sidedata("encryption_info")
             found.hidden += packet.is_discard
             found.times.append(packet.pts)
             if not packet.is_discard:

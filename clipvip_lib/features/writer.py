@@ -43,6 +43,34 @@ class _Joined:
     widths: set[int] = field(default_factory=set)
 
 
+def read_settings(folder: Path) -> dict:
+    """settings.json of a folder. Raises ClipVipError if it is damaged."""
+    before = read_json(folder / "settings.json")
+    if not isinstance(before, dict):
+        raise ClipVipError(
+            f"{folder / 'settings.json'} expected a JSON object; remove the folder, or choose another one"
+        )
+    return before
+
+
+def expect_settings(folder: str | Path, settings: Mapping[str, object]) -> None:
+    """Raises ClipVipError if the features in a folder were made with others than these settings; of those that are not
+    named it says nothing. A folder that is not begun agrees with all."""
+    if not (Path(folder) / "settings.json").exists():
+        return
+    before = read_settings(Path(folder))
+    differ = [
+        f"{name} was {_short(before.get(name))} and is {_short(value)}"
+        for name, value in settings.items()
+        if name not in MAY_DIFFER and before.get(name) != value
+    ]
+    if differ:
+        raise ClipVipError(
+            f"the features in {folder} were made with other settings: {'; '.join(differ)}; choose another folder, or "
+            "the same settings"
+        )
+
+
 class FeatureWriter:
     """Adds rows to a folder, in parts of ``part`` rows; a context manager, which holds the folder for itself.
 
@@ -104,19 +132,7 @@ class FeatureWriter:
                 )
             write_json(path, self.settings)
             return
-        before = read_json(path)
-        if not isinstance(before, dict):
-            raise ClipVipError(f"{path} expected a JSON object; remove the folder, or choose another one")
-        differ = [
-            f"{name} was {_short(before.get(name))} and is {_short(self.settings.get(name))}"
-            for name in {**before, **self.settings}
-            if name not in MAY_DIFFER and before.get(name) != self.settings.get(name)
-        ]
-        if differ:
-            raise ClipVipError(
-                f"the features in {self.folder} were made with other settings: {'; '.join(differ)}; choose another "
-                "folder, or the same settings"
-            )
+        expect_settings(self.folder, dict.fromkeys(read_settings(self.folder)) | self.settings)
 
     def _parts(self) -> list[Path]:
         return sorted((self.folder / "parts").glob("*.npz"))
