@@ -44,6 +44,7 @@ LOOKS = {  # colour, marker, hollow
     rule.NOT_RUN: ("grey", "|", True),
 }
 
+FONT = 9.5  # of the figure's words, in points: a phone shows it at half its width
 # Of the table at the figure's right, in widths of the plot: verdict, the paper's number, then a mark per machine
 VERDICT_AT, PAPER_AT, MACHINES_AT, MACHINE_WIDTH = 1.04, 1.38, 1.58, 0.22
 
@@ -72,13 +73,20 @@ def sentences(found: Mapping) -> list[str]:
 def _said(claim: claims.Claim, rows: Sequence[Mapping]) -> str:
     """A claim with the effects of its statements: "Video proxies beat full attention (6 +1.1 pt)"."""
     known = [row for row in rows if row["claim"] == claim.id and row["effect"] is not None]
-    effects = [f"{row['id']} {effect_text(row)[0].removesuffix(' pt')}" for row in known]
+    level = {statement.id for statement in claim.statements if statement.level}
+    effects = [f"{row['id']} {_effect(row, row['id'] in level)}" for row in known]
     unit = "NMI" if claim.statements[0].metric == claims.NMI else "pt"
     return (
         f"{claim.sentence.rstrip('.')} ({', '.join(effects)} {unit})"
         if effects
         else claim.sentence.rstrip(".")
     )
+
+
+def _effect(row: Mapping, level: bool) -> str:
+    """An effect without its unit; of a statement that things are level, how far off the farthest is."""
+    effect = effect_text(row)[0].removesuffix(" pt")
+    return f"off by {effect.lstrip('+−')}" if level else effect
 
 
 def _listed(parts: Sequence[str]) -> str:
@@ -116,7 +124,7 @@ def figure(rows: Sequence[Mapping], metric: str = claims.RECALL, machines: Mappi
         looks = [LOOKS[row["verdict"]] for row in group]
         figures.interval_rows(
             axis,
-            [textwrap.fill(f"{row['id']}  {row['statement'].rstrip('.')}", 54) for row in group],
+            [textwrap.fill(f"{row['id']}  {row['statement'].rstrip('.')}", 46) for row in group],
             *(
                 [math.nan if row[end] is None else row[end] for row in group]
                 for end in ("effect", "low", "high")
@@ -128,8 +136,8 @@ def figure(rows: Sequence[Mapping], metric: str = claims.RECALL, machines: Mappi
         margin = claims.MARGIN[unit]
         axis.axvspan(-margin, margin, color=figures.INK["grid"][0], alpha=0.5, linewidth=0)
         axis.axvline(0, color=figures.INK["muted"][0], linewidth=1)
-        axis.tick_params(axis="y", labelsize=8)
-        axis.set_xlabel("difference of NMI" if unit == claims.NMI else f"points of {unit}", fontsize=9)
+        axis.tick_params(axis="y", labelsize=FONT)
+        axis.set_xlabel("difference of NMI" if unit == claims.NMI else f"points of {unit}", fontsize=FONT)
         for place, row in enumerate(group):
             effects = [contrast["effect"] for contrast in row["contrasts"]]
             axis.plot(
@@ -161,7 +169,12 @@ def _beside(axis: Axes, place: int, row: Mapping, published: float | None, machi
 
 def _write(axis: Axes, x: float, place: float, text: str) -> None:
     axis.annotate(
-        text, (x, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, annotation_clip=False
+        text,
+        (x, place),
+        xycoords=("axes fraction", "data"),
+        va="center",
+        fontsize=FONT,
+        annotation_clip=False,
     )
 
 
@@ -214,6 +227,7 @@ def lead(found: Mapping | None) -> str:
     first = html.escape(sentences(found)[0])
     if found["metric"] != claims.RECALL:
         first += " The pages below count the average of R@1, R@5 and R@10: their numbers do not compare with these."
+    first += " How the reference came about is told in reports/README.md."
     answer = f'<section class="answer"><h2>The answer</h2><p>{first}</p>{claims_html(found)}{shown}</section>'
     return answer + robustness.lead(found)
 
