@@ -180,12 +180,11 @@ class StepTime:
 
 
 def training_step(
-    *, clip_flops: int, parameters: int, embed: int, loss: str, sources: int, batch: int, gpus: int,
-    assumed: Assumptions,
-) -> StepTime:  # fmt: skip
-    """The step of a global batch on a number of GPUs.
+    sizes: ClipSizes, loss: str, batch: int, gpus: int, assumed: Assumptions, tokens: int | None = None
+) -> StepTime:
+    """The step of a CLIP-ViP of these sizes by a loss, for a global batch on a number of GPUs.
 
-    clip_flops: of one clip's training step (``flops.step_flops``). sources: gathered features per clip.
+    tokens: of a text, by default the longest.
     Raises ClipVipError if there are more GPUs than clips in the batch.
     """
     _check_gpus(gpus)
@@ -195,27 +194,13 @@ def training_step(
         )
     between = assumed.nvlink_gb if gpus <= assumed.gpus_per_machine else assumed.network_gb
     return StepTime(
-        towers=batch * clip_flops / (gpus * assumed.gpu_tflops * assumed.gpu_share * 1e12),
-        gather=gathered_bytes(batch, gpus, sources, embed) / (between * GIGA),
-        loss=loss_flops(loss, batch, embed) / (assumed.loss_tflops * 1e12),
-        all_reduce=all_reduced_bytes(parameters, gpus) / (between * GIGA),
+        towers=batch
+        * step_flops(sizes, needs(loss), tokens)
+        / (gpus * assumed.gpu_tflops * assumed.gpu_share * 1e12),
+        gather=gathered_bytes(batch, gpus, len(needs(loss)), sizes.embed_dim) / (between * GIGA),
+        loss=loss_flops(loss, batch, sizes.embed_dim) / (assumed.loss_tflops * 1e12),
+        all_reduce=all_reduced_bytes(clip_parameters(sizes), gpus) / (between * GIGA),
         **_feeding(batch, gpus, assumed.decode_ms, assumed),
-    )
-
-
-def clip_step(
-    sizes: ClipSizes, loss: str, batch: int, gpus: int, assumed: Assumptions, tokens: int | None = None
-) -> StepTime:
-    """``training_step`` of a CLIP-ViP of these sizes by a loss. tokens: of a text, by default the longest."""
-    return training_step(
-        clip_flops=step_flops(sizes, needs(loss), tokens),
-        parameters=clip_parameters(sizes),
-        embed=sizes.embed_dim,
-        loss=loss,
-        sources=len(needs(loss)),
-        batch=batch,
-        gpus=gpus,
-        assumed=assumed,
     )
 
 

@@ -24,7 +24,7 @@ LOSS = "V-S,C + F-C"
 
 
 def step(batch: int = 1024, gpus: int = 8, assumed: Assumptions = ASSUMED, loss: str = LOSS) -> StepTime:
-    return scaling.clip_step(B32, loss, batch, gpus, assumed)
+    return scaling.training_step(B32, loss, batch, gpus, assumed)
 
 
 # ------------------------------------------------------------------------------------------------------ volumes
@@ -96,18 +96,18 @@ def test_a_step_by_hand():
         gpu_tflops=100, gpu_share=0.5, loss_tflops=1, cores_per_gpu=4, decode_ms=10, clip_mb=2
     )
     assumed = assumed.but(nvlink_gb=1, network_gb=0.5, storage_gb=8, gpus_per_machine=4)
-    given = {"clip_flops": 10**12, "parameters": 10**6, "embed": 10, "loss": "V-S", "sources": 2}
-    one = scaling.training_step(**given, batch=100, gpus=4, assumed=assumed)
-    assert one.towers == pytest.approx(100 * 1e12 / (4 * 50e12))
-    assert one.gather == pytest.approx(75 * 2 * 10 * 4 / 1e9)
-    assert one.loss == pytest.approx(2 * 3 * 2 * 100 * 100 * 10 / 1e12)
-    assert one.all_reduce == pytest.approx(6e6 / 1e9)
+    work, weights = flops.step_flops(B32, ("V", "S"), 20), flops.clip_parameters(B32)
+    one = scaling.training_step(B32, "V-S", 100, 4, assumed, tokens=20)
+    assert one.towers == pytest.approx(100 * work / (4 * 50e12))
+    assert one.gather == pytest.approx(75 * 2 * 512 * 4 / 1e9)
+    assert one.loss == pytest.approx(2 * 3 * 2 * 100 * 100 * 512 / 1e12)
+    assert one.all_reduce == pytest.approx(6 * weights / 1e9)
     assert one.decode == pytest.approx(100 * 0.010 / 16)
     assert one.read == pytest.approx(200e6 / 8e9)
-    two = scaling.training_step(
-        **given, batch=100, gpus=8, assumed=assumed
-    )  # two machines: the slower network
-    assert two.all_reduce == pytest.approx(7e6 / 0.5e9) and two.decode == pytest.approx(one.decode / 2)
+    two = scaling.training_step(B32, "V-S", 100, 8, assumed)  # two machines: the slower network
+    assert two.all_reduce == pytest.approx(7 * weights / 0.5e9) and two.decode == pytest.approx(
+        one.decode / 2
+    )
     assert two.read == one.read  # storage serves all
 
 

@@ -29,7 +29,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.flops import ClipSizes, step_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.omnisource import needs
-from clipvip_lib.scaling import Assumptions, all_reduced_bytes, clip_step
+from clipvip_lib.scaling import Assumptions, all_reduced_bytes, training_step
 from clipvip_lib.training import ranks as distributed
 from clipvip_lib.training.recipes import get_recipe
 from clipvip_lib.training.step import Step
@@ -63,7 +63,7 @@ def measure(
         else:
             speed = all_reduced_bytes(told["parameters"], count) / told["all_reduce_seconds"] / 1e9
             assumed = assumed.but(nvlink_gb=speed, network_gb=speed)
-        step = clip_step(sizes, LOSS, batch, count, assumed, told["text_tokens"])
+        step = training_step(sizes, LOSS, batch, count, assumed, told["text_tokens"])
         step = dataclasses.replace(step, towers=step.towers * max(1.0, count / cores()))
         together = step.computing + step.all_reduce
         rows.append(

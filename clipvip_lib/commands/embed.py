@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from clipvip_lib.commands.arguments import (
     at_least,
@@ -19,9 +18,6 @@ from clipvip_lib.commands.arguments import (
     seconds,
 )
 from clipvip_lib.say import counted, say
-
-if TYPE_CHECKING:
-    from clipvip_lib.data.windows import Windows
 
 
 def add(commands) -> None:
@@ -157,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
     if note := clips.note():
         say(f"clipvip: {note}", sys.stderr)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
-    _expect_settings(arguments, windows, bool(clips), bool(texts))
+    _expect_settings(arguments)
     make_folder(arguments.out)
     say_loading()
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
@@ -223,22 +219,22 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _expect_settings(
-    arguments: argparse.Namespace, windows: Windows | None, clips: bool, texts: bool
-) -> None:
+def _expect_settings(arguments: argparse.Namespace) -> None:
     """What is known of the settings before the model is loaded, held against those of a folder that is there."""
     from clipvip_lib.features.writer import expect_settings
 
-    known = {"stored": "float16" if arguments.float16 else "float32"}
-    known |= {"precision": arguments.precision} if arguments.precision != "auto" else {}
-    known |= {"attention": arguments.attention} if arguments.attention else {}
-    if texts:
-        expect_settings(Path(arguments.out) / "texts", known)
-    if clips:
-        asked = {"frames": arguments.frames, "antialias": arguments.antialias}
-        known |= {name: value for name, value in asked.items() if value is not None}
-        window = (None, None) if windows is None else (float(windows.length), float(windows.stride))
-        expect_settings(arguments.out, known | dict(zip(("window", "stride"), window, strict=True)))
+    def known(**asked: object) -> dict:
+        return {name: value for name, value in asked.items() if value not in (None, "auto")}
+
+    stored = "float16" if arguments.float16 else "float32"
+    settings = known(stored=stored, precision=arguments.precision, attention=arguments.attention)
+    if arguments.texts is not None:
+        expect_settings(Path(arguments.out) / "texts", settings)
+    if arguments.sources:
+        settings |= known(frames=arguments.frames, antialias=arguments.antialias)
+        window = None if arguments.windows is None else float(arguments.windows)
+        stride = window if arguments.stride is None else float(arguments.stride)
+        expect_settings(arguments.out, settings | {"window": window, "stride": stride})
 
 
 def _report(what: str, as_json: bool, out: Path, embed, *arguments, **options) -> None:

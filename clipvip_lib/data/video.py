@@ -216,10 +216,10 @@ class Pictures:
                 f"no frame of {self.label} can be decoded: expected at least one; fetch it again"
             )
         if not self.seen.doubt and self.total < self.seen.frames:
-            lost = self.seen.frames - self.total
+            lost = f"{self.seen.frames - self.total} of {self.seen.frames} pictures cannot be decoded"
             if not self.strict:
-                raise PicturesLost(f"{self.label} is damaged: {lost} of {self.seen.frames} pictures are lost")
-            self._complain(f"{lost} of {self.seen.frames} pictures cannot be decoded")
+                raise PicturesLost(f"{self.label}: {lost}")
+            self._complain(lost)
 
     def rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 [H, W, 3], as stored: not turned. All have the size of the first that was asked for."""

@@ -97,13 +97,11 @@ def read_windows(
     done = 0
     for strict in (False, True):
         job = _Job(source, seen, label, windows, frames, shrink, damaged == "accept", wanted, strict)
-        try:
+        with contextlib.suppress(PicturesLost):
             for window in job.read_all(done):
                 yield window
                 done = window.number + 1
             return
-        except PicturesLost:
-            continue
 
 
 def _grow(times: Sequence[int | None]) -> bool:

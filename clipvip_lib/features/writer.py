@@ -43,26 +43,19 @@ class _Joined:
     widths: set[int] = field(default_factory=set)
 
 
-def read_settings(folder: Path) -> dict:
-    """settings.json of a folder. Raises ClipVipError if it is damaged."""
-    before = read_json(folder / "settings.json")
-    if not isinstance(before, dict):
-        raise ClipVipError(
-            f"{folder / 'settings.json'} expected a JSON object; remove the folder, or choose another one"
-        )
-    return before
-
-
-def expect_settings(folder: str | Path, settings: Mapping[str, object]) -> None:
-    """Raises ClipVipError if the features in a folder were made with others than these settings; of those that are not
-    named it says nothing. A folder that is not begun agrees with all."""
-    if not (Path(folder) / "settings.json").exists():
+def expect_settings(folder: str | Path, settings: Mapping[str, object], *, all_named: bool = False) -> None:
+    """Raises ClipVipError if the features in a folder were made with others than these settings, or its settings.json
+    is damaged. Settings that are not named may be any, unless ``all_named``. A folder that is not begun agrees."""
+    path = Path(folder) / "settings.json"
+    if not path.exists():
         return
-    before = read_settings(Path(folder))
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise ClipVipError(f"{path} expected a JSON object; remove the folder, or choose another one")
     differ = [
-        f"{name} was {_short(before.get(name))} and is {_short(value)}"
-        for name, value in settings.items()
-        if name not in MAY_DIFFER and before.get(name) != value
+        f"{name} was {_short(before.get(name))} and is {_short(settings.get(name))}"
+        for name in ({**before, **settings} if all_named else settings)
+        if name not in MAY_DIFFER and before.get(name) != settings.get(name)
     ]
     if differ:
         raise ClipVipError(
@@ -132,7 +125,7 @@ class FeatureWriter:
                 )
             write_json(path, self.settings)
             return
-        expect_settings(self.folder, dict.fromkeys(read_settings(self.folder)) | self.settings)
+        expect_settings(self.folder, self.settings, all_named=True)
 
     def _parts(self) -> list[Path]:
         return sorted((self.folder / "parts").glob("*.npz"))

@@ -227,7 +227,7 @@ def lead(found: Mapping | None) -> str:
     first = html.escape(sentences(found)[0])
     if found["metric"] != claims.RECALL:
         first += " The pages below count the average of R@1, R@5 and R@10: their numbers do not compare with these."
-    first += " How the reference came about is told in reports/README.md."
+    first += " How the reference came about is told in the project's reports/README.md."
     answer = f'<section class="answer"><h2>The answer</h2><p>{first}</p>{claims_html(found)}{shown}</section>'
     return answer + robustness.lead(found)
 

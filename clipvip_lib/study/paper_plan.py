@@ -240,7 +240,7 @@ def arm_step(
     profile: Profile, arm: Arm, loss: str, batch: int, gpus: int, assumed: scaling.Assumptions
 ) -> scaling.StepTime:
     """A training step of an arm."""
-    return scaling.clip_step(sizes_of(profile, arm.attention, arm.proxies), loss, batch, gpus, assumed)
+    return scaling.training_step(sizes_of(profile, arm.attention, arm.proxies), loss, batch, gpus, assumed)
 
 
 def _trainings(profile: Profile, what: str, members: list[Training], settings: Settings) -> Work:
