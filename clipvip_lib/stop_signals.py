@@ -32,6 +32,19 @@ def signals_raise(*numbers: signal.Signals) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextlib.contextmanager
+def signals_held() -> Iterator[None]:
+    """Signals that come in the body act at its end: an exception that is raised while a library of C++ starts (torch)
+    aborts the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with StopSignals(patient=True) as held:
+        yield
+    if held.number:
+        signal.raise_signal(held.number)
+
+
 class StoppedBetweenSteps(SystemExit):
     """A loop saw the wish and has written its checkpoint, which a signal at another time cannot promise."""
 

@@ -234,6 +234,54 @@ def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, line, words):
     assert done.stdout == "False 2\n"
 
 
+AMID = """
+import os, signal, sys
+from clipvip_lib import cli
+
+class Amid:  # a signal in the midst of the import of torch
+    def find_spec(self, name, path, target=None):
+        if name == "torch.distributed":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+sys.meta_path.insert(0, Amid())
+try:
+    code = cli.main(sys.argv[1:])
+except SystemExit as stop:
+    code = stop.code
+print("torch" in sys.modules, code)
+"""
+
+
+@pytest.mark.fault(
+    "train, embed: SIGTERM in the midst of the import of torch",
+    sees="`stopped by SIGTERM`, and no C++ abort: the import ends before the command does",
+    keeps="nothing was begun",
+)
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("train --stage postpretrain --shards s.tar --weights W --out O", "no checkpoint was written yet"),
+        ("embed s.tar --weights W --out O", "stopped by SIGTERM"),
+    ],
+)
+def test_a_signal_amid_the_import_of_torch_acts_after_it(tmp_path, line, words):
+    (tmp_path / "W").mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / "W" / name).write_text("{}")
+    write_shard(tmp_path / "s.tar", {"0": {"mp4": b"a video", "txt": b"a text"}})
+    done = subprocess.run(
+        [sys.executable, "-c", AMID, *line.split()],
+        env={**os.environ, "PYTHONPATH": str(files.CHECKOUT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert words in done.stderr and "stopped by SIGTERM" in done.stderr
+    assert done.stdout == "True 143\n"
+
+
 def test_without_a_command_the_help_is_shown(capsys):
     assert cli.main([]) == 2
     said = capsys.readouterr()

@@ -2,10 +2,11 @@
 
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from clipvip_lib.stop_signals import StopSignals, signals_raise
+from clipvip_lib.stop_signals import StopSignals, signals_held, signals_raise
 
 
 def send(number):
@@ -53,3 +54,21 @@ def test_a_signal_becomes_an_exception_but_not_one_that_is_ignored(request):
     with pytest.raises(SystemExit), signals_raise(signal.SIGHUP):
         send(signal.SIGHUP)
     assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+
+
+@pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
+def test_a_signal_that_is_held_acts_at_the_end(number, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
+    reached = False
+    with signals_raise(signal.SIGTERM), pytest.raises((SystemExit, KeyboardInterrupt)), signals_held():
+        send(number)
+        reached = True
+    assert reached
+    with signals_held():
+        pass
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with signals_held():
+        send(signal.SIGINT)
+    with ThreadPoolExecutor(1) as pool:  # where no signal arrives
+        assert pool.submit(lambda: signals_held().__enter__()).result() is None

@@ -255,18 +255,23 @@ def test_a_killed_rank_stops_the_others_with_one_clear_message(killed):
     assert "Signal 9 (SIGKILL) received" in killed  # torchrun's report, which names the rank
 
 
+def loads_torch(pid: int) -> bool:
+    return "libtorch" in Path(f"/proc/{pid}/maps").read_text()
+
+
 @pytest.mark.fault(
     "train: a rank is killed (SIGKILL) before the first step",
     sees="`; no checkpoint was written yet`",
     keeps="nothing, and nothing else is promised",
 )
 def test_a_rank_that_is_killed_before_the_first_step_leaves_no_promise_of_a_checkpoint(made):
-    """Whether a lost connection or torchrun's signal comes first, nothing is said to be kept."""
+    """Whether a lost connection or torchrun's signal comes first, amid an import or later, none is promised."""
     process = train(2, *made.options("early", steps=100_000, save_minutes=1e6))
     try:
-        # made when the ranks have found each other
-        patience.until((made.folder / "early").is_dir, "the run's folder", process)
-        os.kill(pid_of_rank(process.pid, 1), signal.SIGKILL)
+        patience.until((made.folder / "early").is_dir, "the run's folder", process)  # then there are ranks
+        ranks = [pid_of_rank(process.pid, rank) for rank in range(2)]
+        patience.until(lambda: all(map(loads_torch, ranks)), "torch", process)
+        os.kill(ranks[1], signal.SIGKILL)
         _, err = finish(process, code=1)
     finally:
         patience.kill(process.pid)

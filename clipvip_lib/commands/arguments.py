@@ -12,6 +12,7 @@ from fractions import Fraction
 
 from clipvip_lib.precision import PRECISIONS, slower
 from clipvip_lib.say import say
+from clipvip_lib.stop_signals import signals_held
 
 MOST_NUMBERS = 10_000  # that a range may mean
 
@@ -97,9 +98,12 @@ def device(text: str) -> str:
     return text
 
 
-def say_loading() -> None:
-    """Between the checks and the seconds that torch and weights take."""
-    say("clipvip: loading the model", sys.stderr)
+def load_torch(aloud: bool = True) -> None:
+    """Between the checks and the model: say that it is loaded, and import torch, which takes seconds."""
+    if aloud:
+        say("clipvip: loading the model", sys.stderr)
+    with signals_held():
+        import torch  # noqa: F401
 
 
 def precision(parser: argparse.ArgumentParser) -> None:

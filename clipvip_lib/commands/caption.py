@@ -9,8 +9,8 @@ from clipvip_lib.commands.arguments import (
     at_least,
     device,
     folder,
+    load_torch,
     precision,
-    say_loading,
     say_slower,
     share,
 )
@@ -117,8 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.hugging_face is not None:  # a captioner of another kind checks itself
         expect_hugging_face(arguments.hugging_face)
     make_folder(arguments.out)
-    if rank == 0:
-        say_loading()
+    load_torch(aloud=rank == 0)
     import torch
 
     from clipvip_lib.captions.caption_shards import caption_shards

@@ -12,8 +12,8 @@ from clipvip_lib.commands.arguments import (
     at_least,
     device,
     folder,
+    load_torch,
     precision,
-    say_loading,
     say_slower,
     seconds,
 )
@@ -155,7 +155,7 @@ def run(arguments: argparse.Namespace) -> int:
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
     _expect_settings(arguments)
     make_folder(arguments.out)
-    say_loading()
+    load_torch()
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
     from clipvip_lib.features.folder import PARQUET, write_parquet
 

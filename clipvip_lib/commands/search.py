@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import at_least, device, folder, say_loading
+from clipvip_lib.commands.arguments import at_least, device, folder, load_torch
 
 
 def add(commands) -> None:
@@ -72,7 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
     features = Features(arguments.features)  # report a wrong folder before torch is imported
     server = _bound(arguments)
     weights_of(features.settings, arguments.weights, arguments.tag)
-    say_loading()
+    load_torch()
     from clipvip_lib.features.search import PROBES, Searcher
 
     probes = PROBES if arguments.probes is None else arguments.probes

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from clipvip_lib.children import end_if_orphaned, end_with_torchrun
-from clipvip_lib.commands.arguments import assignment, at_least, folder, numbers, say_loading, share
+from clipvip_lib.commands.arguments import assignment, at_least, folder, load_torch, numbers, share
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.say import say
 from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
@@ -133,11 +133,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     if arguments.show:
         return show(arguments, recipe_name)
-    if os.environ.get("RANK", "0") == "0":
-        say_loading()
     ranks = None
     end_with_torchrun(lambda: _say_orphaned(arguments.out))
     try:
+        load_torch(aloud=os.environ.get("RANK", "0") == "0")
         from clipvip_lib.training import ranks as distributed
 
         ranks = distributed.start(arguments.timeout)
