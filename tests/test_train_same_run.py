@@ -189,15 +189,15 @@ def test_a_stop_before_the_first_step_leaves_the_checkpoint_that_it_names(
     made, tmp_path, monkeypatch, capsys
 ):
     assert cli.main(post(made, "a", tmp_path / "whole")) == 0
-    enter = loop.StopSignals.__enter__
 
-    def stopped(self):
-        found = enter(self)
-        os.kill(os.getpid(), signal.SIGTERM)
-        return found
+    class StoppedAtOnce(loop.StopSignals):
+        def __enter__(self):
+            found = super().__enter__()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return found
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.StopSignals, "__enter__", stopped)
+        patch.setattr(loop, "StopSignals", StoppedAtOnce)
         assert cli.main(post(made, "a", tmp_path / "out")) == 143
         assert f"{tmp_path}/out/checkpoint.pt of step 0 is kept; run the same" in capsys.readouterr().err
         assert torch.load(tmp_path / "out/checkpoint.pt", weights_only=True)["step"] == 0
