@@ -257,6 +257,30 @@ def test_a_newline_in_a_name_forges_no_line_of_results(weights, tmp_path, capsys
     assert json.loads(lines[3])["results"][0]["id"] == "v\n    1  +1.0000  forged  x\x1b[31m"
 
 
+@pytest.mark.fault(
+    "search: videos were moved away or replaced after they were embedded",
+    sees="below its line, that the file is gone, or changed since it was embedded; with --json in `lost`",
+    keeps="the results",
+)
+def test_a_result_whose_file_is_gone_or_changed_says_so(weights, tmp_path, capsys):
+    gone, other, _ = write_videos(tmp_path / "videos", 3)
+    out = tmp_path / "out"
+    assert run("embed", tmp_path / "videos", "--weights", weights, "--out", out) == 0
+    assert run("search", "a dog", "--in", out) == 0
+    before = capsys.readouterr()
+    assert "clipvip: cannot read" not in before.err and "changed since" not in before.err
+    gone.unlink()
+    other.write_bytes(other.read_bytes() + b"0")
+    assert run("search", "a dog", "--in", out) == 0
+    after = capsys.readouterr()
+    assert after.out in before.out
+    assert f"clipvip: cannot read {gone}: expected a video, got No such file" in after.err
+    assert f"clipvip: {other} changed since it was embedded" in after.err
+    assert run("search", "a dog", "--in", out, "--json") == 0
+    results = json.loads(capsys.readouterr().out)["results"]
+    assert {each["id"] for each in results if "lost" in each} == {gone.stem, other.stem}
+
+
 def test_texts_that_are_cut_are_counted(weights, tmp_path, capsys):
     write_videos(tmp_path / "videos", 1)
     (tmp_path / "texts.txt").write_text("a dog\n" + "a dog runs " * 9 + "\n" + "somebody cooks " * 9 + "\n")

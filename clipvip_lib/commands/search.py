@@ -100,6 +100,8 @@ def run(arguments: argparse.Namespace) -> int:
         for rank, result in enumerate(query["results"], 1):
             about = result["text"] if "text" in result else _place(result)
             say(f"{rank:>5}  {result['score']:+.4f}  {result['id']}  {about}")
+            if "lost" in result:
+                say(f"clipvip: {result['lost']}", sys.stderr)
     if arguments.html is not None:
         from clipvip_lib.features.search_page import file_page
         from clipvip_lib.files import write_bytes

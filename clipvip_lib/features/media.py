@@ -88,14 +88,30 @@ def copy(file: BinaryIO, start: int, length: int, write) -> None:
 
 
 def embedded_path(row: dict) -> Path:
-    """Where a row's file is, without links. Raises ClipVipError if they lead elsewhere than when it was embedded."""
+    """Where a row's file is, without links. Raises ClipVipError if they lead elsewhere than when it was embedded, or if
+    it is gone or changed since; its content is not looked at."""
     path, found = os.path.abspath(row["path"]), os.path.realpath(row["path"])  # noqa: PTH100
     if found != row.get("real", path):
         raise ClipVipError(
             f"{row['path']} leads to {found}: expected {row.get('real', path)}, as when it was embedded; put the link "
             "right, or embed into a new folder"
         )
+    if row.get("stamp", "") not in ("", stamp_of(Path(found))):
+        raise ClipVipError(
+            f"{found} changed since it was embedded: expected the size and time of then, got others, so the score "
+            "may be another video's; embed it again"
+        )
     return Path(found)
+
+
+def lost(row: dict) -> str:
+    """Why the file of a row is not what was embedded, or nothing: it is, or the row is a text."""
+    try:
+        if isinstance(row.get("path"), str):
+            embedded_path(row)
+    except ClipVipError as error:
+        return str(error)
+    return ""
 
 
 class Media:
@@ -114,13 +130,7 @@ class Media:
         if not isinstance(about.get("path"), str):
             raise ClipVipError(f"row {row} is a text: expected a video; there is nothing to show")
         path = embedded_path(about)
-        place = self._in_shard(path, about["key"]) if about.get("key") else self._of_file(path, about)
-        if about.get("stamp", "") not in ("", stamp_of(path)):
-            raise ClipVipError(
-                f"{path} changed since it was embedded: expected the size and time of then, got others, so the score "
-                "may be another video's; embed it again"
-            )
-        return place
+        return self._in_shard(path, about["key"]) if about.get("key") else self._of_file(path, about)
 
     def _of_file(self, path: Path, about: dict) -> Place:
         suffix = Path(about["path"]).suffix.lower()

@@ -21,6 +21,7 @@ import numpy as np
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import encoder_of
 from clipvip_lib.features.folder import Features
+from clipvip_lib.features.media import lost
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.models.encoding import encode_videos
 from clipvip_lib.retrieval import unit_rows
@@ -66,7 +67,8 @@ class Searcher:
     ) -> list[dict]:
         """For each text, then each video, {"text" or "video", "results"}, and "cut": true for a text that is longer
         than the model's context. A result is {"rank", "score", "row"} and what ids.jsonl says of the row; where windows
-        overlap also "overlapping", how many that overlap it were left out above the last result.
+        overlap also "overlapping", how many that overlap it were left out above the last result; "lost" says why its
+        file is not what was embedded, where that is so.
 
         Raises ClipVipError as ``search`` and ``faiss_search``; VideoError for a video.
         """
@@ -106,7 +108,8 @@ class Searcher:
         for row, score in zip(rows.tolist(), cosines.tolist(), strict=True):
             if len(listed) == top:
                 break
-            found = {"rank": len(listed) + 1, "score": score, "row": row, **self.features.row(row)}
+            about = self.features.row(row)
+            found = {"rank": len(listed) + 1, "score": score, "row": row, **about}
             found.pop("stamp", None)
             if self.beside:
                 better = of_video.setdefault((found["path"], found.get("key")), [])
@@ -115,6 +118,8 @@ class Searcher:
                     continue
                 better.append(found)
                 found["overlapping"] = 0
+            if why := lost(about):
+                found["lost"] = why
             listed.append(found)
         return listed
 
