@@ -1,4 +1,4 @@
-"""The answer first: what the reference run found, in three sentences and one figure.
+"""The answer first: what the reference run found, in a sentence, a line for each claim, and one figure.
 
 The index of the pages opens with it, README shows it (``make answer`` writes both), and notebook 08 draws the same
 figure from a run of its own. All text is made from verdicts.json; a test compares the places.
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 FIGURE = "answer.svg"
 BLOCK = re.compile(r"<!--answer-->.*?<!--/answer-->", re.DOTALL)
-SUMS = {  # what a claim comes to: how that is said of one, of several, and before a list of them
-    "holds": ("holds", "hold", "What holds"),
-    "holds in part": ("holds in part", "hold in part", "In part"),
-    "does not hold": ("does not hold", "do not hold", "What does not hold"),
-    rule.OPEN: ("is open", "are open", "Open"),
-    rule.NOT_JUDGED: ("is not judged", "are not judged", "Not judged"),
-    rule.IN_FULL: ("is not run in full", "are not run in full", "Not run in full"),
-    rule.NOT_RUN: ("is not run", "are not run", "Not run"),
+SUMS = {  # what a claim comes to, in the order in which it is told: said of one, and of several
+    "holds": ("holds", "hold"),
+    "holds in part": ("holds in part", "hold in part"),
+    "does not hold": ("does not hold", "do not hold"),
+    rule.OPEN: ("is open", "are open"),
+    rule.NOT_JUDGED: ("is not judged", "are not judged"),
+    rule.IN_FULL: ("is not run in full", "are not run in full"),
+    rule.NOT_RUN: ("is not run", "are not run"),
 }
 LOOKS = {  # colour, marker, hollow
     rule.REPRODUCED: ("blue", "o", False),
@@ -49,25 +49,30 @@ FONT = 9.5  # of the figure's words, in points: a phone shows it at half its wid
 VERDICT_AT, PAPER_AT, MACHINES_AT, MACHINE_WIDTH = 1.04, 1.38, 1.58, 0.22
 
 
-def sentences(found: Mapping) -> list[str]:
-    """What verdicts.json says: how the claims came out and how sure that is, what holds, and the rest."""
+def sentence(found: Mapping) -> str:
+    """What verdicts.json says, in short: how the claims came out, how many statements are decided, on what basis."""
     rows = found["statements"]
-    sums = {claim: rule.sum_up(claim, rows) for claim in claims.CLAIMS}
     decided = sum(row["verdict"] in rule.DECIDED for row in rows)
-    kinds = {word: [c for c, said in sums.items() if said.partition(" (")[0] == word] for word in SUMS}
-    counts = [f"{len(those)} {SUMS[word][len(those) > 1]}" for word, those in kinds.items() if those]
-    groups = {
-        word: f"{SUMS[word][2]}: {'; '.join(_said(claim, rows) for claim in those)}."
-        for word, those in kinds.items()
-        if those
-    }
-    return [
-        f"In the reference run, of the paper's {len(sums)} claims {_listed(counts)}; {decided} of their {len(rows)} "
+    words = [_kind(word) for _, word, _ in by_claim(found)]
+    counts = [f"{count} {SUMS[word][count > 1]}" for word in SUMS if (count := words.count(word))]
+    return (
+        f"In the reference run, of the paper's {len(words)} claims {_listed(counts)}; {decided} of their {len(rows)} "
         f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is a statement's worst result: of "
-        "its contrasts, often one for each benchmark, the one that speaks least for it.",
-        groups.pop("holds", "No claim holds."),
-        " ".join(groups.values()),
-    ]
+        "its contrasts, often one for each benchmark, the one that speaks least for it."
+    )
+
+
+def by_claim(found: Mapping) -> list[tuple[claims.Claim, str, str]]:
+    """Each claim with what it comes to and its sentence with the effects of its statements; those that hold first."""
+    rows = found["statements"]
+    told = [(claim, rule.sum_up(claim, rows), _said(claim, rows)) for claim in claims.CLAIMS]
+    order = list(SUMS)
+    return sorted(told, key=lambda claim: order.index(_kind(claim[1])))
+
+
+def _kind(word: str) -> str:
+    """A verdict without its numbers: "holds in part"."""
+    return word.partition(" (")[0]
 
 
 def _said(claim: claims.Claim, rows: Sequence[Mapping]) -> str:
@@ -224,7 +229,7 @@ def lead(found: Mapping | None) -> str:
     shown = figures.figure_html(
         drawn, "What the paper states, and what was found", miniatures(caption(found)), miniatures(alt(rows))
     )
-    first = html.escape(sentences(found)[0])
+    first = html.escape(sentence(found))
     if found["metric"] != claims.RECALL:
         first += " The pages below count the average of R@1, R@5 and R@10: their numbers do not compare with these."
     first += " How the reference came about is told in the project's reports/README.md."
@@ -233,27 +238,23 @@ def lead(found: Mapping | None) -> str:
 
 
 def claims_html(found: Mapping) -> str:
-    """What each claim comes to, those that hold first: its sentence, the verdict, the effects of its statements."""
-    rows = found["statements"]
-    sums = {claim: rule.sum_up(claim, rows) for claim in claims.CLAIMS}
-    lines = [
-        f"<li>{html.escape(_said(claim, rows))} {verdict_html(f'claim {claim.id}', sums[claim])}</li>"
-        for word in SUMS
-        for claim in sums
-        if sums[claim].partition(" (")[0] == word
-    ]
+    """What each claim comes to: its sentence with effects, and the verdict."""
+    lines = (
+        f"<li>{html.escape(said)} {verdict_html(f'claim {claim.id}', word)}</li>"
+        for claim, word, said in by_claim(found)
+    )
     return f'<ul class="verdicts">{"".join(lines)}</ul>'
 
 
 def verdict_html(what: str, word: str) -> str:
     """A verdict with its colour and shape: "claim 6 holds"."""
-    kind = html.escape(word.partition(" (")[0], quote=True)
+    kind = html.escape(_kind(word), quote=True)
     return f'<span data-verdict="{kind}">{html.escape(f"{what} {word}")}</span>'
 
 
 def readme(text: str, found: Mapping) -> str:
     """README with the answer written into its block."""
-    lines = [f"* {sentence}" for sentence in sentences(found)]
+    lines = [f"* Claim {claim.id} **{word}**: {said}." for claim, word, said in by_claim(found)]
     picture = f"![{alt(found['statements'])}](reports/reference/{FIGURE})"
-    block = "\n".join(["<!--answer-->", *lines, "", picture, "<!--/answer-->"])
+    block = "\n".join(["<!--answer-->", sentence(found), "", *lines, "", picture, "<!--/answer-->"])
     return BLOCK.sub(lambda _: block, text)

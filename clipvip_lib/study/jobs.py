@@ -81,7 +81,9 @@ def tell_answer(folder: Path = reference.FOLDER) -> None:
     readme = files.CHECKOUT / "README.md"
     if folder == reference.FOLDER and readme.is_file():
         files.write_bytes(readme, answer.readme(readme.read_text(encoding="utf-8"), found).encode())
-    print("\n".join(answer.sentences(found)))
+    print(answer.sentence(found))
+    for claim, word, said in answer.by_claim(found):
+        print(f"claim {claim.id} {word}: {said}")
 
 
 JOBS = {"registration": register, "evidence": add_evidence, "condition": add_condition, "answer": tell_answer}
