@@ -20,7 +20,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features import search as module
 from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
 from clipvip_lib.features.folder import Features, _lines_of
-from clipvip_lib.features.search import INDEX, INDEX_ABOUT, answer, faiss_search, search
+from clipvip_lib.features.search import INDEX, INDEX_ABOUT, Searcher, faiss_search, search
 from clipvip_lib.features.writer import FeatureWriter
 
 HOW = {"kind": "videos", "weights": "w", "pretrained_tag": None, "checksum": "c", "stored": "float32"}
@@ -185,6 +185,10 @@ def embedded(tmp_path_factory):
     embed_videos(encoder, list_clips([home / "videos"]), home / "out", frames=2, antialias=True)
     embed_texts(encoder, [(str(i), word) for i, word in enumerate(WORDS)], home / "out" / "texts")
     return home, encoder, paths
+
+
+def answer(features, texts=(), videos=(), top=10, weights=None):
+    return Searcher(features, weights).answer(texts, videos, top)
 
 
 def test_texts_and_videos_find_their_rows(embedded):

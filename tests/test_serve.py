@@ -27,10 +27,12 @@ from small_clip import save_small, write_videos
 from test_clips import jpeg, write_pictures, write_shard
 from test_embed_commands import run
 
+from clipvip_lib.data import clips
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features import search as module
 from clipvip_lib.features import serve
 from clipvip_lib.features.folder import Features
+from clipvip_lib.features.media import Place
 from clipvip_lib.features.serve import Refused, Server, address_of, wanted_part
 
 ODD = "v\x1b[31m<script>alert(1)<∕script>"  # a folder's / is not in names
@@ -93,7 +95,7 @@ def test_a_text_a_clip_and_a_row_find_videos(served, indexed):
     answer = json.loads(body)
     assert status == 200 and headers["Content-Type"] == "application/json"
     (query,) = answer["queries"]
-    expected = module.answer(served.features, ["a dog runs"], top=3)[0]["results"]
+    expected = module.Searcher(served.features).answer(["a dog runs"], top=3)[0]["results"]
     assert query["asked"] == "a dog runs" and query["seconds"] > 0
     assert [each["row"] for each in query["results"]] == [each["row"] for each in expected]
     assert [each["score"] for each in query["results"]] == pytest.approx([each["score"] for each in expected])
@@ -286,9 +288,12 @@ def test_names_are_shown_as_names(served):
     sees="404 and a sentence in place of the player",
     keeps="the server",
 )
-def test_a_video_that_is_gone_or_no_video_is_told(indexed, tmp_path):
+@pytest.mark.parametrize("stamped", (True, False), ids=("stamped", "of before there were stamps"))
+def test_a_video_that_is_gone_or_no_video_is_told(indexed, tmp_path, monkeypatch, stamped):
     shutil.copytree(indexed / "videos", tmp_path / "v")
     line = ("embed", tmp_path / "v", "--weights", indexed / "weights", "--out", tmp_path / "out")
+    if not stamped:
+        monkeypatch.setattr(clips, "stamp_of", lambda path: "")
     assert run(*line) == 0
     served = Served(tmp_path / "out")
     try:
@@ -298,18 +303,19 @@ def test_a_video_that_is_gone_or_no_video_is_told(indexed, tmp_path):
         shard = tmp_path / "v" / "0.tar"
         shard.write_bytes(shard.read_bytes()[:3000])
         (tmp_path / "v" / "v02.mp4").write_bytes(videos.encode(20))
-        told = {
-            "v00": "a pipe or a device",
-            "v01": "No such file",
-            "k": "changed since",
-            "v02": "changed since",
-        }
+        told = {"v00": "a pipe or a device", "v01": "No such file"}
+        told |= {"k": "changed since", "v02": "changed since"} if stamped else {"k": "is damaged"}
         for id, words in told.items():
             status, _, body = served.ask(f"/media/{served.row(id)}")
             assert status == 404 and words in json.loads(body)["error"]
             item = json.loads(served.ask(f"/api/search?like={served.row(id)}&top=1")[2])["items"]
             assert item[str(served.row(id))]["kind"] == "none"
         assert served.ask(f"/media/{served.row(ODD)}")[0] == 200
+        late = Place(
+            tmp_path / "v" / "v00.mp4", "video/mp4"
+        )  # that it is a pipe comes after the look at its stamp
+        with pytest.raises(ClipVipError, match="is not what was embedded"), late.open():
+            pass
     finally:
         served.close()
 

@@ -104,9 +104,6 @@ def load_torch(aloud: bool = True) -> None:
         say("clipvip: loading the model", sys.stderr)
     with signals_held():
         import torch  # noqa: F401
-        from transformers.utils import logging
-    # A bar about one file of weights says less than our own lines. The Hub's downloads keep theirs.
-    logging.set_tqdm_hook(lambda bar, given, named: bar(*given, **named | {"disable": True}))
 
 
 def precision(parser: argparse.ArgumentParser) -> None:

@@ -155,9 +155,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace, recipe_name: str, ranks) -> int:
     """The run and its exit code."""
+    from transformers.utils import logging
+
     from clipvip_lib.training import ranks as distributed
     from clipvip_lib.training.run import Options, train_as_told
 
+    # transformers' bar about one file of weights says less than our own lines. The Hub's downloads keep theirs.
+    logging.set_tqdm_hook(lambda bar, given, named: bar(*given, **named | {"disable": True}))
     try:
         train_as_told(Options.of(arguments), recipe_name, ranks)
     except distributed.StoppedElsewhere:

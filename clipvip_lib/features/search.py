@@ -135,23 +135,6 @@ def _overlap(one: dict, two: dict) -> bool:
     return one["start"] < two["end"] and two["start"] < one["end"]
 
 
-def answer(
-    features: Features,
-    texts: Sequence[str] = (),
-    videos: Sequence[str | Path] = (),
-    *,
-    top: int = 10,
-    weights: str | None = None,
-    pretrained_tag: str | None = None,
-    device: str = "auto",
-    probes: int | None = None,
-    every: bool = False,
-) -> list[dict]:
-    """What `clipvip search` tells: `Searcher.answer` of a model that is loaded for it."""
-    check_asked(texts, videos)
-    return Searcher(features, weights, pretrained_tag, device, probes, every).answer(texts, videos, top)
-
-
 def check_asked(texts: Sequence[str], videos: Sequence[str | Path]) -> None:
     """Raises ClipVipError for nothing, or nothing but spaces, or what is not Unicode."""
     if not len(texts) and not len(videos):

@@ -279,6 +279,11 @@ def sum_up(claim: Claim, found: Iterable[Verdict | Mapping[str, object]]) -> str
     return OPEN if OPEN in words else "does not hold"
 
 
+def kind(word: str) -> str:
+    """What ``sum_up`` said, without its numbers: "holds in part"."""
+    return word.partition(" (")[0]
+
+
 def claims_of(statements: Iterable[Verdict | Mapping[str, object]]) -> list[Claim]:
     """The claims that some verdicts belong to, in order."""
     rows = [each if isinstance(each, Mapping) else each.row() for each in statements]

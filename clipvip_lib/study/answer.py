@@ -53,7 +53,7 @@ def sentence(found: Mapping) -> str:
     """What verdicts.json says, in short: how the claims came out, how many statements are decided, on what basis."""
     rows = found["statements"]
     decided = sum(row["verdict"] in rule.DECIDED for row in rows)
-    words = [_kind(word) for _, word, _ in by_claim(found)]
+    words = [rule.kind(word) for _, word, _ in by_claim(found)]
     counts = [f"{count} {SUMS[word][count > 1]}" for word in SUMS if (count := words.count(word))]
     return (
         f"In the reference run, of the paper's {len(words)} claims {_listed(counts)}; {decided} of their {len(rows)} "
@@ -66,13 +66,7 @@ def by_claim(found: Mapping) -> list[tuple[claims.Claim, str, str]]:
     """Each claim with what it comes to and its sentence with the effects of its statements; those that hold first."""
     rows = found["statements"]
     told = [(claim, rule.sum_up(claim, rows), _said(claim, rows)) for claim in claims.CLAIMS]
-    order = list(SUMS)
-    return sorted(told, key=lambda claim: order.index(_kind(claim[1])))
-
-
-def _kind(word: str) -> str:
-    """A verdict without its numbers: "holds in part"."""
-    return word.partition(" (")[0]
+    return sorted(told, key=lambda line: list(SUMS).index(rule.kind(line[1])))
 
 
 def _said(claim: claims.Claim, rows: Sequence[Mapping]) -> str:
@@ -248,7 +242,7 @@ def claims_html(found: Mapping) -> str:
 
 def verdict_html(what: str, word: str) -> str:
     """A verdict with its colour and shape: "claim 6 holds"."""
-    kind = html.escape(_kind(word), quote=True)
+    kind = html.escape(rule.kind(word), quote=True)
     return f'<span data-verdict="{kind}">{html.escape(f"{what} {word}")}</span>'
 
 

@@ -154,7 +154,7 @@ def sums(found: Mapping) -> list[tuple[str, str, str]]:
     """What the reference says of a page's claims: their sentence, the kind of verdict, and the verdict in words."""
     statements = found.get("statements", [])
     return [
-        (claim.sentence, word.partition(" (")[0], f"Claim {claim.id} {word}")
+        (claim.sentence, rule.kind(word), f"Claim {claim.id} {word}")
         for claim in rule.claims_of(statements)
         for word in [rule.sum_up(claim, statements)]
     ]
