@@ -11,7 +11,7 @@ import small_study
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_json
 from clipvip_lib.profiles import PROFILES, get_profile
-from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, metric_of, statement
+from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, STATEMENTS, measures, metric_of, statement
 from clipvip_lib.statistics.intervals import from_interval, paired_difference, pool_draws, prediction_interval
 from clipvip_lib.statistics.verdicts import OPEN, verdict, verdicts
 from clipvip_lib.study import answer, evidence_file, reference
@@ -170,6 +170,34 @@ def test_the_evidence_of_a_folder_is_judged(tmp_path):
         assert row == other | {"metric": row["metric"]}
     assert list(found["machines"]) == ["on gpu"] and found["machines"]["on gpu"] == found["statements"]
     assert found["registered"] is False  # the run names no registration
+    assert {(row["effect"], row["low"], row["high"]) for row in found["apart"]["on gpu"]} == {(0.0, 0.0, 0.0)}
+
+
+def kept(seeds, more: float = 0.0, profile: str = "Profile(name='mini', steps=3)") -> evidence_file.Stored:
+    """Evidence in which each seed has hits of its own; ``more`` is added to what proxies find."""
+    hits = {}
+    for measure in measures(STATEMENTS):
+        draws = [np.random.default_rng((seed, len(str(measure)))).random(40) for seed in seeds]
+        hits[measure] = np.stack(draws) + (more if measure.arm == "proxy-4" else 0.0)
+    return evidence_file.Stored(tuple(seeds), profile, (), {1: hits}, {})
+
+
+def test_seeds_that_two_machines_share_are_compared_and_no_others():
+    here = kept(range(4))
+    found = reference.apart(here, kept((3, 9, 1), 0.02, "Profile(name='mini-gpu', steps=3)"), R1)
+    moved = {"proxy-4 over full, msrvtt", "proxy-4 over full, didemo"}
+    assert moved < {row["contrast"] for row in found}
+    for row in found:  # the same seed has the same hits, but for what was added
+        if row["contrast"] in moved:
+            assert (row["effect"], row["low"], row["high"]) == pytest.approx((2.0, 2.0, 2.0))
+        assert row["low"] <= row["effect"] <= row["high"]
+    level = sum(abs(row["effect"]) < 1e-9 for row in found)
+    made = of(rows("6", 5.0, 3), machines={"on gpu": rows("6", 5.0, 3)})
+    said = f"points on average; of {len(found)} differences {level} have a 95 % interval that includes zero"
+    assert 0 < level < len(found) and said in answer.caption(made | {"apart": {"on gpu": found}})
+    assert "seeds that both have" not in answer.caption(made)
+    assert reference.apart(here, kept((7, 8)), R1) == []  # no seed of both
+    assert reference.apart(here, kept((1,), profile="Profile(name='mini', steps=4)"), R1) == []
 
 
 def test_the_answer_counts_claims_and_tells_what_holds():

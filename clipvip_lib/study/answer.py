@@ -192,6 +192,7 @@ def caption(found: Mapping) -> str:
     basis = reference.basis(found)
     elsewhere = "".join(
         f" {title[0].upper()}{title[1:]}: the same, {counts[title]} seeds; {_otherwise(found['statements'], rows)}."
+        f"{_apart(found.get('apart', {}).get(title, []))}"
         for title, rows in found["machines"].items()
     )
     return (
@@ -212,6 +213,18 @@ def _otherwise(rows: Sequence[Mapping], others: Sequence[Mapping]) -> str:
             told.setdefault(row["verdict"], []).append(row["id"])
     words = [f"{', '.join(ids)} {'is' if len(ids) == 1 else 'are'} {word}" for word, ids in told.items()]
     return f"there {_listed(words)}" if words else "with the same verdicts"
+
+
+def _apart(rows: Sequence[Mapping]) -> str:
+    """How far the effects of seeds that both have are apart; "" if they have none."""
+    if not rows:
+        return ""
+    level = sum(row["low"] <= 0 <= row["high"] for row in rows)
+    mean = sum(abs(row["effect"]) for row in rows) / len(rows)
+    return (
+        f" Effects of the seeds that both have differ by {mean:.1f} points on average; of {len(rows)} differences "
+        f"{level} have a 95 % interval that includes zero (by chance one in twenty has not)."
+    )
 
 
 def lead(found: Mapping | None) -> str:

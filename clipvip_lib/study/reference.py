@@ -1,7 +1,8 @@
 """The reference run: its verdicts, and what a reader's own run says beside them.
 
 ``reports/reference`` holds the evidence (evidence_file.py) and verdicts.json, the verdicts on it. Files evidence-*.npz
-are the same study on another machine (a GPU); they are judged by the same rule. Those in conditions/ hold the headline
+are the same study on another machine, or in another precision; they are judged by the same rule, and seeds that both
+have are compared. Those in conditions/ hold the headline
 contrasts under other conditions (conditions.py); no statement is judged on them. Pages are joined with the reference
 when they are published, so a new one never makes a notebook run again.
 
@@ -46,11 +47,12 @@ def judge(folder: Path = FOLDER) -> dict:
     from clipvip_lib.study import conditions, evidence_file
 
     stored = evidence_file.read(folder / EVIDENCE)
-    machines = {}
+    machines, compared = {}, {}
     for path in sorted(folder.glob("evidence-*.npz")):
-        rows = judged(evidence_file.read(path), stored.metric)
+        other = evidence_file.read(path)
         title = path.stem.removeprefix("evidence-").replace("-", " ")
-        machines[title] = [row for row in rows if row["verdict"] != rule.NOT_RUN]
+        machines[title] = [row for row in judged(other, stored.metric) if row["verdict"] != rule.NOT_RUN]
+        compared[title] = apart(stored, other, stored.metric)
     found = {
         "registered": all(
             run.get("registration") == evidence_file.registration() != "" for run in stored.runs
@@ -61,6 +63,7 @@ def judge(folder: Path = FOLDER) -> dict:
         "runs": list(stored.runs),
         "statements": judged(stored, stored.metric),
         "machines": machines,
+        "apart": compared,
         "headlines": conditions.headlines(stored.found(), len(stored.seeds), stored.metric),
         "conditions": conditions.effects(folder / conditions.FOLDER),
     }
@@ -72,6 +75,28 @@ def judged(stored: Stored, metric: str) -> list[dict]:
     """All statements judged on a file's evidence, as rows of claims.json; those on retrieval in this metric."""
     rows = [v.row() for v in rule.verdicts(stored.found(metric), stored.seeds)]
     return [row | {"metric": metric if row["metric"] == claims.RECALL else row["metric"]} for row in rows]
+
+
+def apart(here: Stored, there: Stored, metric: str) -> list[dict]:
+    """How far the seeds that two files share are apart: for each contrast of retrieval its effect there less its effect
+    here, in points, as {"contrast", "effect", "low", "high"} (95 %, over seeds and queries).
+
+    [] if they share no seed, or if recipe and world differ; a profile's name may ("mini-gpu").
+    """
+    both = [seed for seed in here.seeds if seed in there.seeds]
+    if not both or _recipe(here.profile) != _recipe(there.profile):
+        return []
+    ours, theirs = here.found(metric), there.found(metric)
+    rows = []
+    for contrast in ours:
+        if contrast in theirs and claims.metric_of(contrast) != claims.NMI:
+            tables = (
+                found[contrast][[stored.seeds.index(seed) for seed in both]]
+                for stored, found in ((there, theirs), (here, ours))
+            )
+            effect, low, high = intervals.paired_difference(*tables)
+            rows.append({"contrast": contrast.name, "effect": effect, "low": low, "high": high})
+    return rows
 
 
 def read(folder: Path = FOLDER) -> dict | None:
@@ -100,6 +125,10 @@ def of_an_earlier_recipe(reference: Mapping) -> bool:
 
 def _name(profile: str) -> str:
     return profile.partition(",")[0]
+
+
+def _recipe(profile: str) -> str:
+    return profile.partition(",")[2]
 
 
 def beside(rows: Sequence[Mapping], reference: dict | None) -> dict:
