@@ -142,6 +142,7 @@ def test_one_training_step_and_the_stages_of_embedding():
     assert packs["decoding_processor"] < originals["decoding_processor"]
 
 
+@pytest.mark.thorough
 def test_the_step_of_several_processes_is_predicted_from_one():
     found = ranks.measure(repeats=2, batch=4, frames=1, processes=2, config=SMALL)
     one, two = found["rows"]

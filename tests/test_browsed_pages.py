@@ -12,6 +12,12 @@ from clipvip_lib.study.experiments import NOTEBOOKS
 
 pytestmark = [pytest.mark.slow, browsers.in_a_browser]
 PAGES = [*NOTEBOOKS, "index"]
+ALWAYS = (
+    "index",
+    "00_start_here",
+    "05_ocl_losses",
+)  # of them all kinds of things; the other pages: when all are asked
+LOOKED_AT = [name if name in ALWAYS else pytest.param(name, marks=pytest.mark.thorough) for name in PAGES]
 LOOKS = [(1280, False), (1280, True), (390, False), (390, True)]
 
 #: Tables of which a cell cannot be reached, or that scroll without saying so or without keeping their first column.
@@ -50,7 +56,7 @@ def out(smoke):
     return smoke.out
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", LOOKED_AT)
 def test_a_page_is_whole_legible_and_quiet(tab, out, name):
     for width, dark in LOOKS:
         tab.show(out / f"{name}.html", width=width, dark=dark)

@@ -195,6 +195,7 @@ def test_a_living_rank_takes_up_what_a_killed_one_held(place, line, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_two_ranks_write_every_parquet_once(place, line, tmp_path, main):
     """The second finds the first at work, and shards that were captioned without --parquet."""
     out = tmp_path / "out"

@@ -220,6 +220,7 @@ def pages_of(site) -> list:
 
 @pytest.mark.slow
 @needs_mkdocs
+@pytest.mark.thorough
 def test_the_site_has_every_page_and_the_reference_its_names(site):
     pages = {
         path.relative_to(CHECKOUT / "docs").with_suffix(".html") for path in CHECKOUT.glob("docs/**/*.md")

@@ -175,7 +175,7 @@ def nmi_table(
     return table[:, 0], table[:, :1] + moved[:, 1:]
 
 
-@pytest.mark.parametrize("draws", [100, 10])
+@pytest.mark.parametrize("draws", [pytest.param(100, marks=pytest.mark.thorough), 10])
 @pytest.mark.parametrize("seeds", [3, 5, 10])
 @pytest.mark.parametrize(
     ("by_seed", "by_text", "rest", "most"),

@@ -40,6 +40,7 @@ def test_a_gap_is_the_mean_over_draws_and_steadier_with_more_texts():
     assert few.draws.tolist() == [nmi(*drawn(a, b, 30, 0, draw)) for draw in range(10)]
 
 
+@pytest.mark.thorough
 def test_the_spread_of_draws_is_the_error_of_their_mean_where_a_pool_has_twice_the_texts():
     """The delete-half jackknife, on 200 pools: it must say how far the value lies from that of other pools."""
     found = [gap(cloud(i, 0, 200), cloud(1000 + i, 0.7, 200), 100, restarts=1) for i in range(200)]

@@ -297,6 +297,7 @@ def nbval(run, tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_nbval_finds_the_same_outputs_again(run, nbval, name):
     book = executed(run, name)
@@ -307,6 +308,7 @@ def test_nbval_finds_the_same_outputs_again(run, nbval, name):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_nbval_finds_one_changed_number(nbval):
     assert nbval.outcomes["changed"]["failed"] == 1, nbval.said[-4000:]
     assert nbval.outcomes["changed"]["passed"] > 3

@@ -85,6 +85,7 @@ def test_more_seeds_decide_more(registered):
             assert by_seeds == [None] * 3 or (sorted(by_seeds) == by_seeds and by_seeds[-1] <= 1)
 
 
+@pytest.mark.thorough
 def test_power_is_that_of_the_least_favourable_contrast(exploratory):
     [one] = [s for s in preregistration.claims.STATEMENTS if s.id == "6"]
     found, together = exploratory.found(), preregistration.power(exploratory)["statements"]["6"]["16"]
@@ -94,6 +95,7 @@ def test_power_is_that_of_the_least_favourable_contrast(exploratory):
     assert together["decided"] == round(min(alone), 2) > 0.8
 
 
+@pytest.mark.thorough
 def test_a_registration_that_evidence_rests_on_is_not_written_again(exploratory, tmp_path, monkeypatch):
     path = tmp_path / "registration.json"
     monkeypatch.setattr(evidence_file, "REGISTRATION", path)

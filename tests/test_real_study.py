@@ -217,6 +217,7 @@ def test_a_caption_may_hold_any_line_separator(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_pages_come_out_of_what_is_there(data, tmp_path, monkeypatch, capsys):
     """06: CLIP4Clip and CLIP-ViP on msrvtt, post-pretrained on shards, through real ``clipvip train`` processes."""
     monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))

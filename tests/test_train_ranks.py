@@ -308,6 +308,7 @@ def test_on_another_number_of_ranks_the_batches_are_the_same(made, two):
     sees="`one of them died or gave no answer within`",
     keeps="the steps before; resumed, each rank has seen the number of samples that it should",
 )
+@pytest.mark.thorough
 def test_one_of_four_ranks_is_killed_on_uneven_shards_and_the_run_goes_on(made):
     """Two shards of 16 and 8 clips, shared sample by sample: 6 clips per rank and epoch."""
     err = interrupted(made, "four-killed", signal.SIGKILL, ranks=4, store=False)

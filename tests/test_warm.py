@@ -156,6 +156,7 @@ def decode_and_train(video: str, connection: Connection) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_copy_decodes_and_trains_bit_for_bit_as_a_fresh_interpreter(start, tmp_path, monkeypatch):
     path = tmp_path / "video.mp4"
     path.write_bytes(videos.encode(60))
