@@ -7,7 +7,7 @@ import threading
 import pytest
 from patience import STILL
 
-from clipvip_lib.streams.ahead import ahead
+from clipvip_lib.ahead import ahead
 
 
 def test_the_next_item_is_made_while_the_first_is_used():

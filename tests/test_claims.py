@@ -6,9 +6,9 @@ import pytest
 
 from clipvip_lib import paper
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.profiles import get_profile
 from clipvip_lib.statistics import claims
 from clipvip_lib.statistics.claims import (
-    ATTENTION_ARMS,
     BENCHMARKS,
     CLAIMS,
     CONTRASTS,
@@ -23,6 +23,7 @@ from clipvip_lib.statistics.claims import (
     claim,
     statement,
 )
+from clipvip_lib.study.experiments import attention_arms
 
 
 def names(which: str) -> list[str]:
@@ -39,7 +40,14 @@ def test_eleven_claims_of_one_to_five_statements():
 
 def test_arms_are_the_studys():
     checkpoints = {checkpoint(c, which) for c in CORPORA for which in ("first", "last")}
-    known = {*ATTENTION_ARMS, *LOSS_ARMS, *METHOD_ARMS, *TEXT_ARMS, *TEXT_SOURCES, *checkpoints}
+    known = {
+        *attention_arms(get_profile("mini")),
+        *LOSS_ARMS,
+        *METHOD_ARMS,
+        *TEXT_ARMS,
+        *TEXT_SOURCES,
+        *checkpoints,
+    }
     assert {m.arm for c in CONTRASTS for m in (c.more, c.less)} <= known
     assert {c.more.benchmark for c in CONTRASTS} == set(BENCHMARKS)
     assert all(c.more.benchmark == c.less.benchmark and c.more != c.less for c in CONTRASTS)

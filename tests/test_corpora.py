@@ -93,7 +93,11 @@ def test_webvid_is_narrower_and_written_not_spoken(folder):
 
 
 def test_proportions_of_the_corpora():
-    assert [corpora.CORPORA[name] for name in ("webvid-2.5m", "hdvila-10m", "hdvila-100m")] == [1, 4, 40]
+    assert [corpora.RELATIVE_SIZES[name] for name in ("webvid-2.5m", "hdvila-10m", "hdvila-100m")] == [
+        1,
+        4,
+        40,
+    ]
 
 
 @pytest.mark.parametrize("name", ("msrvtt", "didemo"))

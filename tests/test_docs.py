@@ -87,7 +87,7 @@ def table_rows(page: str) -> dict[str, list[str]]:
 
 def test_the_data_cards_sizes_are_those_of_the_profiles():
     rows = table_rows("docs/data_card.md")
-    largest = max(corpora.CORPORA.values())
+    largest = max(corpora.RELATIVE_SIZES.values())
 
     def clips(size) -> str:
         return " / ".join(f"{number:,}" for number in (size.train, size.val, size.test))
@@ -98,7 +98,7 @@ def test_the_data_cards_sizes_are_those_of_the_profiles():
         "`msrvtt`, training / validation / test clips": clips,
         "`didemo`, the same": clips,
     }
-    for name, share in corpora.CORPORA.items():
+    for name, share in corpora.RELATIVE_SIZES.items():
         [title] = [title for title in rows if title.startswith(f"`{name}`")]
         expected[title] = lambda size, share=share: f"{round(size.corpus_clips * share / largest):,}"
     for title, cell in expected.items():
@@ -108,7 +108,7 @@ def test_the_data_cards_sizes_are_those_of_the_profiles():
         f"{world.FRAMES} frames of {world.PIXELS} x {world.PIXELS} pixels at {world.FPS} frames a second"
         in text
     )
-    assert " : ".join(map(str, corpora.CORPORA.values())) in text
+    assert " : ".join(map(str, corpora.RELATIVE_SIZES.values())) in text
     drawn = {
         "shapes": world.SHAPES,
         "colours": world.COLOURS,

@@ -15,6 +15,7 @@ PACKAGE = Path(clipvip_lib.__file__).parent
 # A module may import from its own storey and from those before it.
 STOREYS = {
     "ground": (
+        "ahead",
         "children",
         "cores",
         "errors",

@@ -14,10 +14,11 @@ from clipvip_lib.data import corpora
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.progress import quiet
-from clipvip_lib.statistics.claims import ATTENTION_ARMS, BENCHMARKS, CORPORA, LOSS_ARMS
-from clipvip_lib.study import data_at_hand, dry_run, experiments, paper_plan
+from clipvip_lib.statistics.claims import BENCHMARKS, CORPORA, LOSS_ARMS
+from clipvip_lib.study import dry_run, experiments, paper_plan
 from clipvip_lib.study.paper_plan import Settings, finetuning_steps, works
-from clipvip_lib.study.real_profile import RealProfile, planned
+from clipvip_lib.study.real import data_at_hand
+from clipvip_lib.study.real.profile import RealProfile, planned
 from clipvip_lib.training.recipes import RECIPES
 from clipvip_lib.workshop.stages import closure, run_stage
 
@@ -54,7 +55,7 @@ def test_every_arm_of_the_study_is_in_the_plan_once():
     losses = {arm.slug for arm in experiments.loss_arms().values()}
     texts = {arm.slug for arm in experiments.text_arms().values() if arm.corpus}
     sizes = {experiments.Arm(corpus=name).slug for name in CORPORA}
-    assert (len(attention), len(losses), len(sizes)) == (len(ATTENTION_ARMS), len(LOSS_ARMS), len(CORPORA))
+    assert (len(attention), len(losses), len(sizes)) == (7, len(LOSS_ARMS), len(CORPORA))
     assert found.keys() == attention | losses | texts | sizes
     assert found["mean_pool/V-S/hdvila-100m"].notebooks == {"01", "04"}
     assert found["proxy-4/V-S/hdvila-100m"].notebooks == {"04", "05"}

@@ -14,11 +14,13 @@ from clipvip_lib.data.shards import read_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import quiet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
-from clipvip_lib.study import experiments, real_stages, real_steps
+from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import NotAtHand
 from clipvip_lib.study.pipeline import split_settings
 from clipvip_lib.study.plan import study_plan
-from clipvip_lib.study.real_profile import RealProfile
+from clipvip_lib.study.real import stages as real_stages
+from clipvip_lib.study.real import steps as real_steps
+from clipvip_lib.study.real.profile import RealProfile
 from clipvip_lib.workshop.stages import closure
 
 SMALL = {

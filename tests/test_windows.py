@@ -21,7 +21,7 @@ from test_embed_commands import run
 
 from clipvip_lib.data import windows as module
 from clipvip_lib.data.video import DAMAGED, VideoError, read_frames, uniform_indices
-from clipvip_lib.data.windows import Windows, plan, read_windows
+from clipvip_lib.data.windows import Windows, lay_out, read_windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.folder import Features
 
@@ -124,7 +124,7 @@ def test_b_frames_that_only_tell_when_they_are_decoded_are_in_windows():
     with av.open(io.BytesIO(odd)) as source:
         times = [frame.pts for frame in source.decode(video=0)]
     assert times != sorted(times)
-    expected = plan([Fraction(i, 25) for i in range(len(times))], windows(0.8, 0.4), N)
+    expected = lay_out([Fraction(i, 25) for i in range(len(times))], windows(0.8, 0.4), N)
     for found, each in zip(read_windows(odd, windows(0.8, 0.4), N, whole), expected, strict=True):
         assert (found.start, found.end) == (float(each.start), round(float(each.end), 3))
         assert found.total == each.total and (found.frames == read_frames(odd, each.chosen)).all()
@@ -168,7 +168,7 @@ def test_a_turned_video_is_turned(tmp_path):
 def test_no_frame_is_left_out_and_no_window_is_too_many(gaps, length, stride, frames):
     times = [Fraction(sum(gaps[:i]), 1000) for i in range(len(gaps) + 1)]
     length, stride = Fraction(max(length, stride), 1000), Fraction(stride, 1000)
-    planned = plan(times, Windows(length, stride), frames)
+    planned = lay_out(times, Windows(length, stride), frames)
     seen = set()
     for number, each in enumerate(planned):
         inside = [i for i, time in enumerate(times) if each.start <= time < each.start + length]

@@ -22,10 +22,10 @@ import numpy as np
 from clipvip_lib.bench import moving_textures
 from clipvip_lib.bench.measure import about, in_turns, set_threads
 from clipvip_lib.data.clips import list_clips
-from clipvip_lib.data.packed_clip import JITTER_STEPS, Packing, asked_of, pack_clip
+from clipvip_lib.data.packed_clip import JITTER_STEPS, Packing, pack_clip
 from clipvip_lib.data.shards import read_media
 from clipvip_lib.data.transform import resize
-from clipvip_lib.data.video import read_frames
+from clipvip_lib.data.video import clip_indices, read_frames
 from clipvip_lib.errors import ClipVipError
 
 FRAMES, SIZE = 12, 224
@@ -36,21 +36,21 @@ Reader = Callable[[str], np.ndarray]
 
 
 def ours(source: str | bytes) -> np.ndarray:
-    return read_frames(source, lambda total: asked_of(total, FRAMES), "a clip")
+    return read_frames(source, lambda total: clip_indices(total, FRAMES), "a clip")
 
 
 def decord(path: str) -> np.ndarray:
     import decord
 
     video = decord.VideoReader(path, num_threads=1)
-    return video.get_batch(asked_of(len(video), FRAMES)).asnumpy()
+    return video.get_batch(clip_indices(len(video), FRAMES)).asnumpy()
 
 
 def torchcodec(path: str) -> np.ndarray:
     from torchcodec.decoders import VideoDecoder
 
     video = VideoDecoder(path, num_ffmpeg_threads=1, dimension_order="NHWC", seek_mode="exact")
-    return video.get_frames_at(asked_of(len(video), FRAMES)).data.numpy()
+    return video.get_frames_at(clip_indices(len(video), FRAMES)).data.numpy()
 
 
 def peers() -> dict[str, Reader]:

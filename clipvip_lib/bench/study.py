@@ -20,6 +20,7 @@ from clipvip_lib.bench.measure import PRODUCT, about, in_turns, product, set_thr
 from clipvip_lib.captions import captioner_training
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.ofa import OFA
+from clipvip_lib.omnisource import needs
 from clipvip_lib.profiles import Profile, get_profile
 from clipvip_lib.study.steps import _clip_config
 from clipvip_lib.training.batches import Batch, Tokens
@@ -46,7 +47,7 @@ def clip_step(
 
     pixels = (recipe.batch, frames, size.image_size, size.image_size, 3)
     video = torch.from_numpy(rng.integers(0, 256, pixels, dtype=np.uint8))
-    whole = "C" in loss
+    whole = "C" in needs(loss)
     batch = Batch(video, video[:, :1].clone() if whole else None, texts(), texts() if whole else None, None)
     model = ClipViP(_clip_config(size, VOCABULARY, attention, size.proxies, size.frames))
     step = Step(model, loss, TrainRecipe(**dataclasses.asdict(recipe), flat=True), Ranks())

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
+from clipvip_lib.ahead import ahead
 from clipvip_lib.captions.captioner import captions_path, read_captions
 from clipvip_lib.captions.captioners import ImageCaptioner
 from clipvip_lib.data.shards import NeverFetched, index_shard
@@ -36,7 +37,6 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_bytes
 from clipvip_lib.progress import ProgressCallback, quiet
 from clipvip_lib.say import counted
-from clipvip_lib.streams.ahead import ahead
 from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions
 from clipvip_lib.streams.shard_locks import Held, ShardTask, deal, hold, holder, same_maker

@@ -206,15 +206,11 @@ def _folder_is_whole(record: Record, folder: Path, tell: Tell) -> bool:
     return True
 
 
-def _wanted(total: int) -> list[int]:
-    return [*video.uniform_indices(total, FRAMES), video.middle_index(total)]
-
-
 def _decode(path: Path, tell: Tell) -> list[float]:
     """[seconds of decoding as training does it], none if it failed."""
     try:
         started = time.perf_counter()
-        frame_folders.read_frames(path, _wanted)
+        frame_folders.read_frames(path, lambda total: video.clip_indices(total, FRAMES))
         return [time.perf_counter() - started]
     except VideoError as error:
         tell("unreadable-video", str(error))

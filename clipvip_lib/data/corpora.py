@@ -31,7 +31,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, write_bytes, write_json
 from clipvip_lib.progress import ProgressCallback
 
-CORPORA = {"webvid-2.5m": 1, "hdvila-10m": 4, "hdvila-100m": 40}  # relative size
+RELATIVE_SIZES = {"webvid-2.5m": 1, "hdvila-10m": 4, "hdvila-100m": 40}
 NARROW_BACKGROUNDS = world.BACKGROUNDS[:3]  # webvid: a stock-footage site's few studios ...
 NARROW_THINGS = 2  # ... and tidy pictures
 # Of a long video all clips are in a training split, but only a pair that does and undoes is in a validation or test

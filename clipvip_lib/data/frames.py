@@ -17,12 +17,10 @@ import numpy as np
 from PIL import Image
 
 from clipvip_lib.data import frame_folders, transform
-from clipvip_lib.data.video import VideoError, middle_index, uniform_indices
+from clipvip_lib.data.video import Source, VideoError, clip_indices, uniform_indices
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path
 from clipvip_lib.progress import ProgressCallback
-
-Source = bytes | str | Path
 
 
 def still(picture: bytes, name: str = "a still image") -> np.ndarray:
@@ -58,9 +56,6 @@ def write_store(
     if frames < 1:
         raise ClipVipError(f"expected at least 1 frame per clip, got {frames}")
 
-    def wanted(total: int) -> list[int]:
-        return [*uniform_indices(total, frames), middle_index(total)]
-
     done = 0
     with atomic_path(path) as partial:
         shape = (count, frames + 1, size, size, 3)
@@ -72,7 +67,9 @@ def write_store(
             if isinstance(source, bytes) and frame_folders.is_picture(source):
                 shown = still(source, name)[None].repeat(frames + 1, 0)
             else:
-                shown = frame_folders.read_frames(source, wanted, name=name)
+                shown = frame_folders.read_frames(
+                    source, lambda total: clip_indices(total, frames), name=name
+                )
             store[done] = transform.resize(shown, size, antialias)
             done += 1
             progress(done, count, "clips decoded")

@@ -25,7 +25,7 @@ import numpy as np
 
 from clipvip_lib.data import frame_folders
 from clipvip_lib.data.frame_folders import is_picture
-from clipvip_lib.data.video import middle_index, uniform_indices
+from clipvip_lib.data.video import clip_indices, middle_index, uniform_indices
 from clipvip_lib.data.video_files import clip_seconds
 from clipvip_lib.errors import ClipVipError
 
@@ -126,15 +126,10 @@ def pack_clip(
     small = resize(found.frames, packing.size, packing.antialias)
     order = np.unique(wanted(found.total), return_inverse=True)[1]
     content = encode(small, order, packing.quality, _seconds(source, name, found.total), coding)
-    asked = asked_of(len(order), packing.frames)
+    asked = clip_indices(len(order), packing.frames)
     back = frame_folders.read_frames(content, asked, name or str(source))
     error = float(np.abs(back.astype(np.int16) - small[order[asked]]).mean())
     return Packed(content, found.total, error, found.damage)
-
-
-def asked_of(total: int, frames: int) -> list[int]:
-    """What readers ask of a video: its uniform frames, and the middle one."""
-    return [*uniform_indices(total, frames), middle_index(total)]
 
 
 def _seconds(source: bytes | str | Path, name: str | None, total: int) -> float:

@@ -40,6 +40,7 @@ __all__ = [
     "Reading",
     "VideoError",
     "check_video",
+    "clip_indices",
     "count_frames",
     "middle_index",
     "read",
@@ -88,6 +89,11 @@ def uniform_indices(total: int, n: int, jitter: np.random.Generator | None = Non
 def middle_index(total: int) -> int:
     """Index of the middle frame, the one that is captioned: total // 2."""
     return total // 2
+
+
+def clip_indices(total: int, frames: int, jitter: np.random.Generator | None = None) -> list[int]:
+    """What training, embedding and packs read of a video: ``frames`` uniform frames, and the middle one."""
+    return [*uniform_indices(total, frames, jitter), middle_index(total)]
 
 
 def count_frames(source: Source, name: str | None = None) -> int:

@@ -128,7 +128,7 @@ class _Planned:
     total: int
 
 
-def plan(times: Sequence[Fraction], windows: Windows | None, frames: int) -> list[_Planned]:
+def lay_out(times: Sequence[Fraction], windows: Windows | None, frames: int) -> list[_Planned]:
     """What each window shows, by the times of all frames, in seconds from the first one and sorted."""
     gap = times[-1] / (len(times) - 1) if len(times) > 1 else Fraction(0)
     finish = times[-1] + gap
@@ -219,7 +219,7 @@ class _Job:
                 f"{self.label} would have more than {MOST} windows: expected fewer, its frames last until "
                 f"{float(since[-1]):.0f} s; take longer strides, or write it again with ffmpeg if that is wrong"
             )
-        return plan(since, self.windows, self.frames)
+        return lay_out(since, self.windows, self.frames)
 
     def _pictures(self) -> Pictures:
         return Pictures(self.source, self.seen, self.label, self.accept, self.strict)

@@ -62,7 +62,7 @@ HEAD_WIDTH = 64
 OPTIONS = {"attention", "proxies", "frames", "image_size", "config", "interpolate", "seed"}
 
 
-class Source(NamedTuple):
+class Weights(NamedTuple):
     """Weights that were read: where from, the configuration beside them (None: a bare file), the weights, and what is
     assumed of them."""
 
@@ -132,21 +132,21 @@ def load_clip_vip(
         )
 
 
-def _read(source: str | Path, pretrained_tag: str | Path | None) -> Source:
+def _read(source: str | Path, pretrained_tag: str | Path | None) -> Weights:
     expect_weights(source, pretrained_tag)
     path = local(source)
     if not path.exists():
-        return Source(f"{source}, {pretrained_tag}", *_read_open_clip(str(source), pretrained_tag))
+        return Weights(f"{source}, {pretrained_tag}", *_read_open_clip(str(source), pretrained_tag))
     if str(source).startswith(OPEN_CLIP) or (
         (path / OPEN_CLIP_CONFIG).is_file() and not (path / "config.json").is_file()
     ):
-        return Source(str(source), *_read_open_clip_folder(path))
+        return Weights(str(source), *_read_open_clip_folder(path))
     config, state = read_folder(path) if path.is_dir() else (None, read_weights(path))
-    return Source(str(source), config, state)
+    return Weights(str(source), config, state)
 
 
 def _clip_vip(
-    source: Source,
+    source: Weights,
     *,
     attention: str | None = None,
     proxies: int | None = None,
@@ -417,11 +417,11 @@ def _start_frame_transformer(model: ClipViP, report: LoadReport) -> None:
             report.added[name] = "copied from the text tower, as in CLIP4Clip"
 
 
-def _without_report(source: Source) -> tuple[State, str]:
+def _without_report(source: Weights) -> tuple[State, str]:
     return tidy(source.state, source.name)[0], source.name
 
 
-def _config_of_folder(source: Source) -> ClipViPConfig:
+def _config_of_folder(source: Weights) -> ClipViPConfig:
     """The configuration of a folder written by save_pretrained, ours or Hugging Face's CLIP."""
     fields = dict(source.config)
     kind = fields.pop("model_type", None)

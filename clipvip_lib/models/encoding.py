@@ -18,16 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clipvip_lib.ahead import ahead
 from clipvip_lib.data.clips import Clip, Decoded, decode_ahead
 from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
-from clipvip_lib.models.hub import local
+from clipvip_lib.models.hub import TOKENIZER, local
 from clipvip_lib.precision import autocast
-from clipvip_lib.streams.ahead import ahead
 
-#: What the study and `clipvip train` call the tokenizer that they save beside weights.
-TOKENIZER = "clip_tokenizer.json"
 TEXT_BATCH = 256
 
 

@@ -22,9 +22,10 @@ _NAME = re.compile(rf"(?:{OPEN_CLIP})?[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re
 #: Files of weights, the first that is there; of one in several parts there is an index.
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+TOKENIZER = "clip_tokenizer.json"  # CLIP's, beside its weights
 BPE_FILES = ("vocab.json", "merges.txt")  # of OFA's tokenizer
 _WEIGHTS = {False: WEIGHT_FILES, True: OPEN_CLIP_WEIGHTS}
-_BESIDE = ("clip_tokenizer.json", *BPE_FILES)
+_BESIDE = (TOKENIZER, *BPE_FILES)
 
 
 def is_hub_name(source: str | Path) -> bool:

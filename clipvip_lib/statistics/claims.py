@@ -15,11 +15,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.errors import unknown
 
-BENCHMARKS = ("msrvtt", "didemo")
 CORPORA = ("webvid-2.5m", "hdvila-10m", "hdvila-100m")
-ATTENTION_ARMS = ("proxy-1", "proxy-2", "proxy-4", "proxy-8", "full", "mean_pool", "sequential")
 LOSS_ARMS = ("V-S", "V-S + F-C", "V-S + V-C", "V-S + V-C + F-C", "V-S,C", "V-S,C + F-C")
 TEXT_ARMS = ("no texts", "subtitles", "captions", "both texts")  # four proxies, post-pretrained on these
 METHOD_ARMS = ("clip4clip", "clip-vip")  # mean pooling, not post-pretrained; proxies with V-S,C + F-C

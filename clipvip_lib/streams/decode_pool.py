@@ -26,7 +26,7 @@ import numpy as np
 from clipvip_lib.children import Child
 from clipvip_lib.data.frame_folders import is_picture
 from clipvip_lib.data.shards import Entry, NeverFetched, read_sample
-from clipvip_lib.data.video import middle_index, read, uniform_indices
+from clipvip_lib.data.video import clip_indices, read
 from clipvip_lib.errors import ClipVipError
 
 STUCK_SECONDS = 300.0  # a decoder that takes longer for one clip hangs
@@ -100,7 +100,7 @@ def _frames(media: bytes, task: Task, view: View) -> tuple[np.ndarray, str]:
     def wanted(total: int) -> list[int]:
         # Its own generator each time, because a doubtful file is asked twice.
         jitter = np.random.default_rng(task.seed) if view.jitter else None
-        return [*uniform_indices(total, view.frames, jitter), middle_index(total)]
+        return clip_indices(total, view.frames, jitter)
 
     found = read(media, wanted, task.name, view.damaged)
     return transform.resize(found.frames, view.size, view.antialias), found.damage

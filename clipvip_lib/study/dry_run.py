@@ -19,10 +19,12 @@ from clipvip_lib.profiles import Profile
 from clipvip_lib.progress import duration
 from clipvip_lib.say import say
 from clipvip_lib.statistics.claims import BENCHMARKS
-from clipvip_lib.study import data_at_hand, experiments, paper_plan
+from clipvip_lib.study import experiments, paper_plan
 from clipvip_lib.study.pipeline import check_notebooks, split_settings
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
-from clipvip_lib.study.real_profile import planned, uncounted
+from clipvip_lib.study.real import data_at_hand
+from clipvip_lib.study.real.profile import planned, uncounted
+from clipvip_lib.study.words import number
 from clipvip_lib.workshop.board import Board
 from clipvip_lib.workshop.machine import default_workers
 from clipvip_lib.workshop.page_stage import page_stage
@@ -32,7 +34,7 @@ from clipvip_lib.workshop.workers import check_workers
 
 WIDTH = 120
 PAPER = "paper"
-SUMMARIES = tuple(name.split("_")[0] for name in experiments.SUMMARIES)
+SUMMARIES = tuple(number(name) for name in experiments.SUMMARIES)
 
 
 def dry_run(
@@ -49,7 +51,7 @@ def dry_run(
 ) -> int:
     """Print the plan of a run with these arguments (``pipeline.reproduce`` takes the same); returns 0.
 
-    At ``paper`` ``set`` says where data and weights are, changes recipes and assumptions (``real_profile.planned``).
+    At ``paper`` ``set`` says where data and weights are, changes recipes and assumptions (``real.profile.planned``).
     Raises ClipVipError for what ``reproduce`` would refuse before anything runs.
     """
     stream, plan = stream or sys.stdout, plan or study_plan()
@@ -137,8 +139,8 @@ def paper_lines(
     profile: Profile, names: Sequence[str], seeds: Sequence[int], settings: paper_plan.Settings
 ) -> list[str]:
     """The plan at paper size as lines."""
-    numbers = [name.split("_")[0] for name in names]
-    chosen = [] if any(number in SUMMARIES for number in numbers) else numbers
+    numbers = [number(name) for name in names]
+    chosen = [] if {*numbers} & {*SUMMARIES} else numbers
     rows = paper_plan.works(profile, seeds, settings, chosen)
     sums = {
         (packed, gpus): paper_plan.works(
@@ -319,11 +321,10 @@ def _notebook_lines(
 ) -> list[str]:
     table = []
     for name in names:
-        number = name.split("_")[0]
-        if number in SUMMARIES:
+        if number(name) in SUMMARIES:
             table.append((name, "sums up what the others have"))
             continue
-        lacks = data_at_hand.missing_of(number, rows, at_hand)
+        lacks = data_at_hand.missing_of(number(name), rows, at_hand)
         table.append((name, f"lacks {', '.join(lacks)}" if lacks else "has what it needs"))
     return columns(table)
 
@@ -355,7 +356,7 @@ def _short(path: str, most: int = 40) -> str:
 
 
 def _head(profile: str, names: Sequence[str], seeds: Sequence[int]) -> list[str]:
-    numbers = " ".join(name.split("_")[0] for name in names)
+    numbers = " ".join(number(name) for name in names)
     text = (
         f"Plan at profile {profile}, notebooks {numbers}, seeds {in_short(seeds, dash='-')}; nothing is run or "
         "written."

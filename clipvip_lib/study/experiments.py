@@ -21,6 +21,7 @@ from clipvip_lib.data import corpora
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.omnisource import needs
 from clipvip_lib.profiles import Profile, WorldSize
 from clipvip_lib.statistics.claims import CORPORA, LOSS_ARMS, METHOD_ARMS, TEXT_ARMS, checkpoint
 from clipvip_lib.statistics.language_gap import POOL
@@ -39,7 +40,7 @@ NOTEBOOKS = (
 )
 SUMMARIES = ("07_cost", "08_verdict")  # the bill and the verdict are about everything
 LARGEST = "hdvila-100m"
-SHARES = {name: size / corpora.CORPORA[LARGEST] for name, size in corpora.CORPORA.items()}
+SHARES = {name: size / corpora.RELATIVE_SIZES[LARGEST] for name, size in corpora.RELATIVE_SIZES.items()}
 BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
 STEPS = "clipvip_lib.study.steps:"
 TRAINING = ("clipvip_lib.training.loop", "clipvip_lib.models.checkpoints", "clipvip_lib.captions.captioner")
@@ -56,8 +57,8 @@ class Arm:
 
     @property
     def captions(self) -> bool:
-        """Whether the loss joins OFA captions: its name spells the sources that it joins."""
-        return "C" in self.loss
+        """Whether the loss joins OFA captions."""
+        return "C" in needs(self.loss)
 
     @property
     def slug(self) -> str:
@@ -95,13 +96,17 @@ def text_arms() -> dict[str, Arm]:
 
 def stages_of_profile(build: Callable) -> Callable:
     """A function that makes stages, called once per combination of arguments. It describes the embedded world; for a
-    `RealProfile` the function of the same name in real_stages.py takes its place."""
+    `RealProfile` the function of the same name in real/stages.py takes its place, or there is no such stage."""
 
     @functools.cache
     @functools.wraps(build)
     def made(profile: Profile, *which, **named):
         if is_real(profile):
-            return getattr(profile.graph(), build.__name__)(profile, *which, **named)
+            if (real := getattr(profile.graph(), build.__name__, None)) is None:
+                raise NotAtHand(
+                    f"{build.__name__}: expected the embedded world, which alone has such a stage"
+                )
+            return real(profile, *which, **named)
         return build(profile, *which, **named)
 
     return made
@@ -217,7 +222,7 @@ def benchmark_frames(profile: Profile, name: str) -> Stage:
 # -------------------------------------------------------------------------------------------------- captions
 
 
-@functools.cache
+@stages_of_profile
 def captioner(profile: Profile) -> Stage:
     """OFA trained on the world's caption pairs: one for the whole study, as the authors used one existing OFA."""
     config = {
@@ -249,7 +254,7 @@ def captions(profile: Profile) -> list[Stage]:
     ]
 
 
-@functools.cache
+@stages_of_profile
 def caption_check(profile: Profile) -> Stage:
     """Does the captioner name what is there, on scenes that it has never seen?"""
     inputs = {"captioner": captioner(profile), "benchmark": benchmark(profile, "msrvtt")}
@@ -357,7 +362,7 @@ def _start(profile: Profile, arm: Arm, name: str, seed: int) -> dict[str, Stage]
     return inputs if arm.corpus is None else inputs | {"start": postpretrained(profile, arm, seed)}
 
 
-@functools.cache
+@stages_of_profile
 def order_probes(profile: Profile, seed: int) -> Stage:
     """Two probes that are not arms: order can be learned from all frames, and not from one."""
     config = {
@@ -430,7 +435,7 @@ def caption_pair_texts(profile: Profile) -> Stage:
     )
 
 
-@functools.cache
+@stages_of_profile
 def held_out_loss(profile: Profile, seed: int) -> Stage:
     """Loss of the arms of 01 on clips like those of a corpus that no training saw: the premise of claim 1."""
     arms = {name: postpretrained(profile, Arm(corpus=name), seed) for name in CORPORA}
@@ -469,7 +474,7 @@ def _kind(corpus: str) -> str:
     return LARGEST if corpus == "hdvila-10m" else corpus
 
 
-@functools.cache
+@stages_of_profile
 def cost(profile: Profile) -> Stage:
     """Seconds per step by attention and number of frames. Timed on the machine that ran it: read the ratios."""
     arms = [["mean_pool", 1], ["full", 4], ["proxy", 4]]
@@ -517,11 +522,9 @@ def stages_for(notebook: str, profile: Profile, seeds: Sequence[int]) -> list[St
     if notebook in SUMMARIES:
         others = [name for name in NOTEBOOKS if name not in SUMMARIES]
         every = [stage for other in others for stage in stages_for(other, profile, seeds)]
-        bill = [] if is_real(profile) else [cost(profile)]
+        bill = at_hand(functools.partial(cost, profile))
         return [*bill, *{stage.name: stage for stage in every}.values()]
-    wanted = [*_wanted(notebook, profile, seeds)]
-    if not is_real(profile):
-        wanted += _of_the_world(notebook, profile, seeds)
+    wanted = _wanted(reads(profile)[notebook], profile, seeds)
     return [stage for build in wanted for stage in at_hand(build)]
 
 
@@ -537,53 +540,55 @@ def at_hand(build: Callable[[], Stage | list[Stage]]) -> list[Stage]:
 Asked = tuple[Arm, str, int | None]  # an arm, the benchmark that it is fine-tuned on, and from which snapshot
 
 
-def finetunings(profile: Profile) -> dict[str, list[Asked]]:
-    """The fine-tunings that each notebook reads: the one table from notebooks to arms."""
+@dataclass(frozen=True)
+class Reads:
+    """What a notebook reads. tuned: fine-tuned arms; zero_shot: whether the baseline and the method among them are also
+    read before fine-tuning; full: whether the method is trained as long as the authors train it at last, at the
+    published size; videos: whether it shows the benchmarks' videos; by_seed, once: makers of other stages."""
+
+    tuned: Sequence[Asked] = ()
+    zero_shot: bool = False
+    full: bool = False
+    videos: bool = True
+    by_seed: tuple[Callable[[Profile, int], Stage], ...] = ()
+    once: tuple[Callable[[Profile], Stage | list[Stage]], ...] = ()
+
+
+def reads(profile: Profile) -> dict[str, Reads]:
+    """What each notebook reads, but for the summaries, which read everything: the one table from notebooks to arms."""
 
     def on_both(arms: Iterable[Arm]) -> list[Asked]:
         return [(arm, name, None) for arm in arms for name in BENCHMARKS]
 
     alone = (BASELINE, "msrvtt", None)
     # At the published size the notebook that introduces the study does not ask for a post-pretraining.
-    shown = [alone] if profile.name == "paper" else [alone, (Arm(), "msrvtt", None), (METHOD, "msrvtt", None)]
+    small = profile.name != "paper"
+    shown = [alone, (Arm(), "msrvtt", None), (METHOD, "msrvtt", None)] if small else [alone]
     curves = [
         (Arm(corpus=name), "msrvtt", step) for name, step in itertools.product(CORPORA, snapshots(profile))
     ]
     return {
-        "00_start_here": shown,
-        "01_data_size": [alone, *curves],
-        "04_video_proxy": on_both(attention_arms(profile).values()),
-        "05_ocl_losses": on_both(dict.fromkeys([*loss_arms().values(), *text_arms().values()])),
-        "06_clip_vip": on_both((BASELINE, METHOD)),
+        "00_start_here": Reads(shown, zero_shot=small, by_seed=(order_probes,)),
+        "01_data_size": Reads([alone, *curves], videos=False, by_seed=(held_out_loss,)),
+        "02_language_gap": Reads(by_seed=(language_gap,)),
+        "03_ofa_captions": Reads(by_seed=(language_gap,), once=(captions, caption_check, captioner)),
+        "04_video_proxy": Reads(on_both(attention_arms(profile).values())),
+        "05_ocl_losses": Reads(on_both(dict.fromkeys([*loss_arms().values(), *text_arms().values()]))),
+        "06_clip_vip": Reads(on_both((BASELINE, METHOD)), zero_shot=True, full=True),
     }
 
 
-def _wanted(notebook: str, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
-    """What a notebook asks of any profile, as calls that make stages."""
-    ask, tuned = functools.partial, finetunings(profile).get(notebook, [])
+def _wanted(found: Reads, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
+    """The stages that a notebook reads, as calls that make them."""
+    ask = functools.partial
     for seed in seeds:
-        for arm, name, step in tuned:
+        for arm, name, step in found.tuned:
             yield ask(finetuned, profile, arm, name, seed, step)
-            compared = arm in (BASELINE, METHOD) and notebook in ("00_start_here", "06_clip_vip")
-            if compared and (notebook, profile.name) != ("00_start_here", "paper"):
+            if found.zero_shot and arm in (BASELINE, METHOD):
                 yield ask(zero_shot, profile, arm, name, seed)
-        if notebook in ("02_language_gap", "03_ofa_captions"):
-            yield ask(language_gap, profile, seed)
-    if notebook == "03_ofa_captions":
-        yield ask(captions, profile)
-    if tuned and notebook != "01_data_size":  # which shows no video
-        for name in dict.fromkeys(name for _, name, _ in tuned):
-            yield ask(benchmark, profile, name)
-
-
-def _of_the_world(notebook: str, profile: Profile, seeds: Sequence[int]) -> Iterable[Callable]:
-    """What a notebook asks of the embedded world only: what is there to see, and whether order can be told."""
-    if notebook == "00_start_here":
-        for seed in seeds:
-            yield functools.partial(order_probes, profile, seed)
-    if notebook == "01_data_size":
-        for seed in seeds:
-            yield functools.partial(held_out_loss, profile, seed)
-    if notebook == "03_ofa_captions":
-        yield functools.partial(caption_check, profile)
-        yield functools.partial(captioner, profile)
+        yield from (ask(make, profile, seed) for make in found.by_seed)
+    yield from (ask(make, profile) for make in found.once)
+    if found.videos:
+        yield from (
+            ask(benchmark, profile, name) for name in dict.fromkeys(name for _, name, _ in found.tuned)
+        )

@@ -25,7 +25,7 @@ from clipvip_lib.precision import in_words
 from clipvip_lib.say import with_minus
 from clipvip_lib.study.injected import check_injected, executed_cells
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
-from clipvip_lib.study.words import miniatures, named_frame
+from clipvip_lib.study.words import miniatures, named_frame, number
 from clipvip_lib.workshop.lab import live, style
 from clipvip_lib.workshop.machine import product_rates
 from clipvip_lib.workshop.page_stage import RESULTS_MIME
@@ -330,11 +330,12 @@ class Study:
         if self.of_the_world:
             return []
         from clipvip_lib.profiles import get_profile
-        from clipvip_lib.study import data_at_hand, paper_plan
+        from clipvip_lib.study import paper_plan
+        from clipvip_lib.study.real import data_at_hand
 
         rows = paper_plan.works(get_profile(self.profile_name), self.seeds, self.profile.settings)
-        number = self.name.split("_")[0]
-        numbers = paper_plan.READERS if number not in paper_plan.READERS else (number,)
+        own = number(self.name)
+        numbers = (own,) if own in paper_plan.READERS else paper_plan.READERS
         found = [data_at_hand.missing_of(each, rows, self.profile.at_hand) for each in numbers]
         return [name for name in self.profile.at_hand if any(name in names for names in found)]
 

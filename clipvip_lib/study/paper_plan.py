@@ -11,7 +11,7 @@ epochs, which are a separate training here. ``reproduce`` uses the one-epoch mod
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from clipvip_lib.statistics.claims import BENCHMARKS, CORPORA
 from clipvip_lib.statistics.language_gap import POOL
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import LARGEST, METHOD, SHARES, Arm
+from clipvip_lib.study.words import number
 from clipvip_lib.training.recipes import RECIPES
 from clipvip_lib.workshop.stages import Stage
 
@@ -34,9 +35,8 @@ if TYPE_CHECKING:
 WEIGHTS = {"weights": "CLIP's weights", "ofa": "OFA-large caption weights"}  # by the names that --set has
 PATHS = ("data_root", *WEIGHTS, "measured")  # what --set gives as a file or folder
 PAIRS = "caption-pairs"  # texts of an image-caption corpus, for notebook 02
-READERS = tuple(name.split("_")[0] for name in experiments.NOTEBOOKS if name not in experiments.SUMMARIES)
-FULL = "06"  # the notebook of the whole method, which the authors train longer than their ablations
-FULL_EPOCHS = int(RECIPES["postpretrain-full"].epochs)
+READERS = tuple(number(name) for name in experiments.NOTEBOOKS if name not in experiments.SUMMARIES)
+FULL_EPOCHS = int(RECIPES["postpretrain-full"].epochs)  # more than of the ablations
 CAPTION_LINE_BYTES = 100  # {"key": .., "caption": ..} with a caption of about ten words
 
 
@@ -188,15 +188,20 @@ def _finetunings(profile: Profile, seeds: Sequence[int]) -> list[Training]:
     """Every fine-tuning of the study once, with the notebooks that read it."""
     longer = full_profile(profile)
     found: dict[tuple[str, bool], Training] = {}
-    for notebook, asked in experiments.finetunings(profile).items():
-        number = notebook.split("_")[0]
-        for arm, name, step in asked:
-            full = longer is not None and (number, arm) == (FULL, METHOD)
+    for notebook, read in experiments.reads(profile).items():
+        for arm, name, step in read.tuned:
+            full = longer is not None and read.full and arm == METHOD
             for seed in seeds:
                 stage = experiments.finetuned(longer if full else profile, arm, name, seed, step)
                 training = Training(stage, arm, set(), full)
-                found.setdefault((stage.name, full), training).readers.add(number)
+                found.setdefault((stage.name, full), training).readers.add(number(notebook))
     return list(found.values())
+
+
+def _readers(profile: Profile, *makers: Callable) -> frozenset[str]:
+    """The numbers of the notebooks that read what one of these makes."""
+    found = experiments.reads(profile).items()
+    return frozenset(number(name) for name, read in found if {*makers} & {*read.by_seed, *read.once})
 
 
 def finetuning_steps(profile: Profile, benchmark: str) -> int:
@@ -338,7 +343,8 @@ def caption_flops(batch: int = 64) -> float:
 
 
 def _captions(profile: Profile, starts: Iterable[Training], settings: Settings) -> Work:
-    readers = frozenset({"02", "03"}.union(*(start.readers for start in starts if start.arm.captions)))
+    made = _readers(profile, experiments.captions, experiments.language_gap)
+    readers = made.union(*(start.readers for start in starts if start.arm.captions))
     clips, an_image, batch = epoch_clips(profile), caption_flops(), 64
     step = scaling.caption_step(an_image, settings.gpus, settings.assumed, batch)
     each = clips / batch / 3600  # GPU hours per second of a step, because a step is a batch on every GPU
@@ -362,7 +368,7 @@ def _language_gap(profile: Profile, seeds: Sequence[int], settings: Settings) ->
     per_second = settings.assumed.gpu_tflops * settings.assumed.gpu_share * 1e12
     hours = texts * a_text * len(seeds) / per_second / 3600
     return Work(
-        frozenset({"02", "03"}),
+        _readers(profile, experiments.language_gap),
         f"language gap of {texts:,} texts",
         runs=len(seeds),
         needs=frozenset({"weights", "captions", PAIRS, *CORPORA, *BENCHMARKS}),

@@ -14,6 +14,7 @@ from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.precision import choose
 from clipvip_lib.profiles import get_profile, in_precision
+from clipvip_lib.study.words import number
 from clipvip_lib.workshop.machine import gpus, product_rates
 from clipvip_lib.workshop.stages import Stage
 
@@ -38,9 +39,9 @@ class Plan:
     def find(self, name: str) -> str:
         """The notebook that a full name or its number (``04`` or ``4``) means. Raises ClipVipError for another."""
         name = name.removesuffix(".ipynb")
-        number = name.zfill(2)
+        zfilled = name.zfill(2)
         for notebook in self.notebooks:
-            if name == notebook or number == notebook.split("_")[0] or name == notebook.partition("_")[2]:
+            if name == notebook or zfilled == number(notebook) or name == notebook.partition("_")[2]:
                 return notebook
         raise unknown("notebook", name, self.notebooks)
 
@@ -65,7 +66,7 @@ def runnable_profile(
 
 def _profile(name: str, at_hand: Mapping[str, object] | None, changes: Mapping[str, object]) -> object:
     if name == "paper":
-        from clipvip_lib.study.real_profile import RealProfile
+        from clipvip_lib.study.real.profile import RealProfile
 
         profile = RealProfile.of(at_hand or {})
         return dataclasses.replace(profile, device="cuda" if gpus() else "cpu")

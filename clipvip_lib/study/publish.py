@@ -11,7 +11,7 @@ from clipvip_lib.statistics.claims import STATEMENTS
 from clipvip_lib.study import answer
 from clipvip_lib.study import reference as reference_run
 from clipvip_lib.study.plan import Plan
-from clipvip_lib.study.words import MEANINGS
+from clipvip_lib.study.words import MEANINGS, number
 from clipvip_lib.workshop import pages as html_pages
 from clipvip_lib.workshop.provenance import provenance, provenance_lines
 from clipvip_lib.workshop.stages import Stage
@@ -104,7 +104,7 @@ def _card(
     results = out / "results" / f"{name}.json"
     there = results.is_file() and (out / f"{name}.html").is_file()
     card = {
-        "number": name.split("_")[0],
+        "number": number(name),
         "question": html_pages.notebook_question(notebooks / f"{name}.ipynb"),
         "page": f"{name}.html" if there else None,
         "verdicts": [],

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from clipvip_lib import paper
-from clipvip_lib.data.corpora import CORPORA
+from clipvip_lib.data.corpora import RELATIVE_SIZES
 from clipvip_lib.profiles import Profile
 from clipvip_lib.statistics.claims import R1, RECALL
 from clipvip_lib.study import evidence, experiments
@@ -30,11 +30,11 @@ def recipe(profile: Profile) -> pd.DataFrame:
     import pandas as pd
 
     pretrain, post, tune = profile.pretrain, profile.postpretrain, profile.finetune
-    smallest, seen = min(CORPORA.values()), post.steps * post.batch
-    passes = seen * max(CORPORA.values()) / smallest / profile.world.corpus_clips
+    smallest, seen = min(RELATIVE_SIZES.values()), post.steps * post.batch
+    passes = seen * max(RELATIVE_SIZES.values()) / smallest / profile.world.corpus_clips
     here = {
         "clips of the large, medium and small corpus": " : ".join(
-            f"{size / smallest:.3g}" for size in sorted(CORPORA.values(), reverse=True)
+            f"{size / smallest:.3g}" for size in sorted(RELATIVE_SIZES.values(), reverse=True)
         ),
         "passes over the smallest corpus": f"{passes:.3g}",
         "pairs seen in fine-tuning / in post-pretraining": f"{tune.steps * tune.batch / seen:.3g}",

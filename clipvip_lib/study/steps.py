@@ -24,6 +24,7 @@ from clipvip_lib.data.shards import read_shard
 from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_json
 from clipvip_lib.flops import attention_pairs
+from clipvip_lib.models.hub import TOKENIZER
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
 from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.workshop.stages import version
@@ -214,7 +215,7 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
     batches = StoreBatches(pairs, "V-S", 1, recipe.batch, config["seed"])
     outcome = _train(model, batches, "V-S", recipe, folder, progress)
     model.eval().save_pretrained(folder / "clip")
-    tokenizer.save(folder / "clip" / "clip_tokenizer.json")
+    tokenizer.save(folder / "clip" / TOKENIZER)
     return {"history": outcome.history, "parameters": _count(model), "steps": recipe.steps}
 
 
@@ -328,7 +329,7 @@ def _adapted(clip: Path, config: dict, size: ModelSize, seed: int):
     model = adapt(
         model, attention=config["attention"], proxies=config["proxies"], frames=size.frames, seed=seed
     )
-    return model, ClipTokenizer.load(clip / "clip" / "clip_tokenizer.json")
+    return model, ClipTokenizer.load(clip / "clip" / TOKENIZER)
 
 
 @version(1, "first")
@@ -393,7 +394,7 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
     if config["keep_weights"]:
         model.config.antialias = size.antialias
         model.save_pretrained(folder / "model")
-        tokenizer.save(folder / "model" / "clip_tokenizer.json")
+        tokenizer.save(folder / "model" / TOKENIZER)
     return {
         "history": outcome.history,
         "evaluations": outcome.evaluations,
@@ -512,7 +513,7 @@ def language_gap(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
         if name.startswith("text-")
     }
     clip = inputs["clip"] / "clip"
-    model, tokenizer = ClipViP.from_pretrained(clip).eval(), ClipTokenizer.load(clip / "clip_tokenizer.json")
+    model, tokenizer = ClipViP.from_pretrained(clip).eval(), ClipTokenizer.load(clip / TOKENIZER)
     encoded = {
         which: encode_tokens(model, Tokens.of(texts, tokenizer), precision=config["precision"])
         for which, texts in listed.items()

@@ -52,6 +52,11 @@ _KEY = re.compile(r"(?<![\w/.`*-])(msrvtt|didemo|hdvila|webvid)(?:(-(?:\d+|2\.5)
 _CAPTIONS = re.compile(r"(?<![\w-])(?:ofa|OFA) captions\b")
 
 
+def number(notebook: str) -> str:
+    """A notebook's number: "04" of "04_video_proxy"."""
+    return notebook.partition("_")[0]
+
+
 def miniatures(text: str) -> str:
     """A text in which what is embedded has names of its own: mini-MSRVTT for msrvtt, mini-OFA for its captioner."""
     return _KEY.sub(

@@ -59,7 +59,7 @@ REASONS = {
     "CHATTER": "what speech recognition hears when the talk is not about the picture",
     "FILLER": "how a spoken mention begins",
     "ALT_TAIL": "how a stock-footage site's keywords end",
-    "CORPORA": "the real corpora's proportion (WebVid-2.5M, HD-VILA-10M, HD-VILA-100M)",
+    "RELATIVE_SIZES": "the real corpora's proportion (WebVid-2.5M, HD-VILA-10M, HD-VILA-100M)",
 }
 
 

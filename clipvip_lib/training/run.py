@@ -19,7 +19,7 @@ from clipvip_lib.files import make_folder, write_json
 from clipvip_lib.models.checkpoints import TEMPORAL, load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
-from clipvip_lib.models.hub import local
+from clipvip_lib.models.encoding import tokenizer_of
 from clipvip_lib.omnisource import needs
 from clipvip_lib.precision import choose, slower
 from clipvip_lib.progress import Progress, quiet
@@ -32,7 +32,7 @@ from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, write_
 from clipvip_lib.training.loop import train
 from clipvip_lib.training.ranks import Ranks, together
 from clipvip_lib.training.recipes import FREE, TrainRecipe, get_recipe
-from clipvip_lib.training.run_folder import TOKENIZER, RunFolder, alone, read_metrics
+from clipvip_lib.training.run_folder import RunFolder, alone, read_metrics
 from clipvip_lib.training.step import expect_one_rank
 from clipvip_lib.training.stores import read_stores, split_pairs, store_shards, store_split
 
@@ -164,15 +164,7 @@ def load_model(
         model, report = load_clip_vip(weights, **options, frames=recipe.frames)
     text = model.config.text_config
     length = min(recipe.text_tokens, text.max_position_embeddings)
-    beside = local(weights) / TOKENIZER
-    kept = ClipTokenizer.load(beside).vocabulary if beside.is_file() else None
-    tokenizer = ClipTokenizer(length, kept)
-    if tokenizer.vocab_size != text.vocab_size:
-        raise ClipVipError(
-            f"{weights} has {text.vocab_size} tokens, its tokenizer {tokenizer.vocab_size}: expected the tokenizer "
-            f"that belongs to the model as {TOKENIZER} beside the weights"
-        )
-    return model, tokenizer
+    return model, ClipTokenizer(length, tokenizer_of(model, weights).vocabulary)
 
 
 def _about(options: Options, recipe: TrainRecipe) -> dict:

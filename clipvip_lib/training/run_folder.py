@@ -31,10 +31,10 @@ from clipvip_lib.files import atomic_path, make_folder, read_json, sync, write_b
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
+from clipvip_lib.models.hub import TOKENIZER
 from clipvip_lib.training.ranks import Ranks, together
 from clipvip_lib.training.weights import UNREADABLE
 
-TOKENIZER = "clip_tokenizer.json"  # beside the weights
 #: Parts of ``about`` that early runs did not note: a run that lacks them counts as the same.
 LATER = ("data's content", "captions' names and sizes")
 

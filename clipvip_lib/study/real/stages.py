@@ -25,7 +25,7 @@ from clipvip_lib.study.experiments import LARGEST, SHARES, Arm, NotAtHand
 from clipvip_lib.study.paper_plan import PAIRS
 from clipvip_lib.workshop.stages import Stage
 
-STEPS = "clipvip_lib.study.real_steps:"
+STEPS = "clipvip_lib.study.real.steps:"
 TRAINING = ("clipvip_lib.training.run", "clipvip_lib.models.checkpoints")
 TEXT_SHARDS = 8  # texts of the language gap are read from so many shards, evenly chosen
 

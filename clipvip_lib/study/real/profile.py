@@ -1,7 +1,7 @@
 """The profile ``paper`` with data and weights at hand: what ``reproduce --profile paper --set NAME=VALUE`` says.
 
 A plain ``paper`` profile can only be planned; with a `RealProfile` the study's graph (experiments.py) is built from
-real_stages.py, and a stage without its data raises `NotAtHand`, so that the rest still runs.
+stages.py, and a stage without its data raises `NotAtHand`, so that the rest still runs.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from types import ModuleType
 
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.profiles import PROFILES, Profile
-from clipvip_lib.study import data_at_hand
-from clipvip_lib.study.data_at_hand import Need
 from clipvip_lib.study.experiments import NotAtHand
 from clipvip_lib.study.paper_plan import WEIGHTS, Settings
+from clipvip_lib.study.real import data_at_hand
+from clipvip_lib.study.real.data_at_hand import Need
 from clipvip_lib.training.recipes import TrainRecipe, expect_value
 from clipvip_lib.workshop.machine import gpus
 
@@ -74,9 +74,9 @@ class RealProfile(Profile):
 
     def graph(self) -> ModuleType:
         """The functions that make this profile's stages, by the names that they have in experiments.py."""
-        from clipvip_lib.study import real_stages
+        from clipvip_lib.study.real import stages
 
-        return real_stages
+        return stages
 
     def require(self, *names: str) -> None:
         """Raises NotAtHand unless the data and weights of these names are there."""

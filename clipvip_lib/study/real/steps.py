@@ -21,13 +21,14 @@ from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.data.shards import NeverFetched, read_sample, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_json
+from clipvip_lib.models.hub import TOKENIZER
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import TrainRecipe, get_recipe
 from clipvip_lib.training.run import load_model
-from clipvip_lib.training.run_folder import TOKENIZER, read_metrics
+from clipvip_lib.training.run_folder import read_metrics
 from clipvip_lib.training.stores import split_pairs, store_split
 from clipvip_lib.workshop.stages import version
 
