@@ -21,8 +21,8 @@ FIELDS = {"fault": ("sees", "keeps"), "bad_input": ("says",)}
 INTRODUCTION = """\
 # Faults and bad inputs
 
-Each row is a test (`make test ALL=1` runs all). `make faults` writes this page from their marks, so a change starts
-there. `Words like these` are quoted from what the test expects, with the names and numbers of its own case. "Simulated"
+Each row is a test (`make test ALL=1` runs all). `make faults` writes this page from their marks, so
+edit the marks, not this page. `Words like these` are quoted from what the test expects, with the names and numbers of its own case. "Simulated"
 means that the test makes a call fail with the system's error. Ctrl-C is the signal, or the exception that Python makes
 of it. Where the test does not look at what survives, the row says so.
 """

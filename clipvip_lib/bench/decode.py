@@ -1,4 +1,4 @@
-"""`clipvip bench decode`: 12-frame samples a second and core, from originals and from packs, by several decoders.
+"""`clipvip bench decode`: 12-frame samples per second and core, from originals and from packs, by several decoders.
 
 A sample is 12 uniform frames and the middle one at 224 pixels: decoded, chosen, resized. Files are generated (240p and
 480p, a key frame every 25 and 250 frames), or come from ``--folder``.
@@ -61,7 +61,7 @@ def peers() -> dict[str, Reader]:
 
 def measure(repeats: int = 3, folder: str | None = None, clips: int = 20, quality: int = 20) -> dict:
     """Rows of kind of file and reader: milliseconds of one core a sample (median and spread over clips and repeats),
-    samples a second and core, times as fast as decord (or as ours, without it), bytes a clip, difference from ours.
+    samples per second and core, times as fast as decord (or as ours, without it), bytes a clip, difference from ours.
 
     Raises ClipVipError as ``list_clips`` for ``folder``, of which the first ``clips`` are taken.
     """

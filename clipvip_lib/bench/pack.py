@@ -35,7 +35,7 @@ CODINGS = {
 
 
 def measure(repeats: int = 3, folder: str | None = None, clips: int = 20) -> dict:
-    """Rows of kind of file and coding: kB a clip, milliseconds of one core a sample, times as fast as the originals by
+    """Rows of kind of file and coding: kB per clip, milliseconds of one core a sample, times as fast as the originals by
     our reader and by decord, error. Raises ClipVipError as ``bench.decode.measure``."""
     set_threads(1)
     with tempfile.TemporaryDirectory() as name:

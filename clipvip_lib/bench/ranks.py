@@ -2,7 +2,7 @@
 
 The prediction is that of ``clipvip reproduce --plan`` (scaling.training_step): FLOPs at the rate that one process
 reaches, bytes of features and gradients at the rate at which so many processes add up a tensor of the gradients' size.
-What is measured is the study's own step, DistributedDataParallel over gloo, one thread a process, by the clock: leave
+What is measured is the study's own step, DistributedDataParallel over gloo, one thread per process, by the clock: leave
 the machine alone meanwhile. The plan is a best case, in which the all-reduce costs the towers nothing. On a CPU it
 needs the towers' cores, so the sum of both is told beside it. More processes than cores share the cores.
 """

@@ -27,7 +27,7 @@ OPTIONS = {
     "simulate": {
         "type": at_least(0),
         "metavar": "MS",
-        "help": "a timed encoder in the model's place: MS a batch, 0: half as much again as decoding takes",
+        "help": "a timed encoder in the model's place: MS per batch, 0: half as much again as decoding takes",
     },
     "quality": {"type": at_least(0), "metavar": "QP", "help": "of the packs"},
     "chunk": {"type": at_least(0), "metavar": "N", "help": "gradient caching: clips at a time"},
@@ -44,7 +44,7 @@ MODEL = ("batch", "frames", "precision", "threads", "device")
 #: Each benchmark, a module of bench/: what it measures, and its options.
 BENCHES = {
     "decode": (
-        "12-frame samples a second and core, of originals and packs, beside decord and torchcodec",
+        "12-frame samples per second and core, of originals and packs, beside decord and torchcodec",
         ("repeats", "folder", "clips", "quality"),
     ),
     "pack": (

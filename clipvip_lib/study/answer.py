@@ -58,7 +58,7 @@ def sentence(found: Mapping) -> str:
     return (
         f"In the reference run, of the paper's {len(words)} claims {_listed(counts)}; {decided} of their {len(rows)} "
         f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is a statement's worst result: of "
-        "its contrasts, often one for each benchmark, the one that speaks least for it."
+        "its contrasts, often one for each benchmark, the least favourable one."
     )
 
 
