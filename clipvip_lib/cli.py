@@ -59,8 +59,18 @@ class Parser(argparse.ArgumentParser):
             self.error(f"unrecognized arguments: {' '.join(rest)}")
         return found
 
+    def parse_known_args(self, args=None, namespace=None) -> tuple[argparse.Namespace, list[str]]:
+        self._given = [*(sys.argv[1:] if args is None else args)]
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> None:
         known: list[str] = []
+        if message.startswith("the following arguments are required"):
+            # A misspelt option is the likely reason why one is missing.
+            options = (part.partition("=")[0] for part in self._given if part.startswith("--"))
+            given = [o for o in options if not any(n.startswith(o) for n in self._option_string_actions)]
+            if given:
+                message = f"unrecognized arguments: {' '.join(given)}"
         if match := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
             known = re.findall(r"[\w-]+", match[2])
         elif match := re.match(r"unrecognized arguments: (--[\w-]+)", message):

@@ -21,10 +21,10 @@ FIELDS = {"fault": ("sees", "keeps"), "bad_input": ("says",)}
 INTRODUCTION = """\
 # Faults and bad inputs
 
-Each row is a test (`make test ALL=1` runs all). `make faults` writes this page from their marks, so
-edit the marks, not this page. `Words like these` are quoted from what the test expects, with the names and numbers of its own case. "Simulated"
-means that the test makes a call fail with the system's error. Ctrl-C is the signal, or the exception that Python makes
-of it. Where the test does not look at what survives, the row says so.
+Each row is a test (`make test ALL=1` runs all). `make faults` writes this page from their marks, so edit the marks, not
+this page. `Words like these` are quoted from what the test expects, with the names and numbers of its own case.
+"Simulated" means that the test makes a call fail with the system's error. Ctrl-C is the signal, or the exception that
+Python makes of it. Where the test does not look at what survives, the row says so.
 """
 NOT_SHOWN = (
     "**A power cut.** Tests empty the files that one may leave, and `test_stages.py` holds the order of syncs and "

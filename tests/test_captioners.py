@@ -37,6 +37,7 @@ from clipvip_lib.captions.captioners import (
 )
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.ofa import ofa_preprocess
+from clipvip_lib.models.weight_names import expect_ofa
 
 torch.set_num_threads(1)
 
@@ -79,6 +80,15 @@ def test_a_saved_captioner_keeps_its_size_and_beam_unless_told_otherwise(trained
     assert all(len(text.split()) <= 2 for text in other.caption(pairs(4)[0]))
     with pytest.raises(ClipVipError, match="has its own tokenizer"):
         load_ofa_captioner(folder, bpe=folder)
+
+
+def test_a_model_of_another_kind_is_told_before_its_tokenizer_is_missed(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "clip_vip"}')
+    with pytest.raises(ClipVipError, match="is a model of type 'clip_vip': expected OFA's caption weights"):
+        expect_ofa(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "ofa"}')
+    with pytest.raises(ClipVipError, match="has no vocab.json and no merges.txt"):
+        expect_ofa(tmp_path)
 
 
 def test_released_weights_caption_as_the_authors_do(released):

@@ -73,6 +73,8 @@ def test_arguments_reach_the_pipeline(called):
         ("reproduced", "did you mean reproduce?"),
         ("reproduce --profle smoke", "unrecognized arguments: --profle smoke; did you mean --profile?"),
         ("reproduce --nonsense", "`clipvip reproduce --help` shows what there is"),
+        ("embed clips --wieghts=w --out o", "unrecognized arguments: --wieghts; did you mean --weights?"),
+        ("embed clips --out o", "the following arguments are required: --weights"),
     ],
 )
 def test_bad_arguments_are_one_sentence_and_code_2(called, capsys, line, words):

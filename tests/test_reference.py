@@ -223,10 +223,10 @@ def test_the_answer_counts_claims_and_tells_what_holds():
         "* Claim 7 **does not hold**",
         "* Claim 1 **not run**",
     ]
-    assert ": Video proxies beat mean pooling, and several beat one (7a +0.1, 7b −2.0 pt).\n" in readme
+    assert ": Video proxies beat mean pooling, and several beat one (points: 7a +0.1, 7b −2.0).\n" in readme
     lead = answer.lead(made)
     assert "7b contradicted, −2.0 pt from −2.5 to −1.5" in lead and lead.count("<li>") == 11
-    said = '<li>Video proxies beat full attention (6 +3.0 pt) <span data-verdict="holds">claim 6 holds</span></li>'
+    said = '<li>Video proxies beat full attention (points: 6 +3.0) <span data-verdict="holds">claim 6 holds</span></li>'
     assert said in lead and lead.index('"holds"') < lead.index('"does not hold"') < lead.index('"not run"')
     assert answer.lead(None) == ""
     assert "do not compare" not in lead
@@ -237,6 +237,16 @@ def test_the_answer_counts_claims_and_tells_what_holds():
     assert "5 seeds; with the same verdicts." in answer.caption(
         made | {"machines": {"b": made["statements"]}}
     )
+
+
+def test_both_benchmarks_are_told_where_their_verdicts_differ():
+    six, ten = statement("6"), statement("10a")
+    better, level = from_interval(5.8, 4.3, 7.4, seeds=5), from_interval(0.3, -1.2, 1.5, seeds=5)
+    found = dict.fromkeys(six.contrasts, better) | dict(zip(ten.contrasts, (level, better), strict=True))
+    made = of([v.row() for v in verdicts(found, range(5))])
+    said = {claim.id: words for claim, _, words in answer.by_claim(made)}
+    assert said[6].endswith("(points: 6 +5.8)")
+    assert said[10].endswith("(points: 10a +0.3 on mini-MSRVTT and +5.8 on mini-DiDeMo)")
 
 
 def test_the_figure_shows_the_papers_number_and_other_conditions():

@@ -35,8 +35,8 @@ CODINGS = {
 
 
 def measure(repeats: int = 3, folder: str | None = None, clips: int = 20) -> dict:
-    """Rows of kind of file and coding: kB per clip, milliseconds of one core a sample, times as fast as the originals by
-    our reader and by decord, error. Raises ClipVipError as ``bench.decode.measure``."""
+    """Rows of kind of file and coding: kB per clip, milliseconds of one core per sample, times as fast as the originals
+    by our reader and by decord, error. Raises ClipVipError as ``bench.decode.measure``."""
     set_threads(1)
     with tempfile.TemporaryDirectory() as name:
         rows = [

@@ -97,6 +97,10 @@ def expect_ofa(source: str | Path, bpe: str | Path | None = None) -> None:
         if bpe is not None:
             raise ClipVipError(f"{source} has its own tokenizer: expected no other one; leave --bpe out")
         return
+    elif (kind := _config(source).get("model_type", "ofa")) != "ofa":
+        raise ClipVipError(
+            f"{source} is a model of type {kind!r}: expected OFA's caption weights; name those"
+        )
     folder = Path(source if bpe is None else bpe)
     if missing := [name for name in BPE_FILES if not (folder / name).is_file()]:
         raise ClipVipError(
@@ -107,9 +111,13 @@ def expect_ofa(source: str | Path, bpe: str | Path | None = None) -> None:
 
 def is_captioner(source: str | Path) -> bool:
     """Whether a folder was written by ``Captioner.save``."""
-    path = Path(source, "config.json")
+    return "ofa" in _config(source)
+
+
+def _config(folder: str | Path) -> dict:
+    path = Path(folder, "config.json")
     fields = read_json(path) if path.is_file() else {}
-    return isinstance(fields, dict) and "ofa" in fields
+    return fields if isinstance(fields, dict) else {}
 
 
 def expect_hugging_face(source: str) -> None:

@@ -1,6 +1,6 @@
 """The paper's claims as statements that can be decided, declared before they are tested.
 
-* A claim of the paper is one to five statements. A statement is a sentence and its contrasts: weighted sums of arms
+* A claim of the paper is one to four statements. A statement is a sentence and its contrasts: weighted sums of arms
   on the same test queries (mostly one arm minus another), on both benchmarks where the paper has both.
 * Most statements say that something is larger: every contrast lies above zero. One says that something is level:
   every contrast lies within the margin of zero.

@@ -57,8 +57,9 @@ def sentence(found: Mapping) -> str:
     counts = [f"{count} {SUMS[word][count > 1]}" for word in SUMS if (count := words.count(word))]
     return (
         f"In the reference run, of the paper's {len(words)} claims {_listed(counts)}; {decided} of their {len(rows)} "
-        f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is a statement's worst result: of "
-        "its contrasts, often one for each benchmark, the least favourable one."
+        f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is a statement's effect on "
+        "the benchmark that is less favourable to it, or on both where their verdicts differ; plus speaks for the "
+        "statement, minus against it."
     )
 
 
@@ -70,22 +71,32 @@ def by_claim(found: Mapping) -> list[tuple[claims.Claim, str, str]]:
 
 
 def _said(claim: claims.Claim, rows: Sequence[Mapping]) -> str:
-    """A claim with the effects of its statements: "Video proxies beat full attention (6 +1.1 pt)"."""
+    """A claim with the effects of its statements: "Video proxies beat full attention (points: 6 +1.1)"."""
     known = [row for row in rows if row["claim"] == claim.id and row["effect"] is not None]
     level = {statement.id for statement in claim.statements if statement.level}
     effects = [f"{row['id']} {_effect(row, row['id'] in level)}" for row in known]
-    unit = "NMI" if claim.statements[0].metric == claims.NMI else "pt"
+    unit = "NMI" if claim.statements[0].metric == claims.NMI else "points"
     return (
-        f"{claim.sentence.rstrip('.')} ({', '.join(effects)} {unit})"
+        f"{claim.sentence.rstrip('.')} ({unit}: {', '.join(effects)})"
         if effects
         else claim.sentence.rstrip(".")
     )
 
 
 def _effect(row: Mapping, level: bool) -> str:
-    """An effect without its unit; of a statement that things are level, how far off the farthest is."""
+    """An effect without its unit, or one for each benchmark if their verdicts differ: "+0.3 on msrvtt and +5.8 on
+    didemo"; of a statement that things are level, how far off the farthest is."""
     effect = effect_text(row)[0].removesuffix(" pt")
-    return f"off by {effect.lstrip('+−')}" if level else effect
+    if level:
+        return f"off by {effect.lstrip('+−')}"
+    contrasts = {contrast["name"].rpartition(", ")[2]: contrast for contrast in row["contrasts"]}
+    verdicts = {contrast["verdict"] for contrast in row["contrasts"]}
+    if len(row["contrasts"]) != 2 or contrasts.keys() != {*claims.BENCHMARKS} or len(verdicts) == 1:
+        return effect
+    return " and ".join(
+        f"{effect_text(row | contrast)[0].removesuffix(' pt')} on {miniatures(benchmark)}"
+        for benchmark, contrast in contrasts.items()
+    )
 
 
 def _listed(parts: Sequence[str]) -> str:

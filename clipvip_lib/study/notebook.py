@@ -25,7 +25,7 @@ from clipvip_lib.precision import in_words
 from clipvip_lib.say import with_minus
 from clipvip_lib.study.injected import check_injected, executed_cells
 from clipvip_lib.study.plan import Plan, check_seeds, study_plan
-from clipvip_lib.study.words import miniatures, named_frame, number
+from clipvip_lib.study.words import miniatures, named_frame, number, seeds_in_words
 from clipvip_lib.workshop.lab import live, style
 from clipvip_lib.workshop.machine import product_rates
 from clipvip_lib.workshop.page_stage import RESULTS_MIME
@@ -361,14 +361,16 @@ class Study:
 
     def _show_run(self) -> None:
         """One line: what a reader must know before any number. The rest is in the footer."""
-        from clipvip_lib.workshop.tables import in_short
-
-        seeds = in_short(self.seeds)
-        said = f"Profile {self.profile_name}, seed{'s' if len(self.seeds) > 1 else ''} {seeds}."
+        said = f"Profile {self.profile_name}, {self.which_seeds}."
         if self.profile_name == "smoke":
             said += " Smoke only tests the machinery: its numbers mean nothing."
         looks = style() if live() else ""
         _display({"text/html": f'{looks}<p class="run">{html.escape(said)}</p>', "text/plain": said})
+
+    @property
+    def which_seeds(self) -> str:
+        """Its seeds in words: "seed 3", "seeds 0–4"."""
+        return seeds_in_words(self.seeds)
 
     @property
     def precision(self) -> str:

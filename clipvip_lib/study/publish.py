@@ -11,7 +11,7 @@ from clipvip_lib.statistics.claims import STATEMENTS
 from clipvip_lib.study import answer
 from clipvip_lib.study import reference as reference_run
 from clipvip_lib.study.plan import Plan
-from clipvip_lib.study.words import MEANINGS, number
+from clipvip_lib.study.words import MEANINGS, number, seeds_in_words
 from clipvip_lib.workshop import pages as html_pages
 from clipvip_lib.workshop.provenance import provenance, provenance_lines
 from clipvip_lib.workshop.stages import Stage
@@ -114,12 +114,12 @@ def _card(
     }
     if there:
         recorded = files.read_json(results)
-        seeds = ", ".join(map(str, recorded["seeds"]))
+        seeds = seeds_in_words(recorded["seeds"])
         led = reference_run.sums(recorded.get("beside") or {})
         card |= {
             "verdicts": led,
             "headline": f"This run: {recorded['headline']}" if led else recorded["headline"],
-            "facts": f"profile {recorded['profile']}, seeds {seeds}, {recorded['run']['seconds']:.0f} s",
+            "facts": f"profile {recorded['profile']}, {seeds}, {recorded['run']['seconds']:.0f} s",
             "status": "done",
         }
     outcome = outcomes[pages[name].name] if name in pages else None

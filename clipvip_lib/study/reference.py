@@ -189,9 +189,12 @@ def sums(found: Mapping) -> list[tuple[str, str, str]]:
     ]
 
 
-def basis(reference: Mapping) -> str:
-    """What the reference's verdicts rest on, in a sentence."""
-    metric = {claims.R1: "in R@1", claims.RECALL: "in the average of R@1, R@5 and R@10"}[reference["metric"]]
+def basis(reference: Mapping, rows: Sequence[Mapping] = ()) -> str:
+    """What the reference's verdicts rest on, in a sentence; those of a page in the metric of its ``rows``, too."""
+    words = {claims.R1: "in R@1", claims.RECALL: "in the average of R@1, R@5 and R@10", claims.NMI: "in NMI"}
+    metric = " and ".join(
+        words[name] for name in {row["metric"]: None for row in rows} or [reference["metric"]]
+    )
     kind = (
         "registered before the run"
         if reference["registered"]
@@ -242,7 +245,7 @@ def section(found: Mapping, reference: Mapping, seeds: Sequence[int]) -> str:
             (check_frame(found["checks"]), "This run's effects and where the reference expects them")
         )
     shown = "".join(table_html(named_frame(frame), caption) for frame, caption in tables)
-    words = miniatures(f"{basis(reference)} {checks_in_words(found['checks'], seeds)}")
+    words = miniatures(f"{basis(reference, statements)} {checks_in_words(found['checks'], seeds)}")
     return (
         '<section class="text"><h2 id="what-the-reference-run-found">What the reference run found</h2>'
         f'<ul class="verdicts">{said}</ul><p>{html.escape(words)}</p></section>'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -55,6 +56,13 @@ _CAPTIONS = re.compile(r"(?<![\w-])(?:ofa|OFA) captions\b")
 def number(notebook: str) -> str:
     """A notebook's number: "04" of "04_video_proxy"."""
     return notebook.partition("_")[0]
+
+
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """ "seed 3", "seeds 0–4"."""
+    from clipvip_lib.workshop.tables import in_short
+
+    return f"seed{'s' if len(seeds) > 1 else ''} {in_short(seeds)}"
 
 
 def miniatures(text: str) -> str:
