@@ -6,6 +6,7 @@ The index shows them under the answer, from the rows that verdicts.json holds (c
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from clipvip_lib.statistics import claims
 from clipvip_lib.study import figures
 from clipvip_lib.study.conditions import HEADLINES, POST, RIVAL, TUNING, WORLD
 from clipvip_lib.study.evidence import signed
+from clipvip_lib.study.words import miniatures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +38,7 @@ def lead(found: Mapping) -> str:
     rows, base = found.get("conditions", []), found.get("headlines", [])
     if not rows:
         return ""
-    said = "".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences(rows, base))
+    said = "".join(f"<li>{html.escape(miniatures(sentence))}</li>" for sentence in sentences(rows, base))
     shown = ""
     for kinds, draw, title in (
         ((TUNING, POST), doses, "The headline contrasts by the amount of training"),
@@ -47,7 +49,8 @@ def lead(found: Mapping) -> str:
         ),
     ):
         if some := [row for row in rows if row["kind"] in kinds]:
-            shown += figures.figure_html(draw(some, base), title, caption(some), alt(some))
+            drawn = figures.renamed(draw(some, base), miniatures)
+            shown += figures.figure_html(drawn, title, miniatures(caption(some)), miniatures(alt(some)))
     return f'<section class="answer"><h2>How far the answer reaches</h2><ul>{said}</ul>{shown}</section>'
 
 
@@ -60,10 +63,10 @@ def sentences(rows: Rows, base: Rows) -> list[str]:
         groups: dict[str, list[str]] = {word: [] for word in SIDES.values()}
         for row in own:
             word = SIDES[_side(row) * sides[row["contrast"]]]
-            groups[word].append(f"{row['contrast']} {signed(row['effect'], 1)}")
+            groups[word].append(f"{_short(row)} {signed(row['effect'], 1)}")
         first = next(row for row in rows if row["condition"] == name)
         parts = [
-            f"{len(those)} of {len(own)} {word}" + (f" ({'; '.join(those)})" if word != SIDES[1] else "")
+            f"{len(those)} of {len(own)} {word}" + (f" ({', '.join(those)})" if word != SIDES[1] else "")
             for word, those in groups.items()
             if those
         ]
@@ -73,6 +76,17 @@ def sentences(rows: Rows, base: Rows) -> list[str]:
             f"{', '.join(parts) or 'none was run'} ({first['seeds']} seeds)."
         )
     return found
+
+
+def _short(row: Mapping) -> str:
+    """The statement, and the benchmark if it is about both: "10a on didemo"."""
+    both = len(claims.statement(row["statement"]).contrasts) > 1
+    return row["statement"] + (f" on {row['contrast'].rpartition(', ')[2]}" if both else "")
+
+
+def _title(statement: claims.Statement) -> str:
+    """The statement with the first contrast that it is about, without the benchmark."""
+    return textwrap.fill(f"{statement.id}  {statement.contrasts[0].name.rpartition(', ')[0]}", 24)
 
 
 def _side(row: Mapping) -> int:
@@ -104,7 +118,7 @@ def doses(rows: Rows, base: Rows) -> Figure:
                 color=figures.PALETTE[colour][0],
                 marker=marker,
                 capsize=3,
-                label=f"{statement.id}  {statement.contrasts[0].name.partition(',')[0]}",
+                label=_title(statement),
             )
         axis.axhline(0, color=figures.INK["muted"][0], linewidth=1)
         axis.set_xticks(range(len(amounts)), [f"{amount:.2g}" for amount in amounts])
@@ -139,7 +153,7 @@ def elsewhere(rows: Rows, base: Rows) -> Figure:
             colours=[looks[name][0] for name in names], markers=[looks[name][1] for name in names],
         )  # fmt: skip
         axis.axvline(0, color=figures.INK["muted"][0], linewidth=1)
-        axis.set_title(f"{statement.id}  {statement.contrasts[0].name.partition(',')[0]}", fontsize=8)
+        axis.set_title(_title(statement), fontsize=8)
     fig.supxlabel(f"points of {rows[0]['metric']} on {claims.BENCHMARKS[0]}", fontsize=9)
     return fig
 
