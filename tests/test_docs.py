@@ -16,7 +16,9 @@ from browser import browser, in_a_browser
 from clipvip_lib.data import corpora, world
 from clipvip_lib.files import CHECKOUT
 from clipvip_lib.profiles import PROFILES
+from clipvip_lib.workshop.pages import notebook_question
 
+README = CHECKOUT / "README.md"
 TABLE = (CHECKOUT / "docs/paper_to_code.md").read_text(encoding="utf-8")
 ROWS = [line.split("|")[3:5] for line in TABLE.splitlines() if line.startswith("|")][2:]
 
@@ -56,6 +58,16 @@ def test_the_paper_is_where_the_table_says(cells):
 def test_links_between_documents_lead_somewhere(path):
     for link in re.findall(r"\]\((?!https?:)([^)#]+)", path.read_text(encoding="utf-8")):
         assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_readmes_table_has_every_notebook_with_its_title():
+    rows = re.findall(
+        r"^\| \[(\w+)\]\(notebooks/(\w+)\.ipynb\) \| (.+) \|$", README.read_text("utf-8"), re.MULTILINE
+    )
+    assert rows == [
+        (path.stem, path.stem, notebook_question(path))
+        for path in sorted(README.parent.glob("notebooks/*.ipynb"))
+    ]
 
 
 @pytest.mark.parametrize("page", ["docs/extending.md", "docs/data_card.md", "docs/model_card.md"])
