@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import shown
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
 CHECKOUT = (
@@ -134,6 +135,11 @@ def write_bytes(path: str | Path, content: bytes) -> Path:
     with atomic_path(path) as partial:
         partial.write_bytes(content)
     return Path(path)
+
+
+def json_line(value: object) -> bytes:
+    """A line of a JSON-lines file: one line for every reader, also where Unicode has line ends that JSON keeps."""
+    return (shown(json.dumps(value, ensure_ascii=False)) + "\n").encode()
 
 
 def write_json(path: str | Path, value: object) -> Path:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
 import tarfile
 from pathlib import Path
 
+import av
+import numpy as np
+from PIL import Image
 from small_captioner import COLOURS, TINY, pairs
-from test_captioner import still, video, write_tar
 
 from clipvip_lib.captions.captioner import Captioner
 from clipvip_lib.captions.captioner_training import train_captioner
@@ -23,6 +26,34 @@ NAMES = list(COLOURS)
 def trained() -> Captioner:
     """Says "a red wall" of red; after 80 steps, two seconds."""
     return train_captioner(*pairs(32), dataclasses.replace(TINY, stem_steps=10, steps=80), seed=0)[0]
+
+
+def video(colours: list[tuple[int, int, int]]) -> bytes:
+    """An mp4 of 48 x 32 pixels with one frame for each colour."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=5, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for colour in colours:
+            picture = np.broadcast_to(np.array(colour, np.uint8), (32, 48, 3))
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), "rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def still(colour: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (48, 32), colour).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
 
 
 def colour(shard: int, clip: int) -> str:

@@ -13,12 +13,12 @@ from pathlib import Path
 import patience
 import torch
 
-from clipvip_lib.captions.captioner import captions_path
 from clipvip_lib.data import corpora, language
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.progress import quiet
+from clipvip_lib.streams.sidecars import sidecar_path
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 BEFORE: list[str] = []  # what stands before a script that torchrun starts
@@ -55,7 +55,7 @@ def write_shards(folder: Path, videos: Sequence[int] = (4, 2)) -> str:
         rows = [
             {"key": sample.key, "caption": f"a picture, {sample.text[:20]}"} for sample in read_shard(shard)
         ]
-        captions_path(shard).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        sidecar_path(shard, "captions").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return f"{folder}/{{00000..{len(videos) - 1:05d}}}.tar"
 
 

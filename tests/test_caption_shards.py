@@ -20,12 +20,13 @@ import pytest
 import torch
 
 from clipvip_lib.captions.caption_shards import MADE_BY, caption_shards
-from clipvip_lib.captions.captioner import Captioner, caption_shard, captions_path, read_captions
+from clipvip_lib.captions.captioner import Captioner
 from clipvip_lib.captions.captioners import describe
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_bytes
 from clipvip_lib.streams.parquet import parquet_path, write_captions
 from clipvip_lib.streams.shard_locks import ShardTask, deal, hold
+from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
@@ -75,21 +76,12 @@ def test_every_shard_is_captioned_once_by_its_middle_frames(captioner, written, 
         written, tmp_path, captioner, batch=4, progress=lambda done, total, note: shown.append((done, total))
     )
     for number, shard in enumerate(written):
-        assert corpus.texts(tmp_path / captions_path(shard).name) == corpus.expected(number, CLIPS)
+        assert corpus.texts(sidecar_path(shard, "captions", tmp_path)) == corpus.expected(number, CLIPS)
     assert names(tmp_path) == [f"{number:05d}.captions.jsonl" for number in range(SHARDS)]
     assert (tally.written, tally.captions, tally.found, tally.skipped) == (SHARDS, SHARDS * CLIPS, 0, 0)
     assert shown[-1] == (SHARDS * CLIPS, SHARDS * CLIPS)
     assert all(done < total for done, total in shown[:-1])
     assert [done for done, _ in shown] == sorted(done for done, _ in shown)
-
-
-def test_the_sidecars_are_those_of_caption_shard(captioner, shards, tmp_path):
-    caption_shards(shards, tmp_path / "out", captioner)
-    for shard in shards:
-        caption_shard(shard, None, captioner)
-        assert (tmp_path / "out" / captions_path(shard).name).read_bytes() == captions_path(
-            shard
-        ).read_bytes()
 
 
 def test_finished_shards_are_skipped(captioner, written, tmp_path):
@@ -126,7 +118,10 @@ def test_any_caption_is_one_line(captioner, written, tmp_path):
             return ["two\u2028lines \x85 \n é"] * len(images)
 
     caption_shards(written[:1], tmp_path, Odd(captioner))
-    assert set(read_captions(tmp_path / "00000.captions.jsonl").values()) == {"two\u2028lines \x85 \n é"}
+    assert len((tmp_path / "00000.captions.jsonl").read_text().splitlines()) == CLIPS
+    assert set(read_sidecar(tmp_path / "00000.captions.jsonl", "captions").values()) == {
+        "two\u2028lines \x85 \n é"
+    }
 
 
 # ------------------------------------------------------------------------------------------------ as Parquet
@@ -177,9 +172,9 @@ def test_a_rank_writes_its_shards_parquet_right_after_the_captions(captioner, wr
     order = []
 
     def noted(write):
-        return lambda path, content: order.append(path.name) or write(path, content)
+        return lambda path, *content: order.append(path.name) or write(path, *content)
 
-    monkeypatch.setattr("clipvip_lib.captions.caption_shards.write_bytes", noted(write_bytes))
+    monkeypatch.setattr("clipvip_lib.captions.caption_shards.write_sidecar", noted(write_sidecar))
     monkeypatch.setattr("clipvip_lib.captions.caption_shards.write_captions", noted(write_captions))
     caption_shards(written[:2], tmp_path, captioner, parquet=True)
     kinds = ("captions.jsonl", "captions.parquet")
@@ -294,7 +289,7 @@ def test_a_shard_of_nothing_but_bad_samples(captioner, shards, tmp_path):
     corpus.change(shards[0], r".*\.(mp4|jpg)", b"none")
     tally = caption_shards(shards[:1], tmp_path / "out", captioner, skip_share=0.99)
     assert (tally.skipped, tally.captions) == (CLIPS, 0)
-    assert read_captions(tmp_path / "out" / "00000.captions.jsonl") == {}
+    assert read_sidecar(tmp_path / "out" / "00000.captions.jsonl", "captions") == {}
 
 
 def test_samples_that_were_never_fetched_are_no_bad_ones(captioner, shards, tmp_path):
@@ -343,22 +338,23 @@ def test_damaged_and_doubled_shards_are_named(captioner, shards, tmp_path):
 def test_a_shard_is_held_until_its_captions_are_written(captioner, written, tmp_path, monkeypatch):
     freely = []
 
-    def write(path, content):
+    def write(path, *content):
         held = hold(ShardTask(written[0], path))
         freely.extend([path] if held else [])
-        return write_bytes(path, content)
+        return write_sidecar(path, *content)
 
-    monkeypatch.setattr("clipvip_lib.captions.caption_shards.write_bytes", write)
+    monkeypatch.setattr("clipvip_lib.captions.caption_shards.write_sidecar", write)
     caption_shards(written[:1], tmp_path, captioner)
     assert freely == [] and "00000.captions.jsonl" in names(tmp_path)
 
 
 def test_captions_are_the_last_that_is_written_of_a_shard(captioner, shards, tmp_path, monkeypatch):
     order = []
-    monkeypatch.setattr(
-        "clipvip_lib.captions.caption_shards.write_bytes",
-        lambda path, content: order.append(path.name) or write_bytes(path, content),
-    )
+    for module in ("shard_jobs", "sidecars"):
+        monkeypatch.setattr(
+            f"clipvip_lib.streams.{module}.write_bytes",
+            lambda path, content: order.append(path.name) or write_bytes(path, content),
+        )
     corpus.change(shards[0], "000000004.mp4", b"no video at all")
     caption_shards(shards[:1], tmp_path, captioner, skip_share=0.1)
     assert order == ["00000.skipped.jsonl", "00000.captions.jsonl"]
@@ -367,7 +363,7 @@ def test_captions_are_the_last_that_is_written_of_a_shard(captioner, shards, tmp
 def test_a_rank_begins_with_its_own_shards(captioner, written, tmp_path, monkeypatch):
     order = []
     monkeypatch.setattr(
-        "clipvip_lib.captions.caption_shards.write_bytes",
+        "clipvip_lib.streams.sidecars.write_bytes",
         lambda path, content: order.append(path.name[:5]) or write_bytes(path, content),
     )
     caption_shards(written, tmp_path, captioner, rank=1, ranks=2)
@@ -454,7 +450,7 @@ def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
 
             return deal(tasks, rank, ranks, few, waiting)
 
-        monkeypatch.setattr("clipvip_lib.captions.caption_shards.deal", deal_with_few_looks)
+        monkeypatch.setattr("clipvip_lib.streams.shard_jobs.deal", deal_with_few_looks)
         done: list = []
 
         def caption() -> None:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from stream_cases import FAILED, MP4, SMALL, keys, quiet, sample
@@ -85,10 +86,11 @@ def test_the_other_forms_give_the_same_files(corpus, tmp_path):
 
 
 def test_captions_are_those_that_captioning_finds_done(corpus, tmp_path):
-    from clipvip_lib.captions.captioner import caption_shard
+    from clipvip_lib.captions.caption_shards import caption_shards
 
     run("--shards", corpus, "--out", tmp_path, "--captions", corpus / "captions", *ID_TEMPLATE)
-    assert caption_shard(corpus / "00000.tar", tmp_path / "00000.captions.jsonl", captioner=None) == 8
+    tally = caption_shards([corpus / "00000.tar"], tmp_path, SimpleNamespace(image_size=None))
+    assert (tally.found, tally.written) == (1, 0)
 
 
 def test_finished_shards_are_skipped_and_a_new_one_is_added(corpus, tmp_path, capsys):

@@ -46,6 +46,16 @@ def test_a_tar_cut_in_the_middle_is_named(tmp_path, keep):
         list(read_shard(path))
 
 
+def test_a_tar_cut_between_two_files_is_named_too(tmp_path):
+    """Which readers of tars take for the end."""
+    path = write(tmp_path / "cut.tar")
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[3].offset
+    path.write_bytes(path.read_bytes()[:end])
+    with pytest.raises(ClipVipError, match=r"cut\.tar is damaged .no header and no end mark after 1 samples"):
+        list(read_shard(path))
+
+
 @pytest.mark.bad_input(
     "shard: a sample without text or video, with JSON that is none, or text that is not UTF-8",
     says="the sample, and `has no text`, `has no mp4`, `is not JSON` or `is not UTF-8`",

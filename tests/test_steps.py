@@ -3,13 +3,16 @@
 import json
 from dataclasses import asdict
 
+import caption_corpus
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from clipvip_lib.captions.caption_shards import caption_shards
 from clipvip_lib.data import corpora
 from clipvip_lib.data.shards import read_shard
+from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import Recipe, get_profile
 from clipvip_lib.study import steps
 
@@ -34,6 +37,25 @@ def world(tmp_path_factory):
         {"name": "caption-pairs", "seed": 0, "first": 0, "count": 5}, {}, folder / "pairs", quiet
     )
     return folder
+
+
+def test_the_captions_of_a_shard_are_those_of_the_command(tmp_path):
+    shard, batches = caption_corpus.write_shard(tmp_path / "shard.tar", 0, 70), []
+    captioner = caption_corpus.trained()
+    captioner.save(tmp_path / "captioner")
+    inputs = {"captioner": tmp_path, "shard": tmp_path}
+    result = steps.caption_shard({}, inputs, tmp_path, lambda *row: batches.append(row))
+    assert result["captions"] == 70 and batches == [(64, 70, "shard.tar"), (70, 70, "shard.tar")]
+    assert caption_corpus.texts(tmp_path / "captions.jsonl") == caption_corpus.expected(0, 70)
+    caption_shards([shard], tmp_path / "command", captioner)
+    made = (tmp_path / "command" / "shard.captions.jsonl").read_bytes()
+    assert (tmp_path / "captions.jsonl").read_bytes() == made
+
+    (tmp_path / "captions.jsonl").unlink()
+    caption_corpus.change(shard, "000000069.mp4", b"no video")
+    with pytest.raises(ClipVipError, match=r"000000069 of .*shard\.tar"):
+        steps.caption_shard({}, inputs, tmp_path, quiet)
+    assert not (tmp_path / "captions.jsonl").exists()
 
 
 def test_a_decoded_shard_keeps_order_keys_and_texts(world, tmp_path):

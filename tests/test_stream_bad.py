@@ -10,7 +10,7 @@ from stream_cases import BAD, CLIPS, FAILED, SMALL, keys, make_bad_shard, make_c
 from clipvip_lib.data.corpora import write_shard
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
+from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
 from clipvip_lib.streams.stream import ClipStream, expand
 
 
@@ -182,15 +182,6 @@ def test_captions_and_texts_come_from_beside_the_shards(shards, samples, tmp_pat
     assert (clip.caption, clip.text) == (f"caption\u2028{clip.key}", samples[clip.key].text)
     clip = next(ClipStream(shards, **SMALL, captions_dir=tmp_path, texts_dir=tmp_path))
     assert (clip.caption, clip.text) == (f"caption\u2028{clip.key}", f"text {clip.key}")
-
-
-def test_captions_are_those_that_captioning_writes(tmp_path):
-    from clipvip_lib.captions import captioner as captioning
-
-    assert captioning.captions_path("a/00000.tar") == sidecar_path("a/00000.tar", "captions")
-    path = tmp_path / "a.captions.jsonl"
-    write_sidecar(path, "captions", [("k", "a dog"), ("é", "ünï")])
-    assert captioning.read_captions(path) == read_sidecar(path, "captions") == {"k": "a dog", "é": "ünï"}
 
 
 @pytest.mark.bad_input(

@@ -13,9 +13,9 @@ import torch
 from small_runs import settings
 
 from clipvip_lib import cli
-from clipvip_lib.captions.captioner import captions_path
 from clipvip_lib.data import corpora
 from clipvip_lib.data.shards import expand, read_shard
+from clipvip_lib.streams.sidecars import sidecar_path
 from clipvip_lib.training import loop, ranks, run, stores
 from clipvip_lib.training.ranks import RankLost, Ranks
 from clipvip_lib.training.run_folder import alone, read_metrics
@@ -40,7 +40,7 @@ def made(tmp_path_factory):
             for s in read_shard(shard)
         ]
         corpora.write_shard(folder / "b" / shard.name, written)
-        shutil.copy(captions_path(shard), folder / "b")
+        shutil.copy(sidecar_path(shard, "captions"), folder / "b")
     corpora.write_benchmark(folder / "set", "msrvtt", 0, {"train": 8, "val": 4, "test": 4}, lambda *_: None)
     return folder
 
@@ -169,7 +169,7 @@ def test_other_captions_are_another_run_and_moved_ones_are_not(made, tmp_path, c
     folder = tmp_path / "captions"
     folder.mkdir()
     for shard in expand(made / "a"):
-        shutil.copy(captions_path(shard), folder)
+        shutil.copy(sidecar_path(shard, "captions"), folder)
     line = post(made, "a", tmp_path / "out", *kept, "--captions", folder)
     assert cli.main(line) == 0
     beside = folder / "00000.captions.jsonl"

@@ -1,8 +1,8 @@
 """Auxiliary captions of a whole corpus (paper section 4): many shards, any number of processes and devices.
 
 * A shard's captions appear once and whole, ``00000.tar`` -> ``00000.captions.jsonl``, the sidecar that
-  ``captioner.read_captions`` reads and post-pretraining takes. What is there is not made again. Parquet, where it
-  is asked for, is a copy that is written again when it is older.
+  ``sidecars.read_sidecar`` reads and post-pretraining takes. What is there is not made again. Parquet, where it is
+  asked for, is a copy that is written again when it is older.
 * Shards are dealt out by locks (shard_locks.py), so ranks share work without talking. What a dead one held is taken
   up by the living or by the next start. Two never work at one shard.
 * Middle frames are decoded, and brought to the captioner's size, in threads while the model works, across the
@@ -17,7 +17,6 @@ no device runs a small last batch, and a batch is the same however many processe
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import threading
@@ -30,16 +29,17 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.ahead import ahead
-from clipvip_lib.captions.captioner import captions_path, read_captions
 from clipvip_lib.captions.captioners import ImageCaptioner
 from clipvip_lib.data.shards import NeverFetched, index_shard
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import make_folder, write_bytes
+from clipvip_lib.files import make_folder
 from clipvip_lib.progress import ProgressCallback, quiet
 from clipvip_lib.say import counted
 from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions
+from clipvip_lib.streams.shard_jobs import Skipped, taking
 from clipvip_lib.streams.shard_locks import Held, ShardTask, deal, hold, holder, same_maker
+from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 
 MADE_BY = "captions.json"
 # Decoded and waiting for the model; more would only take memory (44 MB for 64 images of 480 pixels).
@@ -66,11 +66,13 @@ class _Shard:
     """A shard that this process works at."""
 
     held: Held
-    total: int
-    keys: list[str] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    bad: list[dict[str, str]] = field(default_factory=list)
+    skipped: Skipped
+    captions: list[tuple[str, str]] = field(default_factory=list)
     absent: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.skipped.total
 
 
 @dataclass
@@ -130,30 +132,23 @@ def caption_shards(
     meter = _Meter(tasks, tally, progress, f"rank {rank} of {ranks}")
     reader = _Reader(captioner.image_size, batch, threads, skip_share)
     stop = threading.Event()
-
-    def dealt(tasks: Sequence[ShardTask], stop: threading.Event) -> Iterator[Held]:
-        return deal(tasks, rank, ranks, lambda: not stop.wait(poll), lambda left: say(_waiting(left)))
-
-    begun: list[Held] = []
-    try:
-        with ahead(reader.batches(_noted(dealt(tasks, stop), begun, say)), BATCHES_AHEAD, stop) as batches:
-            for item in batches:
-                _caption(item, captioner)
-                if item.last:
-                    _finish(item.shard, tally, say, parquet)
-                meter.show(item)
-    finally:
-        for each in begun:  # after an error in a process that lives on, such as a notebook's
-            each.release()
+    with (
+        taking(tasks, lambda: not stop.wait(poll), _waiting, say, rank, ranks) as dealt,
+        ahead(reader.batches(dealt), BATCHES_AHEAD, stop) as batches,
+    ):
+        for item in batches:
+            _caption(item, captioner)
+            if item.last:
+                _finish(item.shard, tally, say, parquet)
+            meter.show(item)
     if parquet:
-        _add_parquet(tasks, lambda copies: dealt(copies, threading.Event()), say)
+        _add_parquet(tasks, rank, ranks, poll, say)
     tally.seconds = time.monotonic() - started
     return tally
 
 
 def _tasks(shards: Sequence[str | Path], out: Path) -> list[ShardTask]:
-    paths = [Path(shard) for shard in shards]
-    tasks = [ShardTask(path, out / captions_path(path).name) for path in paths]
+    tasks = [ShardTask(Path(shard), sidecar_path(shard, "captions", out)) for shard in shards]
     if not tasks:
         raise ClipVipError("expected at least one shard, got none; check the pattern")
     first: dict[Path, Path] = {}
@@ -176,14 +171,6 @@ def _tasks(shards: Sequence[str | Path], out: Path) -> list[ShardTask]:
     return tasks
 
 
-def _noted(held: Iterator[Held], begun: list[Held], say: Callable[[str], None]) -> Iterator[Held]:
-    for each in held:
-        begun.append(each)
-        if each.left_by:
-            say(f"taking up {each.task.shard.name}, which {each.left_by} had begun")
-        yield each
-
-
 def _waiting(left: list[ShardTask]) -> str:
     return f"waiting for {counted(len(left), 'shard')} held by others, first {left[0].shard.name} ({holder(left[0])})"
 
@@ -194,29 +181,21 @@ def _caption(item: _Batch, captioner: ImageCaptioner) -> None:
     texts = captioner.caption(item.frames, batch=len(item.frames))
     if len(texts) != len(item.keys):
         raise ClipVipError(f"expected {len(item.keys)} captions of as many images, got {len(texts)}")
-    item.shard.keys += item.keys
-    item.shard.texts += texts
+    item.shard.captions += zip(item.keys, texts, strict=True)
 
 
 def _finish(shard: _Shard, tally: Tally, say: Callable[[str], None], parquet: bool) -> None:
     """Write a shard's files, the captions last, because they show that it is done; then the same as Parquet."""
     task = shard.held.task
-    skipped = task.out.with_name(task.shard.stem + ".skipped.jsonl")
-    if shard.bad:
-        write_bytes(skipped, "".join(map(_line, shard.bad)).encode())
-        say(f"skipped {len(shard.bad)} of {shard.total} samples of {task.shard.name}, see {skipped.name}")
-    else:
-        skipped.unlink(missing_ok=True)
-    rows = ({"key": key, "caption": text} for key, text in zip(shard.keys, shard.texts, strict=True))
+    shard.skipped.write(task.out.with_name(task.shard.stem + ".skipped.jsonl"), say)
     parquet_path(task.out).unlink(missing_ok=True)  # of captions that were removed, to be made again
-    write_bytes(task.out, "".join(map(_line, rows)).encode())
+    tally.captions += write_sidecar(task.out, "captions", shard.captions)
     if parquet and (held := hold(_parquet(task))):
-        _write_parquet(held, lambda: dict(zip(shard.keys, shard.texts, strict=True)))
+        _write_parquet(held, lambda: dict(shard.captions))
     shard.held.release()
     tally.written += 1
-    tally.captions += len(shard.texts)
-    tally.empty += sum(not text for text in shard.texts)
-    tally.skipped += len(shard.bad)
+    tally.empty += sum(not text for _, text in shard.captions)
+    tally.skipped += len(shard.skipped.rows)
     tally.absent += shard.absent
 
 
@@ -233,7 +212,7 @@ def _write_parquet(held: Held, captions: Callable[[], dict[str, str]]) -> None:
 
 
 def _add_parquet(
-    tasks: list[ShardTask], dealt: Callable[[list[ShardTask]], Iterator[Held]], say: Callable[[str], None]
+    tasks: list[ShardTask], rank: int, ranks: int, poll: float, say: Callable[[str], None]
 ) -> None:
     """Write the Parquet of shards that were captioned without it, or by a process that died between the two, and of
     those whose captions were changed since."""
@@ -241,18 +220,14 @@ def _add_parquet(
     for copy, lines in captions.items():
         if copy.out.exists() and copy.out.stat().st_mtime_ns < lines.stat().st_mtime_ns:
             copy.out.unlink(missing_ok=True)
-    added = 0
-    for held in dealt(list(captions)):
-        _write_parquet(held, functools.partial(read_captions, captions[held.task]))
+    added, never = 0, threading.Event()
+    for held in deal(
+        list(captions), rank, ranks, lambda: not never.wait(poll), lambda left: say(_waiting(left))
+    ):
+        _write_parquet(held, functools.partial(read_sidecar, captions[held.task], "captions"))
         added += 1
     if added:
         say(f"added the Parquet of {added} shard{'s' if added > 1 else ''} whose captions were there")
-
-
-def _line(row: dict[str, str]) -> str:
-    line = json.dumps(row, ensure_ascii=False)
-    # Unicode has line ends that JSON leaves as they are.
-    return (line if len(line.splitlines()) == 1 else json.dumps(row)) + "\n"
 
 
 # ------------------------------------------------------------------------------------------------- reading
@@ -278,7 +253,8 @@ class _Reader:
     def _of_shard(self, held: Held, pool: ThreadPoolExecutor) -> Iterator[_Batch]:
         path = held.task.shard
         entries = index_shard(path)
-        shard, batches = _Shard(held, len(entries)), math.ceil(len(entries) / self.batch)
+        shard = _Shard(held, Skipped(path, len(entries), self.skip_share, "skipped", "shard"))
+        batches = math.ceil(shard.total / self.batch)
         ends = [shard.total * (number + 1) // batches for number in range(batches)]
         keys: list[str] = []
         frames: list[np.ndarray] = []
@@ -288,7 +264,7 @@ class _Reader:
             if isinstance(frame, NeverFetched):
                 shard.absent += 1
             elif isinstance(frame, ClipVipError):
-                self._skip(shard, key, frame)
+                shard.skipped.add(key, frame)
             else:
                 keys.append(key)
                 frames.append(frame)
@@ -296,15 +272,6 @@ class _Reader:
                 yield _Batch(shard, keys, frames, last=position == shard.total)
                 keys, frames = [], []
                 del ends[0]
-
-    def _skip(self, shard: _Shard, key: str, error: ClipVipError) -> None:
-        shard.bad.append({"shard": shard.held.task.shard.name, "key": key, "reason": str(error)})
-        allowed = math.ceil(self.skip_share * shard.total)
-        if len(shard.bad) > allowed:
-            raise ClipVipError(
-                f"{len(shard.bad)} of {shard.total} samples of shard {shard.held.task.shard} cannot be read and "
-                f"{allowed} may be skipped, the last: {error}; fix the shard or allow more with --skip-share"
-            ) from error
 
 
 # ------------------------------------------------------------------------------------------------ progress
@@ -325,7 +292,7 @@ class _Meter:
     def show(self, item: _Batch) -> None:
         now, name, size = time.monotonic(), item.shard.held.task.out.name, item.shard.total
         self.images += len(item.keys)
-        self.sizes[name], self.done[name] = size, size if item.last else len(item.shard.keys)
+        self.sizes[name], self.done[name] = size, size if item.last else len(item.shard.captions)
         if now - self.looked > LOOK_EVERY:
             self.looked = now
             with os.scandir(self.folder) as entries:

@@ -1,14 +1,12 @@
-"""From a clip to an auxiliary caption: middle frame -> OFA -> at most 16 tokens -> a line beside the shard.
+"""From a clip's middle frame to an auxiliary caption: OFA -> at most 16 tokens (section 4 of the paper).
 
-Section 4 of the paper. ``Captioner`` is an OFA with its tokenizer and beam; the authors' is the released
-OFA-large, the mini study trains a small one (captioner_training.py). ``caption_shard`` writes the captions of
-one tar shard whole or not at all.
+``Captioner`` is an OFA with its tokenizer and beam; the authors' is the released OFA-large, the mini study trains a
+small one (captioner_training.py). Whole shards are captioned by caption_shards.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,17 +14,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
-from clipvip_lib.data.shards import index_shard, read_media
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
+from clipvip_lib.files import atomic_path, make_folder, read_json, write_json
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import OFA, PROMPT, OFAConfig, ofa_preprocess
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.models.ofa_weights import TIED, load_ofa
 from clipvip_lib.precision import autocast, choose
-from clipvip_lib.progress import ProgressCallback, quiet
-from clipvip_lib.streams.middle_frames import middle_frame
-from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path
 
 NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
@@ -100,46 +94,3 @@ class Captioner:
             ) from error
         model, _ = load_ofa(folder, config=sizes)
         return cls(model, OFATokenizer.load(folder / "tokenizer.json"), image_size, beam, precision)
-
-
-# ---------------------------------------------------------------------------------------------- shards
-
-
-def captions_path(shard: str | Path) -> Path:
-    """Where the captions of a shard stand: beside it, ``00000.tar`` -> ``00000.captions.jsonl``."""
-    return sidecar_path(shard, "captions")
-
-
-def caption_shard(
-    shard: str | Path,
-    out: str | Path | None,
-    captioner: Captioner,
-    progress: ProgressCallback = quiet,
-    batch: int = 64,
-) -> int:
-    """Caption the middle frame of each clip of a tar shard; returns how many captions ``out`` holds.
-
-    ``out`` (by default ``captions_path(shard)``) gets one JSON line {"key", "caption"} per sample, in the shard's
-    order, whole or not at all; a shard that has it already is skipped. Raises ClipVipError naming the shard
-    when it is missing, empty, or cut, with the position, and the sample when a video cannot be read.
-    """
-    shard, out = Path(shard), Path(out) if out is not None else captions_path(shard)
-    if out.exists():
-        count = len(read_captions(out))
-        progress(count, count, "captioned before")
-        return count
-    entries = index_shard(shard)
-    lines: list[str] = []
-    for start in range(0, len(entries), batch):
-        group = entries[start : start + batch]
-        frames = [middle_frame(read_media(shard, each), f"{each.key} of {shard}") for each in group]
-        for entry, text in zip(group, captioner.caption(frames, batch), strict=True):
-            lines.append(json.dumps({"key": entry.key, "caption": text}, ensure_ascii=False) + "\n")
-        progress(len(lines), len(entries), shard.name)
-    write_bytes(out, "".join(lines).encode())
-    return len(lines)
-
-
-def read_captions(path: str | Path) -> dict[str, str]:
-    """Captions by key, as ``caption_shard`` wrote them. Raises ClipVipError naming the bad line."""
-    return read_sidecar(path, "captions")

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import math
 import tarfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,9 @@ from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, index_shard, rea
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, write_bytes
 from clipvip_lib.progress import ProgressCallback, quiet
-from clipvip_lib.say import shown
 from clipvip_lib.streams.parquet import parquet_path
-from clipvip_lib.streams.shard_locks import Held, ShardTask, deal, holder, same_maker
+from clipvip_lib.streams.shard_jobs import Skipped, taking, write_skipped
+from clipvip_lib.streams.shard_locks import Held, ShardTask, holder, same_maker
 from clipvip_lib.streams.sidecars import FIELDS, sidecar_path
 
 MADE_BY = "pack.json"
@@ -116,13 +115,13 @@ def pack(
         time.sleep(poll)
         return True
 
-    try:
-        for held in deal(tasks, 0, 1, pause, lambda left: say(f"waiting for {holder(left[0])}")):
-            packer.take(held)
-        packer.drain()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        packer.release()
+    with taking(tasks, pause, lambda left: f"waiting for {holder(left[0])}", say) as dealt:
+        try:
+            for held in dealt:
+                packer.take(held)
+            packer.drain()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
     for task in tasks:  # those written after a shard was packed, too
         if _is_shard(task.shard):
             _keep_sidecars(task)
@@ -173,14 +172,10 @@ class _Packer:
     may_skip: int
 
     def __post_init__(self) -> None:
-        self._held: list[Held] = []
         self._waiting: deque[tuple[Held, Future]] = deque()
         self._skipped_files = 0
 
     def take(self, held: Held) -> None:
-        self._held.append(held)
-        if held.left_by:
-            self.say(f"taking up {held.task.shard.name}, which {held.left_by} had begun")
         if _is_shard(held.task.shard):
             self._shard(held.task)
             self._done(held)
@@ -193,14 +188,8 @@ class _Packer:
         while self._waiting:
             self._file(*self._waiting.popleft())
 
-    def release(self) -> None:
-        """After an error in a process that lives on, such as a notebook's."""
-        for held in self._held:
-            held.release()
-
     def _done(self, held: Held) -> None:
         held.release()
-        self._held.remove(held)
         self.tally.written += 1
         self._show()
 
@@ -218,47 +207,37 @@ class _Packer:
                     f"{self._skipped_files} videos cannot be read and {self.may_skip} may be left out, the last: "
                     f"{found}, or allow more with --skip-share"
                 ) from found
-            _note(task, [(task.shard.name, found)])
+            name = task.shard.name
+            write_skipped(_log(task), [{"source": name, "key": name, "reason": str(found)}])
             task.lock.unlink(missing_ok=True)  # nobody died with it
             held.release()
-            self._held.remove(held)
             return
         write_bytes(task.out, found.content)
-        _note(task, [])
+        write_skipped(_log(task), [])
         self.tally.count(found, _size(task.shard))
         self._done(held)
 
     def _shard(self, task: ShardTask) -> None:
         entries = index_shard(task.shard)
-        allowed = math.ceil(self.skip_share * len(entries))
-        bad: list[tuple[str, ClipVipError]] = []
+        skipped = Skipped(task.shard, len(entries), self.skip_share, "left out", "source")
         with atomic_path(task.out) as partial:
             with tarfile.open(partial, "w", format=tarfile.PAX_FORMAT) as tar:
                 for entry, found in self._samples(task.shard, entries):
                     if isinstance(found, ClipVipError):
-                        bad.append((entry.key, found))
-                        if len(bad) > allowed:
-                            raise ClipVipError(
-                                f"{len(bad)} of {len(entries)} samples of shard {task.shard} cannot be read and "
-                                f"{allowed} may be left out, the last: {found}; fix the shard or allow more with "
-                                "--skip-share"
-                            ) from found
+                        skipped.add(entry.key, found)
                         continue
                     for extension, content in found.items():
                         member = tarfile.TarInfo(f"{entry.key}.{extension}")
                         member.size, member.mode = len(content), 0o644
                         tar.addfile(member, io.BytesIO(content))
-            if len(bad) == len(entries):
+            if len(skipped.rows) == len(entries):
+                last = skipped.rows[-1]["reason"]
                 raise ClipVipError(
-                    f"no sample of shard {task.shard} can be read, the last: {bad[-1][1]}; fetch it again"
+                    f"no sample of shard {task.shard} can be read, the last: {last}; fetch it again"
                 )
-            _note(task, bad)
+            skipped.write(_log(task), self.say)
             _keep_sidecars(task)
-        self.tally.skipped += len(bad)
-        if bad:
-            self.say(
-                f"left out {len(bad)} of {len(entries)} samples of {task.shard.name}, see {_log(task).name}"
-            )
+        self.tally.skipped += len(skipped.rows)
 
     def _samples(
         self, shard: Path, entries: Sequence[Entry]
@@ -329,16 +308,6 @@ def _keep_sidecars(task: ShardTask) -> None:
 
 def _log(task: ShardTask) -> Path:
     return task.out.with_name(f"{task.out.name}.not_packed.jsonl")
-
-
-def _note(task: ShardTask, bad: Iterable[tuple[str, ClipVipError]]) -> None:
-    """Write down what was left out, with the reason; nothing left out leaves no file."""
-    rows = [{"source": task.shard.name, "key": key, "reason": str(error)} for key, error in bad]
-    if rows:
-        lines = "".join(shown(json.dumps(row, ensure_ascii=False)) + "\n" for row in rows)
-        write_bytes(_log(task), lines.encode())
-    else:
-        _log(task).unlink(missing_ok=True)
 
 
 def _size(path: Path) -> int:

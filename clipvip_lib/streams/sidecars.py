@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import write_bytes
+from clipvip_lib.files import json_line, write_bytes
 from clipvip_lib.streams import parquet
 
 FIELDS = {"captions": "caption", "texts": "text"}  # kind of sidecar -> its field
@@ -77,9 +77,10 @@ def write_sidecar(path: str | Path, kind: str, texts: Iterable[tuple[str, str]])
 
 def _line(path: str | Path, key: str, field: str, text: str) -> bytes:
     try:
-        return (json.dumps({"key": key, field: text}, ensure_ascii=False) + "\n").encode()
+        f"{key}{text}".encode()
     except UnicodeEncodeError as error:  # JSON's "\ud800" without its other half
         raise ClipVipError(
             f"cannot write {path}: the {field} of {key!a} holds half a character "
             f"({error.object[error.start]!a}), expected text that UTF-8 can hold; correct it where it comes from"
         ) from error
+    return json_line({"key": key, field: text})

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import make_folder
-from clipvip_lib.say import shown
+from clipvip_lib.files import json_line, make_folder
 
 FIRST_CHECK = 100  # samples of an epoch after which the share that was skipped is judged
 COUNTED = ("samples", "skipped", "absent", "damaged")
@@ -61,7 +59,7 @@ class Books:
         line = {"shard": str(shard), "key": key, what: why, "rank": self.rank}
         try:
             with self.log.open("ab", buffering=0) as file:  # one write per line: ranks may share the file
-                file.write((shown(json.dumps(line, ensure_ascii=False)) + "\n").encode())
+                file.write(json_line(line))
         except OSError as error:
             raise ClipVipError(
                 f"cannot write the log of skipped samples {self.log}: {error.strerror}; choose another file"

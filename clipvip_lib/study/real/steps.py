@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from clipvip_lib.captions.captioner import captions_path, read_captions
 from clipvip_lib.cores import cores
 from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.data.shards import NeverFetched, read_sample, scan_shard
@@ -229,7 +228,8 @@ def caption_corpus(config: dict, inputs: Inputs, folder: Path, progress) -> dict
     ]
     started = time.monotonic()
     _command(options, config["gpus"], folder, look)
-    count = sum(len(read_captions(folder / captions_path(shard).name)) for shard in shards)
+    written = (sidecar_path(shard, "captions", folder) for shard in shards)
+    count = sum(len(read_sidecar(path, "captions")) for path in written)
     return {"captions": count, "captions_per_second": count / (time.monotonic() - started)}
 
 
