@@ -23,7 +23,7 @@ from clipvip_lib.data.frames import FrameStore, still, write_store
 from clipvip_lib.data.shards import read_shard
 from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_json
-from clipvip_lib.flops import attention_pairs
+from clipvip_lib.flops import attention_pairs, count_parameters
 from clipvip_lib.models.hub import TOKENIZER
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
 from clipvip_lib.progress import ProgressCallback
@@ -127,7 +127,7 @@ def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
     )
     captioner.save(folder / "captioner")
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return {"history": history, "parameters": _count(captioner.model)}
+    return {"history": history, "parameters": count_parameters(captioner.model)}
 
 
 @version(1, "first")
@@ -185,10 +185,6 @@ def _named_rightly(text: str, scene: str) -> dict:
     }
 
 
-def _count(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 # -------------------------------------------------------------------------------------------------- training
 
 
@@ -216,7 +212,7 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
     outcome = _train(model, batches, "V-S", recipe, folder, progress)
     model.eval().save_pretrained(folder / "clip")
     tokenizer.save(folder / "clip" / TOKENIZER)
-    return {"history": outcome.history, "parameters": _count(model), "steps": recipe.steps}
+    return {"history": outcome.history, "parameters": count_parameters(model), "steps": recipe.steps}
 
 
 class Trained(NamedTuple):
@@ -312,7 +308,7 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
     outcome = _train(model, batches, config["loss"], recipe, folder, progress, snapshots=config["snapshots"])
     return {
         "history": outcome.history,
-        "parameters": _count(model),
+        "parameters": count_parameters(model),
         "steps": recipe.steps,
         "clips": len(rows),
         "epochs": recipe.steps * recipe.batch / len(rows),
@@ -399,7 +395,7 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
         "history": outcome.history,
         "evaluations": outcome.evaluations,
         "best_step": outcome.best_step,
-        "parameters": _count(model),
+        "parameters": count_parameters(model),
         "seconds_per_step": seconds / recipe.steps if recipe.steps else None,
         "metrics": _score_test(model, splits, size, recipe, folder),
     }
@@ -603,7 +599,7 @@ def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
                     "frames": frames,
                     "seconds": float(np.median(seconds[attention, proxies][1:])),
                     "pairs": attention_pairs(attention, proxies, frames, patches),
-                    "parameters": _count(models[attention, proxies]),
+                    "parameters": count_parameters(models[attention, proxies]),
                 }
             )
         progress(len(rows), len(arms) * len(config["frames"]), "forms timed")

@@ -16,6 +16,7 @@ from clipvip_lib.data.benchmarks import Items, load_benchmark
 from clipvip_lib.data.shards import scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_json
+from clipvip_lib.flops import count_parameters
 from clipvip_lib.models.checkpoints import TEMPORAL, load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
@@ -122,7 +123,7 @@ def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
                 "steps": recipe.steps,
                 "clips_a_step": recipe.batch,
                 "ranks": ranks.size,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "parameters": count_parameters(model),
                 # Of the steps of all starts; what a kill undid is done again and counts once.
                 "seconds": round(sum(row["seconds"] for row in read_metrics(run.metrics)), 2),
                 "model": str(out / "model"),

@@ -21,6 +21,7 @@ from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.data.shards import NeverFetched, read_sample, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_json
+from clipvip_lib.flops import count_parameters
 from clipvip_lib.models.hub import TOKENIZER
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
@@ -67,7 +68,7 @@ def take_weights(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     model.save_pretrained(folder / "clip")
     tokenizer.save(folder / "clip" / TOKENIZER)
     size = model.config.vision_config.image_size
-    return {"image_size": size, "parameters": _count(model)}
+    return {"image_size": size, "parameters": count_parameters(model)}
 
 
 @version(1, "first")
@@ -143,7 +144,7 @@ def zero_shot(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     found = ranked(*features)
     write_ranks(folder, found, *features)
     none = {"history": [], "evaluations": [], "best_step": 0}
-    return none | {"parameters": _count(model), "metrics": _metrics(scores(found))}
+    return none | {"parameters": count_parameters(model), "metrics": _metrics(scores(found))}
 
 
 def _start(config: dict, inputs: Inputs) -> Path:
@@ -240,10 +241,6 @@ def _load(weights: str | Path, recipe: TrainRecipe, config: Mapping):
         names["proxies"] = None
     model, tokenizer = load_model(str(weights), recipe, **names)
     return model.eval(), tokenizer
-
-
-def _count(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 # ---------------------------------------------------------------------------------------------------- texts
