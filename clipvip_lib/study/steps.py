@@ -250,7 +250,7 @@ def _train(
     run = RunFolder(make_folder(folder / "run"), {}, Ranks(device=model.device))
     train(
         model, batches, loss, recipe, run=run, progress=progress, evaluate=evaluate, snapshots=snapshots,
-        snapshot=lambda step: save_state(model, folder / f"step-{step:06d}.pt"), signals=False,
+        snapshot=lambda step: save_state(model.state_dict(), folder / f"step-{step:06d}.pt"), signals=False,
     )  # fmt: skip
     rows = [{name: row[name] for name in HISTORY} for row in read_metrics(run.metrics)]
     shutil.rmtree(run.path)
