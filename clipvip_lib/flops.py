@@ -161,6 +161,11 @@ def clip_parameters(sizes: ClipSizes) -> int:
     return vision + text + 1 + (sequence if sizes.attention == "sequential" else 0)
 
 
+def count_parameters(model) -> int:
+    """Number of weights of a model that was built (a module of torch's)."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def _layer_parameters(width: int, mlp: int) -> int:
     """Four projections, the MLP, two LayerNorms, all with biases."""
     return 4 * (width**2 + width) + 2 * width * mlp + mlp + width + 4 * width

@@ -97,7 +97,8 @@ def _last_layer(sizes: ClipSizes) -> int:
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_parameters_are_the_models(attention):
     model = small(attention)
-    assert flops.clip_parameters(ClipSizes.of(model.config)) == sum(p.numel() for p in model.parameters())
+    built = sum(p.numel() for p in model.parameters())
+    assert flops.clip_parameters(ClipSizes.of(model.config)) == flops.count_parameters(model) == built
 
 
 def test_the_defaults_are_the_libraries_vit_b_32():

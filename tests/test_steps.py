@@ -140,8 +140,8 @@ def test_every_training_goes_to_the_device_that_it_is_told(world, tmp_path):
             train(config | {"device": "cuda"}, inputs, tmp_path, quiet)
 
 
-def test_training_reads_nothing_of_the_test_split(world, tmp_path):
-    """Whatever the test split holds, the trained weights, the scores along the way and the choice are the same."""
+def finetuning(world, tmp_path):
+    """Configuration and inputs of a fine-tuning of two steps with an evaluation after each."""
     size = asdict(get_profile("smoke").model)
     pairs, decoded = tmp_path / "pairs", tmp_path / "decoded"
     pairs.mkdir(), decoded.mkdir()
@@ -159,7 +159,13 @@ def test_training_reads_nothing_of_the_test_split(world, tmp_path):
     )
     config = {"model": size, "recipe": recipe, "attention": "proxy", "proxies": 2, "group": 4}
     config |= {"snapshot": None, "keep_weights": True, "seed": 0, "device": "cpu"}
-    found = []
+    return config, {"clip": tmp_path / "clip", "frames": decoded}
+
+
+def test_training_reads_nothing_of_the_test_split(world, tmp_path):
+    """Whatever the test split holds, the trained weights, the scores along the way and the choice are the same."""
+    config, inputs = finetuning(world, tmp_path)
+    decoded, found = inputs["frames"], []
     for name in ("as it is", "another test split"):
         folder = tmp_path / name
         folder.mkdir()
@@ -170,15 +176,36 @@ def test_training_reads_nothing_of_the_test_split(world, tmp_path):
             for row in rows:
                 row["texts"] = ["something else"]
             (decoded / "test.json").write_text(json.dumps(rows))
-        result = steps.finetune(config, {"clip": tmp_path / "clip", "frames": decoded}, folder, quiet)
+        result = steps.finetune(config, inputs, folder, quiet)
         found.append((result, load_file(folder / "model" / "model.safetensors")))
         saved = json.loads((folder / "model" / "config.json").read_text())
-        assert saved["antialias"] is size["antialias"] is True  # `clipvip embed` resizes alike
+        assert saved["antialias"] is config["model"]["antialias"] is True  # `clipvip embed` resizes alike
     (before, weights), (after, other) = found
     for key in ("history", "evaluations", "best_step"):
         assert before[key] == after[key]
     assert all(torch.equal(weights[key], other[key]) for key in weights) and set(weights) == set(other)
     assert before["metrics"] != after["metrics"]  # the other split was really read when scoring
+
+
+@pytest.mark.fault(
+    "study: Ctrl-C in fine-tuning, behind an evaluation",
+    sees="the next start resumes behind the checkpoint",
+    keeps="the evaluations; losses, scores and the choice equal an undisturbed run's",
+)
+def test_a_finetuning_that_was_killed_behind_an_evaluation_ends_as_an_undisturbed_one(world, tmp_path):
+    config, inputs = finetuning(world, tmp_path)
+    done = []
+
+    def killed(step, total, note=""):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        steps.finetune(config, inputs, tmp_path / "killed", killed)
+    resumed = steps.finetune(config, inputs, tmp_path / "killed", lambda step, *_: done.append(step))
+    assert done == [2]
+    whole = steps.finetune(config, inputs, tmp_path / "whole", quiet)
+    for key in ("history", "evaluations", "best_step", "metrics"):
+        assert resumed[key] == whole[key]
 
 
 def test_the_held_out_loss_is_that_of_the_batch_at_the_start_and_at_each_snapshot(world, tmp_path):
@@ -204,7 +231,7 @@ def test_the_held_out_loss_is_that_of_the_batch_at_the_start_and_at_each_snapsho
     tokenizer = ClipTokenizer.load(tmp_path / "clip/clip/clip_tokenizer.json")
     with torch.no_grad():
         model.logit_scale.add_(1)
-    save_state(model, tmp_path / "arm/step-000003.pt")
+    save_state(model.state_dict(), tmp_path / "arm/step-000003.pt")
 
     config = {
         "model": size, "snapshots": [3], "batch": 8, "like": {"a": "b"}, "seed": 0, "precision": "float32"

@@ -12,7 +12,7 @@ import small_runs
 import torch
 from small_runs import SMALL, settings
 
-from clipvip_lib import cli
+from clipvip_lib import cli, retrieval
 from clipvip_lib.data import corpora
 from clipvip_lib.data.frames import FrameStore
 from clipvip_lib.models.checkpoints import load_checkpoint
@@ -213,6 +213,12 @@ def test_finetuning_chooses_on_validation_and_scores_test_once(made, tmp_path, c
     assert result["best_step"] == max(scores, key=lambda step: (scores[step], step))
     assert set(result["test"]) == {"simple", "dsl (transductive)"}
     assert result["test"]["simple"]["text_to_video"]["queries"] == 8
+    with np.load(tmp_path / "a/ranks.npz") as kept:
+        for said, scoring in (("simple", "simple"), ("dsl (transductive)", "dsl")):
+            for direction in retrieval.DIRECTIONS:
+                columns = [kept[f"{direction}/{scoring}/{name}"] for name in ("better", "tied", "positives")]
+                told = retrieval.metrics(retrieval.QueryRanks(*columns))
+                assert result["test"][said][direction] == told
     # the stored model is the one that was scored
     model, _ = load_checkpoint(tmp_path / "a/model")
     store = FrameStore(sorted((tmp_path / "a/frames").glob("test-*.npy")))

@@ -203,8 +203,11 @@ def test_the_checkpoint_with_the_best_validation_score_is_kept(pairs, tmp_path):
 
 def test_snapshots_are_kept_and_loaded_strictly(pairs, tmp_path):
     net = model()
-    kept = {"snapshots": (3, 6), "snapshot": lambda step: save_state(net, tmp_path / f"step-{step:06d}.pt")}
-    run(pairs, tmp_path, net=net, **kept)
+
+    def keep(step: int) -> None:
+        save_state(net.state_dict(), tmp_path / f"step-{step:06d}.pt")
+
+    run(pairs, tmp_path, net=net, snapshots=(3, 6), snapshot=keep)
     assert sorted(p.name for p in tmp_path.glob("*.pt")) == ["step-000003.pt", "step-000006.pt"]
     other = model(seed=4)
     load_state(other, tmp_path / "step-000006.pt")
@@ -260,8 +263,7 @@ def test_bfloat16_trains_near_float32(pairs, tmp_path):
 
 
 def test_schedule_warms_up_and_ends_near_zero():
-    recipe = dataclasses.replace(RECIPE, steps=100, warmup=0.1)
-    shares = [schedule(step, recipe) for step in range(100)]
+    shares = [schedule(step, 100, 0.1) for step in range(100)]
     assert shares[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert shares[10] == 1.0
     assert shares[55] == pytest.approx(0.5)

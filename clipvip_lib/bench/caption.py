@@ -16,6 +16,7 @@ import torch
 from clipvip_lib.bench.measure import about, seconds_of, set_threads
 from clipvip_lib.captions.captioner import Captioner
 from clipvip_lib.captions.captioners import SIZE, cast_once
+from clipvip_lib.flops import count_parameters
 from clipvip_lib.models.beam import BeamSettings, beam_search
 from clipvip_lib.models.ofa import OFA, OFA_SIZES, PROMPT, OFAConfig, ofa_preprocess
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
@@ -34,7 +35,7 @@ def measure(
     torch.manual_seed(0)
     with torch.device(place):
         model = OFA(config or OFA_SIZES[size])
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_parameters(model)
     tokenizer = _stand_in(model.config.vocab_size)
     if precision == "bfloat16":
         cast_once(model)

@@ -26,7 +26,7 @@ from clipvip_lib.bench.measure import about, product_rate, set_threads
 from clipvip_lib.bench.train import LOSS, random_batch
 from clipvip_lib.cores import cores
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.flops import ClipSizes, step_flops
+from clipvip_lib.flops import ClipSizes, count_parameters, step_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.omnisource import needs
 from clipvip_lib.scaling import Assumptions, all_reduced_bytes, training_step
@@ -128,7 +128,7 @@ def _one_of_them(path: Path) -> None:
         share, job["frames"], tokens, config.text_config.vocab_size, config.vision_config.image_size
     )
     step = Step(model, LOSS, recipe, ranks)
-    parameters = sum(p.numel() for p in model.parameters())
+    parameters = count_parameters(model)
     gradients = torch.zeros(parameters)
 
     def seconds_of(work) -> float:

@@ -13,7 +13,7 @@ import statistics
 import torch
 
 from clipvip_lib.bench.measure import about, fair_clock, product_rate, seconds_of, set_threads, wait
-from clipvip_lib.flops import ClipSizes, step_flops
+from clipvip_lib.flops import ClipSizes, count_parameters, step_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.omnisource import needs
 from clipvip_lib.training.batches import Batch, Tokens
@@ -77,7 +77,7 @@ def measure(
     }
     return {
         "what": f"one step of {LOSS}, ViT-B/{config.vision_config.patch_size}, {frames} frames",
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": count_parameters(model),
         "text_tokens": tokens,
         "seconds_of_copying_the_videos": round(copying, 3),
         "useful_tflop": round(useful / 1e12, 3),

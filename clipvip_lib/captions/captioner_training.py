@@ -22,13 +22,14 @@ from torch.nn import functional as F
 from clipvip_lib.captions.captioner import Captioner, postprocess
 from clipvip_lib.data.transform import resize
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import atomic_path
 from clipvip_lib.models.beam import BeamSettings
 from clipvip_lib.models.ofa import OFA, PAD, PROMPT, OFAConfig, ofa_scale
 from clipvip_lib.models.ofa_tokenizer import OFATokenizer
 from clipvip_lib.precision import autocast
 from clipvip_lib.profiles import CaptionerSize
 from clipvip_lib.progress import ProgressCallback, quiet
+from clipvip_lib.training.step import schedule
+from clipvip_lib.training.weights import UNREADABLE, save_state
 
 STEM_LR = 5e-3  # in one trial of the ResNet alone, 300 steps: it found 83 % of the things, with 2e-3 64 %
 WORDS_WEIGHT = 0.1  # of the words' loss (a sum over the vocabulary) beside the captions' (a mean over tokens)
@@ -191,24 +192,13 @@ class _Training:
                 saved = time.monotonic()
         return self.history
 
-    def rate(self) -> float:
-        """Share of the peak learning rate: in each phase a linear warm-up, then a cosine to zero."""
-        first = self.step < self.stem_steps
-        step, steps = (
-            (self.step, self.stem_steps) if first else (self.step - self.stem_steps, self.size.steps)
-        )
-        warm = max(1, round(self.size.warmup * steps))
-        return (
-            (step + 1) / warm
-            if step < warm
-            else 0.5 * (1 + math.cos(math.pi * (step - warm) / (steps - warm)))
-        )
-
     def one_step(self) -> dict:
+        stem = self.step < self.stem_steps  # each phase has a schedule of its own
+        begun, steps = (0, self.stem_steps) if stem else (self.stem_steps, self.size.steps)
         rng = np.random.default_rng([self.seed, self.step])
         rows = torch.from_numpy(rng.choice(len(self.data.pixels), self.size.batch, replace=False))
         torch.manual_seed(int(rng.integers(2**62)))  # of dropout: nothing but (seed, step) decides
-        share = self.rate()
+        share = schedule(self.step - begun, steps, self.size.warmup)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * share
         losses = self.losses(*self.data.take(rows))
@@ -221,7 +211,7 @@ class _Training:
         losses["loss"].backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        phase = "stem" if self.step < self.stem_steps else "captions"
+        phase = "stem" if stem else "captions"
         return {"step": self.step, "phase": phase, **{name: value.item() for name, value in losses.items()}}
 
     def losses(self, pixels: Tensor, tokens: Tensor) -> dict[str, Tensor]:
@@ -242,8 +232,7 @@ class _Training:
     def save(self, path: Path) -> None:
         state = {"model": self.model.state_dict(), "words": self.words.state_dict()}
         state["optimizer"] = self.optimizer.state_dict()
-        with atomic_path(path) as partial:
-            torch.save({**state, "step": self.step, "history": self.history}, partial)
+        save_state({**state, "step": self.step, "history": self.history}, path)
 
     def resume(self, path: Path) -> None:
         try:
@@ -251,8 +240,8 @@ class _Training:
             self.model.load_state_dict(state["model"])
             self.words.load_state_dict(state["words"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except Exception as error:  # torch raises many kinds for a file that is not its own
+            self.step, self.history = state["step"], state["history"]
+        except UNREADABLE as error:
             raise ClipVipError(
                 f"{path} is not a checkpoint of this captioner; remove it to train from the start"
             ) from error
-        self.step, self.history = state["step"], state["history"]

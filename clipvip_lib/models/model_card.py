@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from clipvip_lib.flops import count_parameters
 from clipvip_lib.models.attentions import JOINT
 
 CARD = """\
@@ -72,5 +73,5 @@ def model_card(model) -> str:
         vocab_size=config.text_config.vocab_size,
         context=config.text_config.max_position_embeddings,
         projection_dim=config.projection_dim,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_parameters(model),
     )

@@ -23,7 +23,7 @@ from clipvip_lib.data.frames import FrameStore, still, write_store
 from clipvip_lib.data.shards import index_shard, read_media, read_shard
 from clipvip_lib.data.some_clips import SomeClips
 from clipvip_lib.files import atomic_path, make_folder, read_json, write_json
-from clipvip_lib.flops import attention_pairs
+from clipvip_lib.flops import attention_pairs, count_parameters
 from clipvip_lib.models.hub import TOKENIZER
 from clipvip_lib.profiles import CaptionerSize, ModelSize, Recipe
 from clipvip_lib.progress import ProgressCallback
@@ -34,6 +34,7 @@ SCORINGS = ("simple", "dsl", "qb_norm")
 BANK_CLIPS = (
     1_000  # QB-Norm's bank: the first training clips with a text each; all would cost a tenth of a run more
 )
+ENCODED_AT_ONCE = 64  # clips, and four times as many texts; in other batches features may round otherwise
 CHECKPOINT_SECONDS = 20.0  # a kill loses at most about this much of a training
 HISTORY = ("step", "loss", "grad_norm", "lr", "logit_scale")  # kept of each step
 WORD = r"\w+"  # also of one letter: a caption of an untrained model has nothing else
@@ -128,7 +129,7 @@ def train_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
     )
     captioner.save(folder / "captioner")
     (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return {"history": history, "parameters": _count(captioner.model)}
+    return {"history": history, "parameters": count_parameters(captioner.model)}
 
 
 @version(1, "first")
@@ -194,10 +195,6 @@ def _named_rightly(text: str, scene: str) -> dict:
     }
 
 
-def _count(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 # -------------------------------------------------------------------------------------------------- training
 
 
@@ -208,24 +205,23 @@ def pretrain_clip(config: dict, inputs: Inputs, folder: Path, progress: Progress
 
     from clipvip_lib.models.clip_tokenizer import ClipTokenizer
     from clipvip_lib.models.clip_vip import ClipViP
-    from clipvip_lib.training.batches import Pairs, StoreBatches, Tokens
+    from clipvip_lib.training.batches import Pairs, StoreBatches
 
     size, recipe = ModelSize(**config["model"]), Recipe(**config["recipe"])
     tokenizer = ClipTokenizer.for_texts(language.vocabulary(), size.context_length)
     torch.manual_seed(config["seed"])
     model = ClipViP(_clip_config(size, tokenizer.vocab_size, "mean_pool", size.proxies, size.frames))
     model.to(config["device"])
-    texts = [row["text"] for name in sorted(inputs) for row in read_json(inputs[name] / "texts.json")]
-    pairs = Pairs(
+    pairs = Pairs.of(
         FrameStore([inputs[name] / "frames.npy" for name in sorted(inputs)]),
-        Tokens.of(texts, tokenizer),
-        [[row] for row in range(len(texts))],
+        [[row["text"]] for name in sorted(inputs) for row in read_json(inputs[name] / "texts.json")],
+        tokenizer,
     )
     batches = StoreBatches(pairs, "V-S", 1, recipe.batch, config["seed"])
     outcome = _train(model, batches, "V-S", recipe, folder, progress)
     model.eval().save_pretrained(folder / "clip")
     tokenizer.save(folder / "clip" / TOKENIZER)
-    return {"history": outcome.history, "parameters": _count(model), "steps": recipe.steps}
+    return {"history": outcome.history, "parameters": count_parameters(model), "steps": recipe.steps}
 
 
 class Trained(NamedTuple):
@@ -263,7 +259,7 @@ def _train(
     run = RunFolder(make_folder(folder / "run"), {}, Ranks(device=model.device))
     train(
         model, batches, loss, recipe, run=run, progress=progress, evaluate=evaluate, snapshots=snapshots,
-        snapshot=lambda step: save_state(model, folder / f"step-{step:06d}.pt"), signals=False,
+        snapshot=lambda step: save_state(model.state_dict(), folder / f"step-{step:06d}.pt"), signals=False,
     )  # fmt: skip
     rows = [{name: row[name] for name in HISTORY} for row in read_metrics(run.metrics)]
     shutil.rmtree(run.path)
@@ -308,10 +304,10 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
         for name in shards:
             found |= read_sidecar(inputs[f"captions-{name}"] / "captions.jsonl", "captions")
         captions = [found[row["key"]] for row in rows]
-    pairs = Pairs(
+    pairs = Pairs.of(
         FrameStore([inputs[f"frames-{name}"] / "frames.npy" for name in shards]),
-        Tokens.of([row["text"] for row in rows], tokenizer),
-        [[row] for row in range(len(rows))],
+        [[row["text"]] for row in rows],
+        tokenizer,
         captions=None if captions is None else Tokens.of(captions, tokenizer),
         caption_mask=None if captions is None else torch.tensor([bool(text) for text in captions]),
         group=config["group"],
@@ -320,7 +316,7 @@ def postpretrain(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
     outcome = _train(model, batches, config["loss"], recipe, folder, progress, snapshots=config["snapshots"])
     return {
         "history": outcome.history,
-        "parameters": _count(model),
+        "parameters": count_parameters(model),
         "steps": recipe.steps,
         "clips": len(rows),
         "epochs": recipe.steps * recipe.batch / len(rows),
@@ -381,6 +377,7 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
     ``recipe.steps`` = 0 scores the given weights as they are (zero-shot).
     """
     from clipvip_lib.training.batches import StoreBatches
+    from clipvip_lib.training.evaluation import ranked, scores
     from clipvip_lib.training.weights import load_state
 
     size, recipe, seed = ModelSize(**config["model"]), Recipe(**config["recipe"]), config["seed"]
@@ -394,7 +391,8 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
         batches = StoreBatches(splits["train"], "V-S", size.frames, recipe.batch, seed)
 
         def validate(model) -> float:
-            return _hits(model, splits["val"], size, recipe)["text_to_video"].hits(1).mean() * 100.0
+            features = _encoded(model, splits["val"], size, recipe)
+            return scores(ranked(*features, ["simple"]))["text_to_video/simple"]["R@1"]
 
         outcome = _train(model, batches, "V-S", recipe, folder, progress, evaluate=validate)
     seconds = time.monotonic() - started
@@ -407,7 +405,7 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
         "history": outcome.history,
         "evaluations": outcome.evaluations,
         "best_step": outcome.best_step,
-        "parameters": _count(model),
+        "parameters": count_parameters(model),
         "seconds_per_step": seconds / recipe.steps if recipe.steps else None,
         "metrics": _score_test(model, splits, size, recipe, folder),
     }
@@ -415,54 +413,31 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
 
 def _split(frames: Path, name: str, tokenizer, group: int):
     """A split of a benchmark as training pairs."""
-    from clipvip_lib.training.batches import Pairs, Tokens
+    from clipvip_lib.training.batches import Pairs
 
-    rows = read_json(frames / f"{name}.json")
-    texts = [text for row in rows for text in row["texts"]]
-    ends = np.cumsum([len(row["texts"]) for row in rows])
-    text_rows = [list(range(end - len(row["texts"]), end)) for row, end in zip(rows, ends, strict=True)]
-    store = FrameStore([frames / f"{name}.npy"])
-    return Pairs(store, Tokens.of(texts, tokenizer), text_rows, group=group)
+    texts = [row["texts"] for row in read_json(frames / f"{name}.json")]
+    return Pairs.of(FrameStore([frames / f"{name}.npy"]), texts, tokenizer, group=group)
 
 
-def _features(model, pairs, size: ModelSize, recipe: Recipe):
-    """Text features [Q, E], video features [C, E] and the video of each text [Q]."""
-    from clipvip_lib.training.evaluation import encode_store, encode_tokens
+def _encoded(model, pairs, size: ModelSize, recipe: Recipe):
+    """As ``evaluation.encode_pairs``, on this process alone."""
+    from clipvip_lib.training.evaluation import encode_pairs
+    from clipvip_lib.training.ranks import Ranks
 
-    rows = pairs.text_rows
-    video = encode_store(model, pairs.store, size.frames, precision=recipe.precision)
-    tokens = pairs.texts.take([row for clip in rows for row in clip])
-    text = encode_tokens(model, tokens, precision=recipe.precision)
-    return text, video, np.repeat(np.arange(len(rows)), [len(clip) for clip in rows])
-
-
-def _hits(model, pairs, size: ModelSize, recipe: Recipe) -> dict:
-    from clipvip_lib import retrieval
-
-    return retrieval.retrieve(*_features(model, pairs, size, recipe))
+    return encode_pairs(model, pairs, size.frames, Ranks(), recipe.precision, ENCODED_AT_ONCE)
 
 
 def _score_test(model, splits: dict, size: ModelSize, recipe: Recipe, folder: Path) -> dict:
     """Metrics of both directions under every scoring; ranks.npz keeps what every query gave."""
-    from clipvip_lib import retrieval
+    from clipvip_lib.training.evaluation import ranked, scores, write_ranks
 
-    text, video, owner = _features(model, splits["test"], size, recipe)
-    rows = [rows[:1] for rows in splits["train"].text_rows[:BANK_CLIPS]]
-    store = SomeClips(splits["train"].store, range(len(rows)))
-    bank = dataclasses.replace(splits["train"], store=store, text_rows=rows)
-    bank_text, bank_video, _ = _features(model, bank, size, recipe)
-    found, arrays = {}, {}
-    for scoring in SCORINGS:
-        bank = {"bank_text": bank_text, "bank_video": bank_video} if scoring == "qb_norm" else {}
-        for direction, ranks in retrieval.retrieve(text, video, owner, scoring=scoring, **bank).items():
-            found[f"{direction}/{scoring}"] = retrieval.metrics(ranks)
-            for column in ("better", "tied", "positives"):
-                arrays[f"{direction}/{scoring}/{column}"] = getattr(ranks, column)
-    with atomic_path(folder / "ranks.npz") as partial, partial.open("wb") as stream:
-        np.savez_compressed(stream, **arrays)
-    with atomic_path(folder / "features.npz") as partial, partial.open("wb") as stream:
-        np.savez_compressed(stream, text=text.astype(np.float16), video=video.astype(np.float16))
-    return found
+    features, train = _encoded(model, splits["test"], size, recipe), splits["train"]
+    rows = [rows[:1] for rows in train.text_rows[:BANK_CLIPS]]
+    bank = dataclasses.replace(train, store=SomeClips(train.store, range(len(rows))), text_rows=rows)
+    bank_text, bank_video, _ = _encoded(model, bank, size, recipe)
+    found = ranked(*features, SCORINGS, bank_text=bank_text, bank_video=bank_video)
+    write_ranks(folder, found, *features[:2])
+    return scores(found)
 
 
 @version(1, "first")
@@ -611,7 +586,7 @@ def measure_cost(config: dict, inputs: Inputs, folder: Path, progress: ProgressC
                     "frames": frames,
                     "seconds": float(np.median(seconds[attention, proxies][1:])),
                     "pairs": attention_pairs(attention, proxies, frames, patches),
-                    "parameters": _count(models[attention, proxies]),
+                    "parameters": count_parameters(models[attention, proxies]),
                 }
             )
         progress(len(rows), len(arms) * len(config["frames"]), "forms timed")

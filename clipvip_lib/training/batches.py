@@ -7,6 +7,7 @@ StreamBatches   what this rank's ClipStream yields next; endless, so that uneven
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -60,6 +61,15 @@ class Pairs:
     captions: Tokens | None = None
     caption_mask: Tensor | None = None
     group: int = 1
+
+    @classmethod
+    def of(
+        cls, store: FrameStore, texts: Sequence[Sequence[str]], tokenizer: ClipTokenizer, **more: object
+    ) -> Pairs:
+        """Clips with all the texts of each; ``more``: further attributes."""
+        ends = itertools.accumulate(map(len, texts))
+        rows = [range(end - len(own), end) for end, own in zip(ends, texts, strict=True)]
+        return cls(store, Tokens.of([text for own in texts for text in own], tokenizer), rows, **more)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,34 +79,36 @@ def encode_pairs(
     return together[0], together[1], owner
 
 
-Ranked = dict[str, dict[str, retrieval.QueryRanks]]
+Ranked = dict[str, retrieval.QueryRanks]
 
 
-def ranked(text: np.ndarray, video: np.ndarray, owner: np.ndarray) -> Ranked:
-    """The ranks of every query: {"simple": {"text_to_video": .., "video_to_text": ..}, "dsl": ..}."""
-    return {scoring: retrieval.retrieve(text, video, owner, scoring=scoring) for scoring in ("simple", "dsl")}
+def ranked(
+    text: np.ndarray, video: np.ndarray, owner: np.ndarray, scorings: Iterable[str], **bank: np.ndarray
+) -> Ranked:
+    """The ranks of every query by "DIRECTION/SCORING", such as "text_to_video/dsl".
+
+    bank: ``bank_text`` and ``bank_video``, for "qb_norm". Raises as ``retrieval.retrieve``.
+    """
+    return {
+        f"{direction}/{scoring}": ranks
+        for scoring in scorings
+        for direction, ranks in retrieval.retrieve(text, video, owner, scoring=scoring, **bank).items()
+    }
 
 
 def scores(found: Ranked) -> dict[str, dict]:
-    """{"simple": .., "dsl (transductive)": ..}, each {"text_to_video": metrics, "video_to_text": metrics}."""
-    return {
-        scoring + " (transductive)" * retrieval.SCORINGS[scoring].transductive: {
-            direction: retrieval.metrics(ranks) for direction, ranks in both.items()
-        }
-        for scoring, both in found.items()
-    }
+    """``retrieval.metrics`` by the same names."""
+    return {name: retrieval.metrics(ranks) for name, ranks in found.items()}
 
 
-def write_ranks(folder: Path, found: Ranked, text: np.ndarray, video: np.ndarray, owner: np.ndarray) -> None:
+def write_ranks(
+    folder: Path, found: Ranked, text: np.ndarray, video: np.ndarray, owner: np.ndarray | None = None
+) -> None:
     """What every query gave, for comparing two runs query by query: ranks.npz ("DIRECTION/SCORING/COLUMN", the columns
-    of ``retrieval.QueryRanks``) and features.npz (float16: text [Q, E], video [C, E]; owner [Q])."""
-    arrays = {
-        f"{direction}/{scoring}/{column}": getattr(ranks, column)
-        for scoring, both in found.items()
-        for direction, ranks in both.items()
-        for column in ("better", "tied", "positives")
-    }
-    features = {"text": text.astype(np.float16), "video": video.astype(np.float16), "owner": owner}
+    of ``retrieval.QueryRanks``) and features.npz (float16: text [Q, E], video [C, E]; owner [Q] if it is given)."""
+    arrays = {f"{name}/{column}": row for name, ranks in found.items() for column, row in vars(ranks).items()}
+    features = {"text": text.astype(np.float16), "video": video.astype(np.float16)}
+    features |= {} if owner is None else {"owner": owner}
     for name, kept in (("ranks.npz", arrays), ("features.npz", features)):
         with atomic_path(folder / name) as partial, partial.open("wb") as stream:
             np.savez_compressed(stream, **kept)

@@ -16,6 +16,7 @@ from clipvip_lib.data.benchmarks import Items, load_benchmark
 from clipvip_lib.data.shards import scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_json
+from clipvip_lib.flops import count_parameters
 from clipvip_lib.models.checkpoints import TEMPORAL, load_clip_vip
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
@@ -23,6 +24,7 @@ from clipvip_lib.models.encoding import tokenizer_of
 from clipvip_lib.omnisource import needs
 from clipvip_lib.precision import choose, slower
 from clipvip_lib.progress import Progress, quiet
+from clipvip_lib.retrieval import DIRECTIONS
 from clipvip_lib.say import say
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import find_sidecar
@@ -34,7 +36,10 @@ from clipvip_lib.training.ranks import Ranks, together
 from clipvip_lib.training.recipes import FREE, TrainRecipe, get_recipe
 from clipvip_lib.training.run_folder import RunFolder, alone, read_metrics
 from clipvip_lib.training.step import expect_one_rank
-from clipvip_lib.training.stores import read_stores, split_pairs, store_shards, store_split
+from clipvip_lib.training.stores import read_stores, store_shards, store_split
+
+#: The scorings of a test split, by what a run's result calls them.
+REPORTED = {"simple": "simple", "dsl (transductive)": "dsl"}
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,7 @@ def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
                 "steps": recipe.steps,
                 "clips_a_step": recipe.batch,
                 "ranks": ranks.size,
-                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "parameters": count_parameters(model),
                 # Of the steps of all starts; what a kill undid is done again and counts once.
                 "seconds": round(sum(row["seconds"] for row in read_metrics(run.metrics)), 2),
                 "model": str(out / "model"),
@@ -338,7 +343,7 @@ def _finetuning(
         items = load_benchmark(options.benchmark, options.data, split, options.allow_missing)
         listed[split] = items
         store = store_split(items, folder, split, recipe, size, ranks, progress("decode"))
-        splits[split] = split_pairs(items, store, tokenizer)
+        splits[split] = Pairs.of(store, [item.texts for item in items], tokenizer)
         notes += [f"{split} {items.note()}"] if items.note() else []
     recipe = recipe.for_data(len(splits["train"].store))
 
@@ -346,15 +351,20 @@ def _finetuning(
         return encode_pairs(model, splits[split], recipe.frames, ranks, recipe.precision)
 
     def evaluate(model: ClipViP) -> float:
-        return scores(ranked(*encoded(model, "val")))["simple"]["text_to_video"]["R@1"]
+        return scores(ranked(*encoded(model, "val"), ["simple"]))["text_to_video/simple"]["R@1"]
 
     def score(model: ClipViP) -> dict:
         features = encoded(model, "test")
-        found = ranked(*features)
+        found = ranked(*features, REPORTED.values())
         with together(ranks):
             if ranks.main:
                 write_ranks(Path(options.out), found, *features)
-        return {"test": scores(found), **({"missing": notes} if notes else {})}
+        numbers = scores(found)
+        test = {
+            said: {direction: numbers[f"{direction}/{scoring}"] for direction in DIRECTIONS}
+            for said, scoring in REPORTED.items()
+        }
+        return {"test": test, **({"missing": notes} if notes else {})}
 
     source = StoreBatches(splits["train"], "V-S", recipe.frames, recipe.batch, options.seed, ranks)
     return Job(recipe, source, _items_content(listed), evaluate, score)

@@ -27,13 +27,13 @@ from pathlib import Path
 import torch
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import atomic_path, make_folder, read_json, sync, write_bytes
+from clipvip_lib.files import make_folder, read_json, sync, write_bytes
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.hub import TOKENIZER
 from clipvip_lib.training.ranks import Ranks, together
-from clipvip_lib.training.weights import UNREADABLE
+from clipvip_lib.training.weights import UNREADABLE, save_state
 
 #: Parts of ``about`` that early runs did not note: a run that lacks them counts as the same.
 LATER = ("data's content", "captions' names and sizes")
@@ -83,8 +83,7 @@ class RunFolder:
                     "rng": [each["rng"] for each in states],
                     "evaluations": self.evaluations,
                 }
-                with atomic_path(self.checkpoint) as partial:
-                    torch.save(state, partial)
+                save_state(state, self.checkpoint)
                 self._drop_old_bests()
 
     def resume(
@@ -134,8 +133,7 @@ class RunFolder:
         self.evaluations.append({"step": step, "score": score})
         with together(self.ranks):
             if self.ranks.main and score >= best:
-                with atomic_path(self.best(step)) as partial:
-                    torch.save(model.state_dict(), partial)
+                save_state(model.state_dict(), self.best(step))
 
     def best_step(self) -> int | None:
         """The step of the best score, the latest of equal ones; None without evaluations."""

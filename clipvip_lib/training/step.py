@@ -49,7 +49,7 @@ class Step:
     def __call__(self, batch: Batch, step: int) -> dict:
         recipe, optimizer, scale = self.recipe, self.optimizer, self.model.logit_scale
         for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * schedule(step, recipe)
+            group["lr"] = group["peak_lr"] * schedule(step, recipe.steps, recipe.warmup)
         if self.flat:
             self.flat.zero_gradients()
         else:
@@ -112,12 +112,13 @@ def parameter_groups(model: ClipViP, recipe: Recipe) -> list[dict]:
     ]
 
 
-def schedule(step: int, recipe: Recipe) -> float:
-    """Share of the peak learning rate at ``step`` (0-based): linear warm-up, then cosine to zero."""
-    warm = max(1, round(recipe.warmup * recipe.steps))
+def schedule(step: int, steps: int, warmup: float) -> float:
+    """Share of the peak learning rate at ``step`` (0-based) of ``steps``: linear over the share ``warmup`` of them,
+    then cosine to zero."""
+    warm = max(1, round(warmup * steps))
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, recipe.steps - warm)))
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
 def expect_one_rank(recipe: TrainRecipe, ranks: Ranks) -> None:

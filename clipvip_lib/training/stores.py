@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from clipvip_lib.data.benchmarks import Item
@@ -207,19 +206,18 @@ def read_stores(
     """Frame stores (NAME.npy) that ``store_shards`` wrote, as training pairs. ``captions``, ``texts``: from a store's
     name to its sidecar; without ``texts`` those of key.txt are taken, which the store keeps. Raises ClipVipError if a
     store was decoded otherwise, a clip has no text, or the captions that the loss needs are missing."""
-    rows, written, said, frames = [], [], [], FrameStore(stores)
+    written, said, frames = [], [], FrameStore(stores)
     for store, held in zip(stores, frames.lengths, strict=True):
         part = _described(store.with_suffix(".json"), recipe, size)["clips"]
         _expect_clips(store, held, len(part))
-        rows += part
         written += _texts(store, part, texts(store.stem) if texts else None)
         if "C" in needs(loss):
             found = read_sidecar(captions(store.stem), "captions")
             said += [found.get(row["key"], "") for row in part]
-    return Pairs(
+    return Pairs.of(
         frames,
-        Tokens.of(written, tokenizer),
-        [[row] for row in range(len(rows))],
+        [[text] for text in written],
+        tokenizer,
         captions=Tokens.of(said, tokenizer) if said else None,
         caption_mask=torch.tensor([bool(text) for text in said]) if said else None,
         group=recipe.group,
@@ -242,11 +240,3 @@ def _texts(store: Path, clips: list[dict], sidecar: Path | None) -> list[str]:
         f"{sidecar} has no text of {count}: expected one for each clip of {store}; write it again with `clipvip "
         "convert-texts`"
     )
-
-
-def split_pairs(items: Sequence[Item], store: FrameStore, tokenizer: ClipTokenizer) -> Pairs:
-    """A benchmark's split as training pairs: every clip with all its texts."""
-    texts = [text for item in items for text in item.texts]
-    ends = np.cumsum([len(item.texts) for item in items])
-    rows = [list(range(end - len(item.texts), end)) for item, end in zip(items, ends, strict=True)]
-    return Pairs(store, Tokens.of(texts, tokenizer), rows)

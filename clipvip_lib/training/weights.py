@@ -1,8 +1,9 @@
-"""A model's weights as one file of torch's: written whole or not at all, loaded strictly."""
+"""Weights and states of a training as files of torch's: written whole or not at all, loaded strictly."""
 
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -24,10 +25,10 @@ UNREADABLE = (
 )
 
 
-def save_state(model: ClipViP, path: Path) -> None:
-    """Write a model's weights (a state dict) whole or not at all."""
+def save_state(state: Mapping[str, object], path: Path) -> None:
+    """Write a state dict, or a dict of several and of numbers, whole or not at all."""
     with atomic_path(path) as partial:
-        torch.save(model.state_dict(), partial)
+        torch.save(state, partial)
 
 
 def load_state(model: ClipViP, path: Path) -> None:

@@ -20,15 +20,18 @@ from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.data.shards import NeverFetched, read_sample, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_json
+from clipvip_lib.flops import count_parameters
 from clipvip_lib.models.hub import TOKENIZER
+from clipvip_lib.retrieval import DIRECTIONS
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
+from clipvip_lib.training.batches import Pairs
 from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, write_ranks
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import TrainRecipe, get_recipe
-from clipvip_lib.training.run import load_model
+from clipvip_lib.training.run import REPORTED, load_model
 from clipvip_lib.training.run_folder import read_metrics
-from clipvip_lib.training.stores import split_pairs, store_split
+from clipvip_lib.training.stores import store_split
 from clipvip_lib.workshop.stages import version
 
 Inputs = Mapping[str, Path]
@@ -66,7 +69,7 @@ def take_weights(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     model.save_pretrained(folder / "clip")
     tokenizer.save(folder / "clip" / TOKENIZER)
     size = model.config.vision_config.image_size
-    return {"image_size": size, "parameters": _count(model)}
+    return {"image_size": size, "parameters": count_parameters(model)}
 
 
 @version(1, "first")
@@ -115,17 +118,13 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
         (folder / name).unlink(missing_ok=True)
         (folder / name).symlink_to(Path(RUN, name))
     kept = {key: done[key] for key in ("evaluations", "best_step")}
-    kept |= {"seconds_per_step": done["seconds"] / done["steps"], "metrics": _metrics(done["test"])}
-    return _outcome(folder, done) | kept
-
-
-def _metrics(scored: dict[str, dict]) -> dict[str, dict]:
-    """As steps.finetune has them: {"text_to_video/simple": metrics}."""
-    return {
-        f"{direction}/{scoring.split()[0]}": numbers
-        for scoring, both in scored.items()
-        for direction, numbers in both.items()
+    metrics = {
+        f"{direction}/{scoring}": done["test"][said][direction]
+        for said, scoring in REPORTED.items()
+        for direction in DIRECTIONS
     }
+    kept |= {"seconds_per_step": done["seconds"] / done["steps"], "metrics": metrics}
+    return _outcome(folder, done) | kept
 
 
 @version(1, "first")
@@ -136,13 +135,12 @@ def zero_shot(config: dict, inputs: Inputs, folder: Path, progress) -> dict:
     size = model.config.vision_config.image_size
     items = load_benchmark(config["name"], inputs["benchmark"], "test")
     store = store_split(items, inputs["frames"], "test", recipe, size, Ranks())
-    features = encode_pairs(
-        model, split_pairs(items, store, tokenizer), recipe.frames, Ranks(), recipe.precision
-    )
-    found = ranked(*features)
+    pairs = Pairs.of(store, [item.texts for item in items], tokenizer)
+    features = encode_pairs(model, pairs, recipe.frames, Ranks(), recipe.precision)
+    found = ranked(*features, REPORTED.values())
     write_ranks(folder, found, *features)
     none = {"history": [], "evaluations": [], "best_step": 0}
-    return none | {"parameters": _count(model), "metrics": _metrics(scores(found))}
+    return none | {"parameters": count_parameters(model), "metrics": scores(found)}
 
 
 def _start(config: dict, inputs: Inputs) -> Path:
@@ -240,10 +238,6 @@ def _load(weights: str | Path, recipe: TrainRecipe, config: Mapping):
         names["proxies"] = None
     model, tokenizer = load_model(str(weights), recipe, **names)
     return model.eval(), tokenizer
-
-
-def _count(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 # ---------------------------------------------------------------------------------------------------- texts
