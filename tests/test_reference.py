@@ -284,7 +284,7 @@ def test_a_page_leads_with_the_reference_and_the_index_opens_with_the_answer(tmp
     before, section, after = re.split(r"<!--/?reference-->", page)
     assert "What the reference run found" in section and "Claim 6 holds" in re.sub(r"<[^>]+>", "", section)
     assert "<h1" in before and "judged" in after  # between the title and everything else
-    assert "Video proxies beat full attention (6 " in index
+    assert "Video proxies beat full attention (points: 6 " in index
     monkeypatch.delitem(PROFILES, "quick")
     page, results, _ = run(tmp_path, tmp_path / "out", monkeypatch)  # another study: nothing to compare
     assert results["beside"] == {} and "What the reference run found" not in page
