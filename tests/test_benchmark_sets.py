@@ -5,9 +5,10 @@ import json
 import os
 import pickle
 
+import formats
 import pytest
 
-from clipvip_lib.data import corpora, formats
+from clipvip_lib.data import corpora
 from clipvip_lib.data.annotations.lsmdc import _seconds
 from clipvip_lib.data.benchmarks import SETS, SPLITS, load_benchmark, read_records
 from clipvip_lib.data.held_out import hold_out

@@ -6,13 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import formats
 import numpy as np
 import pytest
 from damaged_sets import VARIANTS, copy_over
 
 from clipvip_lib.cli import Parser
 from clipvip_lib.commands import check_data
-from clipvip_lib.data import benchmarks, corpora, formats
+from clipvip_lib.data import benchmarks, corpora
 from clipvip_lib.data.check import CODES, ERRORS, check_set
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.training.ranks import Ranks

@@ -6,11 +6,12 @@ import io
 import json
 import pickle
 
+import formats
 import numpy as np
 import pytest
 import torch
 
-from clipvip_lib.data import benchmarks, corpora, formats
+from clipvip_lib.data import benchmarks, corpora
 from clipvip_lib.data.benchmarks import SETS, SPLITS, load_benchmark
 from clipvip_lib.data.container import look
 from clipvip_lib.data.frame_folders import read_frames

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from formats import write_pictures
 from PIL import Image
 
 from clipvip_lib.data import transform
 from clipvip_lib.data.corpora import encode_h264
-from clipvip_lib.data.formats import write_pictures
 from clipvip_lib.data.frame_folders import (
     count_frames,
     frame_files,

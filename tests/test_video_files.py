@@ -2,9 +2,10 @@
 
 import unicodedata
 
+import formats
 import pytest
 
-from clipvip_lib.data import corpora, formats
+from clipvip_lib.data import corpora
 from clipvip_lib.data.benchmarks import load_benchmark
 from clipvip_lib.data.container import VideoError
 from clipvip_lib.data.video_files import VideoFiles, clip_seconds

@@ -68,7 +68,7 @@ class ShardSet:
         texts, captions = beside.get("texts", {}), beside.get("captions", {})
         return [Listed(entry, texts.get(entry.key), captions.get(entry.key)) for entry in entries]
 
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         """Of the list: number and names without folders, because corpora move."""
         names = "\n".join(path.name for path in self.paths)
         return f"{len(self.paths)}-{hashlib.sha256(names.encode()).hexdigest()[:16]}"

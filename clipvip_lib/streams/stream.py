@@ -204,7 +204,7 @@ class ClipStream:
 
     def _same(self) -> dict:
         """What must be the same when a position is resumed."""
-        return {"shards": self.shards.fingerprint(), "seed": self.seed, "shuffle": self._order.shuffle}
+        return {"shards": self.shards.identity(), "seed": self.seed, "shuffle": self._order.shuffle}
 
     def load_state_dict(self, state: dict | Sequence[dict]) -> None:
         """Go to a position: this rank's own, or a list of the positions of all ranks.

@@ -96,7 +96,7 @@ def text_arms() -> dict[str, Arm]:
 
 def stages_of_profile(build: Callable) -> Callable:
     """A function that makes stages, called once per combination of arguments. It describes the embedded world; for a
-    `RealProfile` the function of the same name in real/stages.py takes its place, or there is no such stage."""
+    `RealProfile` the function of the same name in real/stages.py takes its place; without one it raises NotAtHand."""
 
     @functools.cache
     @functools.wraps(build)
@@ -542,9 +542,9 @@ Asked = tuple[Arm, str, int | None]  # an arm, the benchmark that it is fine-tun
 
 @dataclass(frozen=True)
 class Reads:
-    """What a notebook reads. tuned: fine-tuned arms; zero_shot: whether the baseline and the method among them are also
-    read before fine-tuning; full: whether the method is trained as long as the authors train it at last, at the
-    published size; videos: whether it shows the benchmarks' videos; by_seed, once: makers of other stages."""
+    """What a notebook reads. tuned: fine-tuned arms; zero_shot: whether it reads the baseline and the method among them
+    before fine-tuning, too; full: whether, at the published size, it asks for the method with the authors' full number
+    of epochs; videos: whether it shows the benchmarks' videos; by_seed, once: makers of other stages."""
 
     tuned: Sequence[Asked] = ()
     zero_shot: bool = False
