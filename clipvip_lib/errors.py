@@ -37,6 +37,12 @@ def lack_of_memory(kind: str, words: str) -> bool:
     return kind.endswith("MemoryError") or any(said in words for said in NO_MEMORY)
 
 
+def first_line(error: BaseException, most: int = 160) -> str:
+    """The first line that a library's error has, cut to ``most`` characters, or its kind if it says nothing."""
+    words = str(error).strip().splitlines()
+    return words[0][:most] if words else type(error).__name__
+
+
 def unknown(kind: str, name: object, known: Iterable[str]) -> ClipVipError:
     """The error for a name that is not in a list: says the nearest one, if any, and all known ones.
 

@@ -219,7 +219,7 @@ def _effects(metric: str) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Published:
     """What a study of the paper did and concluded; values: NOT VERIFIED, or where they are."""
 
     notebook: str
@@ -228,8 +228,8 @@ class Finding:
     values: str = NOT_VERIFIED
 
 
-FINDINGS = (
-    Finding(
+PUBLISHED = (
+    Published(
         "01_data_size",
         "CLIP4Clip mean pooling, ViT-B/32, 12 frames, post-pretrained on WebVid-2.5M, HD-VILA-10M (a random "
         "subset) and HD-VILA-100M, each for the steps of one epoch of HD-VILA-100M; checkpoints fine-tuned "
@@ -238,25 +238,25 @@ FINDINGS = (
         "gains; use large, diverse data",
         "the points of its figure (DATA_SCALES)",
     ),
-    Finding(
+    Published(
         "02_language_gap",
         "CLIP text features, k-means with k = 2 on the union of two text sets, NMI of cluster and set; "
         "HD-VILA subtitles, WebVid, MS-COCO and CC12M against MSR-VTT and DiDeMo",
         "HD-VILA's subtitles are by far the furthest from both; hence auxiliary captions",
     ),
-    Finding(
+    Published(
         "03_ofa_captions",
         "OFA-Caption on the middle frame of each clip, large caption weights (XPretrain#22), at most 16 "
         "generated tokens",
         "captions as an auxiliary source of text",
     ),
-    Finding(
+    Published(
         "04_video_proxy",
         "MeanPool, SeqTransformer, Full Attention and proxies with several M; each post-pretrained one epoch "
         "on HD-VILA-100M, fine-tuned on MSR-VTT and DiDeMo; default M = 4",
         "proxies beat full attention and mean pooling",
     ),
-    Finding(
+    Published(
         "05_ocl_losses",
         "baseline V-S; V-S + F-C; V-S + V-C; V-S + V-C + F-C; V-S,C + F-C",
         "all variants with captions are near each other and well above subtitles alone; V-S,C + F-C is the "
@@ -265,6 +265,6 @@ FINDINGS = (
 )
 
 
-def finding(notebook: str) -> Finding | None:
+def published(notebook: str) -> Published | None:
     """What the paper did and concluded in the study that a notebook repeats, or None."""
-    return next((f for f in FINDINGS if f.notebook == notebook), None)
+    return next((f for f in PUBLISHED if f.notebook == notebook), None)

@@ -15,7 +15,7 @@ from clipvip_lib import cli, files
 from clipvip_lib.errors import unknown
 from clipvip_lib.profiles import get_profile, in_precision
 from clipvip_lib.study import pipeline
-from clipvip_lib.study.plan import Plan, study_plan
+from clipvip_lib.study.outline import Outline, study_outline
 from clipvip_lib.workshop.stages import Stage, closure, version
 
 NOTEBOOKS = ("00_first", "01_second", "02_third")
@@ -58,7 +58,7 @@ def exhaust_memory() -> None:
 def diverging() -> Stage:
     """The study's own pre-training at smoke size, with a learning rate at which the loss becomes NaN."""
     sized = get_profile("smoke", **{"pretrain.lr": 1e30, "pretrain.clip_norm": 1e30})
-    stages = closure(study_plan().stages_for("00_start_here", in_precision(sized, "float32"), [0]))
+    stages = closure(study_outline().stages_for("00_start_here", in_precision(sized, "float32"), [0]))
     return next(stage for stage in stages if stage.name == "clip/seed0")
 
 
@@ -97,7 +97,7 @@ def profile(name: str, precision: str = "auto"):
     return known[name]
 
 
-PLAN = Plan(NOTEBOOKS, stages_for, profile)
+OUTLINE = Outline(NOTEBOOKS, stages_for, profile)
 
 CLAIM = """**The paper** claims that it does.
 **Here** it counts to three.
@@ -110,7 +110,7 @@ CLAIM = """**The paper** claims that it does.
 START = """import small_study
 from clipvip_lib.study import notebook
 
-study = notebook.start("{name}", profile=profile, seeds=seeds, plan=small_study.PLAN)"""
+study = notebook.start("{name}", profile=profile, seeds=seeds, outline=small_study.OUTLINE)"""
 
 
 def write_notebook(folder: Path, name: str, body: list[str], tagged: bool = True, extra: str = "") -> Path:
@@ -164,7 +164,7 @@ def command(line: list[str]) -> int:
     """``HOME NOTEBOOKS`` and a command line of ``clipvip``, which then means this study."""
     home, notebooks, *rest = line
     os.environ["CLIPVIP_HOME"] = home
-    pipeline.reproduce = functools.partial(REPRODUCE, plan=PLAN, notebooks=Path(notebooks))
+    pipeline.reproduce = functools.partial(REPRODUCE, outline=OUTLINE, notebooks=Path(notebooks))
     return cli.main(rest)
 
 

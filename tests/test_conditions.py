@@ -11,7 +11,7 @@ import pytest
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
 from clipvip_lib.statistics.claims import measures
-from clipvip_lib.study import conditions, evidence, evidence_file, jobs, plan, robustness
+from clipvip_lib.study import conditions, evidence, evidence_file, jobs, outline, robustness
 from clipvip_lib.study.conditions import CONDITIONS, HEADLINES
 
 MINI = get_profile("mini")
@@ -61,7 +61,7 @@ def test_a_condition_is_trained_kept_and_told(smoke, tmp_path, monkeypatch, caps
     jobs.add_condition("smoke", "fine-tuning-none", "0", folder=tmp_path)
     stored = evidence_file.read(tmp_path / "conditions/fine-tuning-none.npz")
     assert set(stored.hits[1]) == set(measures(HEADLINES)) and not stored.gaps
-    changed = CONDITIONS["fine-tuning-none"].change(plan.runnable_profile("smoke"))
+    changed = CONDITIONS["fine-tuning-none"].change(outline.runnable_profile("smoke"))
     assert stored.profile == repr(changed)
     [stage] = evidence.stages_of(changed, "clip4clip", "msrvtt", [0])
     result = json.loads((stage.folder(tmp_path / "home") / "result.json").read_text())["result"]

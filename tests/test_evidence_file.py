@@ -15,7 +15,7 @@ from clipvip_lib.profiles import get_profile
 from clipvip_lib.statistics import claims
 from clipvip_lib.statistics.claims import NMI, R1, RECALL, statement
 from clipvip_lib.statistics.verdicts import NOT_RUN, verdicts
-from clipvip_lib.study import evidence, experiments, jobs, plan
+from clipvip_lib.study import evidence, experiments, jobs, outline
 from clipvip_lib.study.evidence_file import KEPT, joined, of_run, read, registration, write
 
 SMOKE, SEEDS = get_profile("smoke"), (3, 4)
@@ -112,7 +112,7 @@ def test_the_job_runs_what_the_statements_need_and_nothing_else(smoke, tmp_path,
     """On the smoke run's stages, of which it must take just those, and train what is missing."""
     shutil.copytree(smoke.home / "stages", tmp_path / "home/stages", copy_function=os.link)
     monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))
-    profile = plan.runnable_profile("smoke")
+    profile = outline.runnable_profile("smoke")
     lost = experiments.finetuned(profile, experiments.METHOD, "didemo", 0).folder(tmp_path / "home")
     before = json.loads((lost / "result.json").read_text())["result"]
     shutil.rmtree(lost)

@@ -257,7 +257,7 @@ def test_an_interrupted_cell_says_how_far_it_came_and_goes_on(tmp_path):
     try:
         run(
             "import small_study\nfrom clipvip_lib.study import notebook\n"
-            "study = notebook.start('00_first', profile='slow', seeds=[0, 40], plan=small_study.PLAN)"
+            "study = notebook.start('00_first', profile='slow', seeds=[0, 40], outline=small_study.OUTLINE)"
         )
         asked = "sorted(stage.name for stage, _ in study.results())"
         [error] = [message for message in run(asked, "arm/seed0 done") if message["kind"] == "error"]

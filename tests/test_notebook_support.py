@@ -18,7 +18,7 @@ from IPython.core import display_functions
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.study import notebook
-from clipvip_lib.study.plan import check_seeds
+from clipvip_lib.study.outline import check_seeds
 from clipvip_lib.workshop import tables
 from clipvip_lib.workshop import workers as workers_module
 from clipvip_lib.workshop.page_stage import recorded_results
@@ -35,7 +35,9 @@ def shown(monkeypatch):
 @pytest.fixture
 def study(tmp_path, shown, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(Path(small_study.__file__).parent))
-    return notebook.start("00_first", profile="quick", seeds=[0, 1], plan=small_study.PLAN, home=tmp_path)
+    return notebook.start(
+        "00_first", profile="quick", seeds=[0, 1], outline=small_study.OUTLINE, home=tmp_path
+    )
 
 
 FRAME = pd.DataFrame({"arm": ["proxy", "<full>"], "R@1": [45.25, np.nan], "n": [1000, 12]})
@@ -68,15 +70,15 @@ def test_start_shows_where_numbers_come_from_and_seeds(study, shown):
 )
 def test_bad_parameters_are_a_sentence(shown, tmp_path, name, profile, seeds, words):
     with pytest.raises(ClipVipError, match=words):
-        notebook.start(name, profile=profile, seeds=seeds, plan=small_study.PLAN, home=tmp_path)
+        notebook.start(name, profile=profile, seeds=seeds, outline=small_study.OUTLINE, home=tmp_path)
     assert shown == []
 
 
 def test_a_notebook_is_found_by_number():
     assert (
-        small_study.PLAN.find("01")
-        == small_study.PLAN.find("1")
-        == small_study.PLAN.find("second")
+        small_study.OUTLINE.find("01")
+        == small_study.OUTLINE.find("1")
+        == small_study.OUTLINE.find("second")
         == "01_second"
     )
     assert check_seeds(range(3)) == [0, 1, 2]
@@ -117,7 +119,9 @@ def test_results_run_what_is_missing_and_come_in_order(study, capsys):
 )
 def test_a_stage_that_fails_is_named(tmp_path, shown, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", str(Path(small_study.__file__).parent))
-    study = notebook.start("02_third", profile="broken", seeds=[0], plan=small_study.PLAN, home=tmp_path)
+    study = notebook.start(
+        "02_third", profile="broken", seeds=[0], outline=small_study.OUTLINE, home=tmp_path
+    )
     with pytest.raises(ClipVipError, match="stage odd failed: RuntimeError: the count went wrong"):
         study.results()
     assert study.result("base")["sum"] == 3  # what does not rest on it is there

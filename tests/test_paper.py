@@ -55,8 +55,8 @@ def test_tables():
 
 def test_findings_belong_to_notebooks_of_claims():
     notebooks = {claim.notebook for claim in CLAIMS}
-    for found in paper.FINDINGS:
+    for found in paper.PUBLISHED:
         known = found.notebook == "01_data_size"  # its figure prints its points
         assert found.notebook in notebooks and (found.values == "NOT VERIFIED") != known
-    assert paper.finding("04_video_proxy").conclusion.startswith("proxies beat")
-    assert paper.finding("07_cost") is None
+    assert paper.published("04_video_proxy").conclusion.startswith("proxies beat")
+    assert paper.published("07_cost") is None

@@ -36,7 +36,7 @@ class House:
 
     def run(self, profile="quick", **options) -> tuple[int, str]:
         said = io.StringIO()
-        options = {"plan": small_study.PLAN, "notebooks": self.notebooks, "home": self.home} | options
+        options = {"outline": small_study.OUTLINE, "notebooks": self.notebooks, "home": self.home} | options
         before = sum(os.times()[:4])  # seconds of processor time, of processes that have ended too
         code = reproduce(profile, out=options.pop("out", self.out), stream=said, **options)
         self.costs.append(sum(os.times()[:4]) - before)
@@ -109,8 +109,8 @@ def test_the_index_names_the_precision_of_its_pages(house, first):
     def profile(name, **_):
         return SimpleNamespace(**vars(small_study.profile(name)), precision="float32")
 
-    plan = dataclasses.replace(small_study.PLAN, profile=profile)
-    assert house.run(only=["01"], plan=plan)[0] == 0
+    outline = dataclasses.replace(small_study.OUTLINE, profile=profile)
+    assert house.run(only=["01"], outline=outline)[0] == 0
     assert json.loads((house.out / "results/01_second.json").read_text())["run"]["precision"] == "float32"
     index = (house.out / "index.html").read_text()
     assert "<dt>precision</dt><dd>float32</dd>" in index
@@ -335,7 +335,7 @@ def started(house: House, only: str) -> subprocess.Popen:
         "import sys, small_study; from pathlib import Path; from clipvip_lib.study.pipeline import reproduce;"
         f"notebooks, home = Path({str(house.notebooks)!r}), Path({str(house.home)!r});"
         f"options = dict(notebooks=notebooks, home=home, out={str(house.out)!r}, only=['{only}']);"
-        "options['plan'] = small_study.PLAN;"
+        "options['outline'] = small_study.OUTLINE;"
         "sys.exit(reproduce('slow', **options))"
     )
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -423,10 +423,12 @@ def test_what_a_notebook_imports_is_imported_once_for_all_kernels():
 def test_who_asks_for_bfloat16_where_it_is_slow_is_told_by_how_much(house, monkeypatch):
     rates = {"float32": 50.0, "bfloat16": 1.0}
     monkeypatch.setattr("clipvip_lib.precision.product_rates", lambda: rates)
-    plan = dataclasses.replace(small_study.PLAN, profile=lambda name, precision: small_study.profile(name))
+    outline = dataclasses.replace(
+        small_study.OUTLINE, profile=lambda name, precision: small_study.profile(name)
+    )
     said = io.StringIO()
     options = {
-        "plan": plan,
+        "outline": outline,
         "notebooks": house.notebooks,
         "home": house.home,
         "out": house.out,

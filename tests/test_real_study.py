@@ -16,8 +16,8 @@ from clipvip_lib.progress import quiet
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 from clipvip_lib.study import experiments
 from clipvip_lib.study.experiments import NotAtHand
+from clipvip_lib.study.outline import study_outline
 from clipvip_lib.study.pipeline import split_settings
-from clipvip_lib.study.plan import study_plan
 from clipvip_lib.study.real import stages as real_stages
 from clipvip_lib.study.real import steps as real_steps
 from clipvip_lib.study.real.profile import RealProfile
@@ -126,20 +126,20 @@ def test_other_data_of_the_same_names_are_another_stage(data, tmp_path):
 def test_a_wrong_setting_is_one_sentence(data, changes, sentence):
     wrong = {name: value for name, value in (given(data) | changes).items() if value is not None}
     with pytest.raises(ClipVipError, match=sentence):
-        study_plan().profile("paper", wrong)
+        study_outline().profile("paper", wrong)
 
 
 def test_the_embedded_world_takes_no_data(data):
     with pytest.raises(ClipVipError, match="makes its own data"):
-        study_plan().profile("mini", given(data))
+        study_outline().profile("mini", given(data))
 
 
 def test_a_study_on_a_gpu_asks_for_one_before_anything_runs(monkeypatch):
-    monkeypatch.setattr("clipvip_lib.study.plan.gpus", tuple)
+    monkeypatch.setattr("clipvip_lib.study.outline.gpus", tuple)
     with pytest.raises(ClipVipError, match="'mini-gpu' trains on a GPU.*found none; take 'mini'"):
-        study_plan().profile("mini-gpu")
-    monkeypatch.setattr("clipvip_lib.study.plan.gpus", lambda: ("0",))
-    assert study_plan().profile("mini-gpu").device == "cuda"
+        study_outline().profile("mini-gpu")
+    monkeypatch.setattr("clipvip_lib.study.outline.gpus", lambda: ("0",))
+    assert study_outline().profile("mini-gpu").device == "cuda"
 
 
 def test_texts_beside_the_shards_of_a_corpus_are_what_is_read_and_trained_on(data, tmp_path, monkeypatch):

@@ -267,7 +267,12 @@ def run(folder, out, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(small_study.__file__).rpartition("/")[0])
     notebooks = small_study.write_notebooks(folder / "notebooks")
     small_study.write_notebook(notebooks, "00_first", [RECORD.format(rows=rows("6", 5.0, 1))])
-    options = {"only": ["00"], "plan": small_study.PLAN, "notebooks": notebooks, "home": folder / "home"}
+    options = {
+        "only": ["00"],
+        "outline": small_study.OUTLINE,
+        "notebooks": notebooks,
+        "home": folder / "home",
+    }
     assert reproduce("quick", out=out, stream=io.StringIO(), **options) == 0
     page = (out / "00_first.html").read_text()
     return page, json.loads((out / "results" / "00_first.json").read_text()), (out / "index.html").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from clipvip_lib.streams.shard_locks import ShardTask, deal, hold
+from clipvip_lib.streams.shard_locks import ShardTask, hold, hold_each
 
 
 def tasks(folder: Path, count: int) -> list[ShardTask]:
@@ -16,7 +16,7 @@ def tasks(folder: Path, count: int) -> list[ShardTask]:
 
 def test_ranks_begin_with_their_share_and_help_from_the_far_end(tmp_path):
     taken: dict[int, list[str]] = {0: [], 1: []}
-    ranks = {rank: deal(tasks(tmp_path, 7), rank, 2, lambda: True, lambda left: None) for rank in (0, 1)}
+    ranks = {rank: hold_each(tasks(tmp_path, 7), rank, 2, lambda: True, lambda left: None) for rank in (0, 1)}
     for rank in (0, 0, 1, 0, 0, 0, 1, 0):  # rank 0 is fast
         held = next(ranks[rank], None)
         if held:
@@ -51,7 +51,7 @@ def test_a_rank_waits_for_what_another_holds_and_takes_it_up_when_that_dies(tmp_
             other.release()  # as the kernel does for a dead process; its task is not done
         return len(looks) < 9
 
-    for held in deal([mine, others], 0, 1, pause, told.append):
+    for held in hold_each([mine, others], 0, 1, pause, told.append):
         taken.append((held.task, len(looks)))
         held.task.out.write_text("")
         held.release()
@@ -68,7 +68,7 @@ def test_a_process_that_dies_between_its_task_and_its_lock_leaves_nothing(tmp_pa
     mine, others = tasks(tmp_path, 2)
     hold(others)  # never released
     others.out.write_text("")
-    for held in deal([mine, others], 0, 1, lambda: True, lambda left: None):
+    for held in hold_each([mine, others], 0, 1, lambda: True, lambda left: None):
         held.task.out.write_text("")
         held.release()
     assert list((tmp_path / ".locks").iterdir()) == []

@@ -19,7 +19,7 @@ import videos
 
 from clipvip_lib import files
 from clipvip_lib.study.experiments import NOTEBOOKS
-from clipvip_lib.study.plan import study_plan
+from clipvip_lib.study.outline import study_outline
 from clipvip_lib.workshop import warm
 from clipvip_lib.workshop.board import Board
 from clipvip_lib.workshop.page_stage import page_stage
@@ -81,15 +81,15 @@ def runs(pid: int) -> bool:
 def test_all_that_the_study_imports_leaves_one_thread_and_asks_for_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("clipvip_lib.workshop.workers.gpus", lambda: ("0",))
     monkeypatch.setattr("clipvip_lib.workshop.workers.cores", lambda: 4)
-    plan = study_plan()
-    smoke = plan.profile("smoke")
+    outline = study_outline()
+    smoke = outline.profile("smoke")
     pages = [
         page_stage(
             name,
             (files.CHECKOUT / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8"),
             {},
             smoke,
-            plan.stages_for(name, smoke, [0]),
+            outline.stages_for(name, smoke, [0]),
         )
         for name in NOTEBOOKS
     ]

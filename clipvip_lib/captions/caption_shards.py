@@ -38,7 +38,7 @@ from clipvip_lib.say import counted
 from clipvip_lib.streams.middle_frames import middle_frames
 from clipvip_lib.streams.parquet import parquet_path, write_captions
 from clipvip_lib.streams.shard_jobs import Skipped, taking
-from clipvip_lib.streams.shard_locks import Held, ShardTask, deal, hold, holder, same_maker
+from clipvip_lib.streams.shard_locks import Held, ShardTask, hold, hold_each, holder, same_maker
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 
 MADE_BY = "captions.json"
@@ -221,7 +221,7 @@ def _add_parquet(
         if copy.out.exists() and copy.out.stat().st_mtime_ns < lines.stat().st_mtime_ns:
             copy.out.unlink(missing_ok=True)
     added, never = 0, threading.Event()
-    for held in deal(
+    for held in hold_each(
         list(captions), rank, ranks, lambda: not never.wait(poll), lambda left: say(_waiting(left))
     ):
         _write_parquet(held, functools.partial(read_sidecar, captions[held.task], "captions"))

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from clipvip_lib.captions.captioner import Captioner, postprocess
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import ClipVipError, first_line
 from clipvip_lib.models.beam import BeamSettings
 from clipvip_lib.models.hub import BPE_FILES, local
 from clipvip_lib.models.ofa import OFA
@@ -142,8 +142,8 @@ class HuggingFaceCaptioner:
             self.model = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32, **plain)
         except Exception as error:  # whatever the libraries make of a name, a connection, a file
             raise ClipVipError(
-                f"cannot load the captioner {model} ({_first(error)}): expected the name or folder of a Hugging Face "
-                "vision-to-text model with its image processor and tokenizer; check the name and the connection"
+                f"cannot load the captioner {model} ({first_line(error)}): expected the name or folder of a Hugging "
+                "Face vision-to-text model with its image processor and tokenizer; check the name and the connection"
             ) from error
         self.model.to(device).eval()
         self._end_generation_well()
@@ -151,7 +151,7 @@ class HuggingFaceCaptioner:
             self.caption([np.full((64, 64, 3), 127, np.uint8)])
         except Exception as error:
             raise ClipVipError(
-                f"{model} does not caption an image by itself ({_first(error)}): expected a model that needs no "
+                f"{model} does not caption an image by itself ({first_line(error)}): expected a model that needs no "
                 "prompt, such as BLIP, GIT or ViT-GPT2; choose one of those"
             ) from error
 
@@ -178,11 +178,6 @@ class HuggingFaceCaptioner:
         if settings.pad_token_id is None:
             pad = self.tokenizer.pad_token_id
             settings.pad_token_id = self.tokenizer.eos_token_id if pad is None else pad
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{lines[0]:.200}" if lines else type(error).__name__
 
 
 # ------------------------------------------------------------------------------------------ whose captions

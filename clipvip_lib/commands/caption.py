@@ -194,7 +194,7 @@ def _ranks() -> tuple[int, int, int, int]:
 def _device(asked: str, local: int) -> str:
     import torch
 
-    from clipvip_lib.errors import ClipVipError
+    from clipvip_lib.errors import ClipVipError, first_line
 
     if asked == "auto":
         return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
@@ -202,7 +202,7 @@ def _device(asked: str, local: int) -> str:
         device = torch.device(f"cuda:{local}" if asked == "cuda" and torch.cuda.is_available() else asked)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ClipVipError(
             f"cannot use the device {asked!r} ({reason}): expected cpu, cuda or cuda:N"
         ) from error

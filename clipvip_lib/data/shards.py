@@ -23,7 +23,7 @@ from pathlib import Path
 from clipvip_lib.data.braces import names_of
 from clipvip_lib.data.frame_folders import PICTURES
 from clipvip_lib.data.video_files import SUFFIXES
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import ClipVipError, first_line
 from clipvip_lib.files import kind_of, named
 
 # Of a sample with several the first one is read: a video before a picture.
@@ -229,7 +229,7 @@ def scan_members(path: str | Path) -> tuple[list[Entry], list[str], ClipVipError
         RecursionError,
         MemoryError,
     ) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
+        reason = first_line(error).rstrip(":")
         damage = ClipVipError(
             f"shard {path} is damaged ({reason}): expected a whole, uncompressed tar file; fetch or write it again"
         )

@@ -32,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.initialization import no_init_weights
 
-from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.errors import ClipVipError, first_line, unknown
 from clipvip_lib.files import read_json
 from clipvip_lib.models.attentions import JOINT
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig, is_added
@@ -533,7 +533,7 @@ def _download(open_clip, about: dict, name: str, tag: str) -> Path:
         return Path(open_clip.pretrained.download_pretrained(about))
     except (OSError, RuntimeError, ValueError) as error:
         raise ClipVipError(
-            f"the weights {tag} of open_clip model {name} could not be downloaded ({_first_line(error):.200}); give "
+            f"the weights {tag} of open_clip model {name} could not be downloaded ({first_line(error)}); give "
             "their file as pretrained_tag"
             + (
                 f", with the name {quick!r}: they were trained with QuickGELU"
@@ -541,7 +541,3 @@ def _download(open_clip, about: dict, name: str, tag: str) -> Path:
                 else ""
             )
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import ClipVipError, first_line
 from clipvip_lib.files import read_json
 from clipvip_lib.models.hub import WEIGHT_FILES
 
@@ -195,14 +195,9 @@ def _read_torch(path: Path) -> object:
         ) from error
     except Exception as error:  # whatever torch makes of bytes that are not a checkpoint
         raise ClipVipError(
-            f"{path} is damaged, cut short or not a file of weights ({_first(error)}); download or write it "
+            f"{path} is damaged, cut short or not a file of weights ({first_line(error)}); download or write it "
             "again"
         ) from error
-
-
-def _first(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{lines[0]:.120}" if lines else type(error).__name__
 
 
 def _describe(state: object) -> str:

@@ -67,7 +67,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Result:
+class Reply:
     """What came of a task. status: "clip" (text and frames are there), "absent" (video2dataset says that it could not
     fetch the clip) or "bad"; reason: of the last two, or the damage of a clip that was accepted."""
 
@@ -76,16 +76,16 @@ class Result:
     reason: str = ""
 
 
-def decode(task: Task, view: View, out: np.ndarray) -> Result:
+def decode(task: Task, view: View, out: np.ndarray) -> Reply:
     """Read one sample and put its frames into ``out``: uint8 [frames + 1, size, size, 3], the middle one last."""
     try:
         sample = read_sample(task.shard, task.entry, task.text)
         out[:], damage = _frames(sample.media, task, view)
     except NeverFetched as error:
-        return Result("absent", reason=str(error))
+        return Reply("absent", reason=str(error))
     except (ClipVipError, OSError) as error:
-        return Result("bad", reason=" ".join(str(error).split()))
-    return Result("clip", sample.text, damage)
+        return Reply("bad", reason=" ".join(str(error).split()))
+    return Reply("clip", sample.text, damage)
 
 
 def _frames(media: bytes, task: Task, view: View) -> tuple[np.ndarray, str]:
@@ -116,7 +116,7 @@ class DecodePool:
         self.view, self.slots = view, slots
         self._free = list(range(slots))
         self._tasks: dict[int, tuple[Task, int, _Decoder | None]] = {}  # number -> task, slot, who has it
-        self._done: dict[int, Result] = {}
+        self._done: dict[int, Reply] = {}
         self._frames_of: dict[int, np.ndarray] = {}
         self._memory, self._workers = None, []
         if workers:
@@ -140,8 +140,8 @@ class DecodePool:
         self._tasks[number] = (task, slot, worker)
         worker.send((number, slot, task))
 
-    def take(self, number: int) -> tuple[Result, np.ndarray | None]:
-        """The result of a task, and a copy of its frames if it is a clip. Waits for it.
+    def take(self, number: int) -> tuple[Reply, np.ndarray | None]:
+        """The reply to a task, and a copy of its frames if it is a clip. Waits for it.
 
         Raises ClipVipError if the worker that has it died or hangs, RuntimeError with its traceback if it failed
         for a reason that is not the sample's fault.
@@ -149,13 +149,13 @@ class DecodePool:
         while number not in self._done:
             self._hear(self._tasks[number][2])
         task_slot = self._tasks.pop(number)[1]
-        result = self._done.pop(number)
+        reply = self._done.pop(number)
         if self._slots is None:
             frames = self._frames_of.pop(number)
         else:
-            frames = self._slots[task_slot].copy() if result.status == "clip" else None
+            frames = self._slots[task_slot].copy() if reply.status == "clip" else None
             self._free.append(task_slot)
-        return result, frames if result.status == "clip" else None
+        return reply, frames if reply.status == "clip" else None
 
     def _hear(self, awaited: _Decoder) -> None:
         ready = wait([worker.connection for worker in self._workers], timeout=STUCK_SECONDS)
@@ -166,13 +166,13 @@ class DecodePool:
             )
         for worker in [each for each in self._workers if each.connection in ready]:
             try:
-                number, result, failure = worker.connection.recv()
+                number, reply, failure = worker.connection.recv()
             except (EOFError, OSError):
                 raise ClipVipError(worker.epitaph(self._at(worker))) from None
             if failure:
                 raise RuntimeError(f"decoding {self._tasks[number][0].name} failed:\n{failure}")
             worker.numbers.remove(number)
-            self._done[number] = result
+            self._done[number] = reply
 
     def _at(self, worker: _Decoder) -> str:
         """What a worker is at: it takes its tasks in order."""
@@ -245,9 +245,9 @@ def work() -> None:
         views = _slots(memory, view, slots)
         while True:
             number, slot, task = connection.recv()
-            result, failure = None, ""
+            reply, failure = None, ""
             try:
-                result = decode(task, view, views[slot])
+                reply = decode(task, view, views[slot])
             except Exception:
                 failure = traceback.format_exc()
-            connection.send((number, result, failure))
+            connection.send((number, reply, failure))

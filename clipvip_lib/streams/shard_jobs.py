@@ -10,7 +10,7 @@ from pathlib import Path
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import json_line, write_bytes
-from clipvip_lib.streams.shard_locks import Held, ShardTask, deal
+from clipvip_lib.streams.shard_locks import Held, ShardTask, hold_each
 
 
 @contextlib.contextmanager
@@ -22,7 +22,7 @@ def taking(
     rank: int = 0,
     ranks: int = 1,
 ) -> Iterator[Iterator[Held]]:
-    """``with taking(...) as dealt: for held in dealt: ...``: ``deal``, said when a dead process had begun a task.
+    """``with taking(...) as dealt: for held in dealt: ...``: ``hold_each``, said when a dead process had begun a task.
 
     waiting: what is said of the tasks that others hold. The end of the block lets go of all that was taken: also after
     an error in a process that lives on, such as a notebook's.
@@ -30,7 +30,7 @@ def taking(
     begun: list[Held] = []
 
     def dealt() -> Iterator[Held]:
-        for held in deal(tasks, rank, ranks, pause, lambda left: say(waiting(left))):
+        for held in hold_each(tasks, rank, ranks, pause, lambda left: say(waiting(left))):
             begun.append(held)
             if held.left_by:
                 say(f"taking up {held.task.shard.name}, which {held.left_by} had begun")

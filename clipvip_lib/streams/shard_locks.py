@@ -73,7 +73,7 @@ def holder(task: ShardTask) -> str:
         return "another process"
 
 
-def deal(
+def hold_each(
     tasks: Sequence[ShardTask],
     rank: int,
     ranks: int,

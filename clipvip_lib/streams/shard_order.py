@@ -42,7 +42,7 @@ class Drawn(NamedTuple):
     last: bool = False
 
 
-def number(*path: object) -> int:
+def hashed(*path: object) -> int:
     """A number of 64 random-looking bits that depends on nothing but ``path``."""
     return int.from_bytes(
         hashlib.blake2b("/".join(map(str, path)).encode(), digest_size=8).digest(), "little"
@@ -62,7 +62,7 @@ def deal(units: Sequence[Unit], rank: int, ranks: int) -> list[Unit]:
 
 def epoch_units(shards: int, seed: int, epoch: int, round_: int, rank: int, ranks: int) -> list[Unit]:
     """What one rank sees of an epoch, in the order of the shards."""
-    generator = np.random.Generator(np.random.PCG64(number(seed, "shards", epoch, round_)))
+    generator = np.random.Generator(np.random.PCG64(hashed(seed, "shards", epoch, round_)))
     return deal([Unit(int(shard), 0, 1) for shard in generator.permutation(shards)], rank, ranks)
 
 
@@ -128,7 +128,7 @@ class Order:
         self._draws += 1
         if self.shuffle < 2:
             return self._buffer.pop(0)
-        draw = number(self.seed, self.epoch, self.round, self.rank, self.ranks, self._draws)
+        draw = hashed(self.seed, self.epoch, self.round, self.rank, self.ranks, self._draws)
         at = draw % len(self._buffer)
         self._buffer[at], self._buffer[-1] = self._buffer[-1], self._buffer[at]
         return self._buffer.pop()

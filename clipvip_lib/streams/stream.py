@@ -23,7 +23,7 @@ from clipvip_lib.data.clips import MOST_ASKED
 from clipvip_lib.data.shards import expand
 from clipvip_lib.data.video import DAMAGED
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.streams.decode_pool import DecodePool, Result, Task, View
+from clipvip_lib.streams.decode_pool import DecodePool, Reply, Task, View
 from clipvip_lib.streams.shard_order import Drawn, Order
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.skips import Books
@@ -151,18 +151,18 @@ class ClipStream:
         self._under_way.append((self._submitted, drawn))
         self._submitted += 1
 
-    def _count(self, drawn: Drawn, result: Result, frames: np.ndarray | None) -> StreamedClip | None:
+    def _count(self, drawn: Drawn, reply: Reply, frames: np.ndarray | None) -> StreamedClip | None:
         """Keep the books on one sample; returns its clip, or None if there is none."""
         books, (entry, _, caption), clip = self._books, drawn.item, None
-        if result.status == "bad":
-            books.skip(drawn.epoch, self.shards.paths[drawn.shard], entry.key, result.reason)
-        elif result.status == "absent":
+        if reply.status == "bad":
+            books.skip(drawn.epoch, self.shards.paths[drawn.shard], entry.key, reply.reason)
+        elif reply.status == "absent":
             books.count("absent")
         else:
             books.count("samples")
-            if result.reason:
-                books.accept(self.shards.paths[drawn.shard], entry.key, result.reason)
-            clip = StreamedClip(entry.key, frames[:-1], frames[-1:], result.text, caption)
+            if reply.reason:
+                books.accept(self.shards.paths[drawn.shard], entry.key, reply.reason)
+            clip = StreamedClip(entry.key, frames[:-1], frames[-1:], reply.text, caption)
         if drawn.last:
             books.end_round(drawn.epoch)
         if self.epoch_samples is None:

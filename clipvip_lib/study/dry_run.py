@@ -20,8 +20,8 @@ from clipvip_lib.progress import duration
 from clipvip_lib.say import say
 from clipvip_lib.statistics.claims import BENCHMARKS
 from clipvip_lib.study import experiments, paper_plan
+from clipvip_lib.study.outline import Outline, check_seeds, study_outline
 from clipvip_lib.study.pipeline import check_notebooks, split_settings
-from clipvip_lib.study.plan import Plan, check_seeds, study_plan
 from clipvip_lib.study.real import data_at_hand
 from clipvip_lib.study.real.profile import planned, uncounted
 from clipvip_lib.study.words import number
@@ -44,7 +44,7 @@ def dry_run(
     seeds: Sequence[int] = (0,),
     set: Mapping[str, object] | None = None,
     workers: int | None = None,
-    plan: Plan | None = None,
+    outline: Outline | None = None,
     notebooks: Path | None = None,
     home: Path | None = None,
     stream: TextIO | None = None,
@@ -54,10 +54,10 @@ def dry_run(
     At ``paper`` ``set`` says where data and weights are, changes recipes and assumptions (``real.profile.planned``).
     Raises ClipVipError for what ``reproduce`` would refuse before anything runs.
     """
-    stream, plan = stream or sys.stdout, plan or study_plan()
+    stream, outline = stream or sys.stdout, outline or study_outline()
     seeds = check_seeds(list(seeds))
-    asked = {plan.find(name) for name in only}
-    names = [name for name in plan.notebooks if name in asked or not asked]
+    asked = {outline.find(name) for name in only}
+    names = [name for name in outline.notebooks if name in asked or not asked]
     check_workers(workers)
     if profile == PAPER:
         sized, settings = planned(set or {})
@@ -71,16 +71,16 @@ def dry_run(
     else:
         home, folder = home or files.home(), notebooks or files.shipped("notebooks")
         given, further = split_settings(profile, dict(set or {}))
-        plan.draft(profile, **given)
+        outline.draft(profile, **given)
         parameters = check_notebooks(folder, names, {"profile": profile, "seeds": seeds, **given}, further)
-        sized = plan.profile(profile, **given)
+        sized = outline.profile(profile, **given)
         pages = [
             page_stage(
                 name,
                 (folder / f"{name}.ipynb").read_text(encoding="utf-8"),
                 parameters[name],
                 sized,
-                plan.stages_for(name, sized, seeds),
+                outline.stages_for(name, sized, seeds),
             )
             for name in names
         ]

@@ -24,7 +24,7 @@ from clipvip_lib.study import (
     evidence,
     evidence_file,
     figures,
-    plan,
+    outline,
     preregistration,
     reference,
 )
@@ -46,7 +46,7 @@ def add_evidence(
 ) -> None:
     """Run what the statements need and is not in the cache, add its evidence to a file of the reference, or begin it,
     and judge all again."""
-    _add(plan.runnable_profile(name), listed(seeds), folder / file)
+    _add(outline.runnable_profile(name), listed(seeds), folder / file)
     tell_answer(folder)
 
 
@@ -55,7 +55,7 @@ def add_condition(name: str, which: str, seeds: str = "", folder: Path = referen
     many as the condition asks for."""
     chosen = conditions.condition(which)
     numbers = listed(seeds) if seeds else list(range(chosen.seeds))
-    profile = chosen.change(plan.runnable_profile(name))
+    profile = chosen.change(outline.runnable_profile(name))
     path = files.make_folder(folder / conditions.FOLDER) / f"{which}.npz"
     _add(profile, numbers, path, conditions.HEADLINES)
 
@@ -97,7 +97,7 @@ def listed(text: str) -> list[int]:
         raise ClipVipError(
             f"expected whole numbers like 5,6,7, got {text!r}; separate them by commas"
         ) from None
-    return plan.check_seeds(seeds)
+    return outline.check_seeds(seeds)
 
 
 def main(job: str = "", *given: str) -> None:

@@ -24,7 +24,7 @@ from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.precision import in_words
 from clipvip_lib.say import with_minus
 from clipvip_lib.study.injected import check_injected, executed_cells
-from clipvip_lib.study.plan import Plan, check_seeds, study_plan
+from clipvip_lib.study.outline import Outline, check_seeds, study_outline
 from clipvip_lib.study.words import miniatures, named_frame, number, seeds_in_words
 from clipvip_lib.workshop.lab import live, style
 from clipvip_lib.workshop.machine import product_rates
@@ -47,7 +47,7 @@ def start(
     seeds: list[int],
     at_hand: Mapping[str, object] | None = None,
     precision: str = "auto",
-    plan: Plan | None = None,
+    outline: Outline | None = None,
     home: Path | None = None,
 ) -> Study:
     """Check the parameters, seed the random generators, show the provenance header.
@@ -60,10 +60,10 @@ def start(
     and as ``check_injected`` for what papermill was given.
     """
     check_injected(executed_cells())
-    plan = plan or study_plan()
+    outline = outline or study_outline()
     given = {"at_hand": at_hand} if at_hand else {}
-    sized = plan.profile(profile, **given, **({} if precision == "auto" else {"precision": precision}))
-    return Study(name, profile, sized, seeds, plan, home or files.home())
+    sized = outline.profile(profile, **given, **({} if precision == "auto" else {"precision": precision}))
+    return Study(name, profile, sized, seeds, outline, home or files.home())
 
 
 class Interrupted(KeyboardInterrupt):
@@ -74,15 +74,15 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Study:
-    """One notebook's view of the study. Fields: name, profile (the profile itself), seeds, home, plan."""
+    """One notebook's view of the study. Fields: name, profile (the profile itself), seeds, home, outline."""
 
     def __init__(
-        self, name: str, profile_name: str, profile: object, seeds: list[int], plan: Plan, home: Path
+        self, name: str, profile_name: str, profile: object, seeds: list[int], outline: Outline, home: Path
     ):
-        self.name = plan.find(name)
+        self.name = outline.find(name)
         self.seeds = check_seeds(seeds)
         self.profile_name, self.profile = profile_name, profile
-        self.plan, self.home = plan, home
+        self.outline, self.home = outline, home
         self._stages: list[Stage] | None = None
         self._tables: dict[str, object] = {}
         self._figures: list[dict] = []
@@ -100,7 +100,7 @@ class Study:
     def stages(self) -> list[Stage]:
         """This notebook's stages with everything that they need, inputs first."""
         if self._stages is None:
-            self._stages = closure(self.plan.stages_for(self.name, self.profile, self.seeds))
+            self._stages = closure(self.outline.stages_for(self.name, self.profile, self.seeds))
         return self._stages
 
     def results(self, pattern: str = "*") -> list[tuple[Stage, dict]]:
@@ -143,7 +143,7 @@ class Study:
             return
         from clipvip_lib.workshop.workers import raise_failures, run_stages
 
-        own = self.plan.stages_for(self.name, self.profile, self.seeds)
+        own = self.outline.stages_for(self.name, self.profile, self.seeds)
         try:
             # On real corpora a training takes all GPUs, so only one runs at a time.
             outcomes = run_stages([*own, *wanted], self.home, workers=None if self.of_the_world else 1)

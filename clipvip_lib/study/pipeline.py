@@ -27,7 +27,7 @@ from clipvip_lib.precision import slower
 from clipvip_lib.progress import duration
 from clipvip_lib.say import counted, say, shown
 from clipvip_lib.study import reference
-from clipvip_lib.study.plan import Plan, check_seeds, study_plan
+from clipvip_lib.study.outline import Outline, check_seeds, study_outline
 from clipvip_lib.study.publish import publish
 from clipvip_lib.workshop.board import Board
 from clipvip_lib.workshop.machine import gpus
@@ -48,7 +48,7 @@ def reproduce(
     set: Mapping[str, object] | None = None,
     workers: int | None = None,
     verify: bool = False,
-    plan: Plan | None = None,
+    outline: Outline | None = None,
     notebooks: Path | None = None,
     home: Path | None = None,
     stream: TextIO | None = None,
@@ -58,28 +58,30 @@ def reproduce(
     only: notebooks by name or number, all without it. force: names, beginnings or glob patterns of stages to
     run again with those that depend on them. out: folder of pages and results; without it ``reports/`` of the
     workplace, at smoke ``reports/smoke/``. set: further notebook parameters. verify: compare what is found done
-    with its checksums. plan, notebooks, home: another study, for tests.
+    with its checksums. outline, notebooks, home: another study, for tests.
 
     Returns the exit code: 0, or 1 if a stage or a notebook failed.
     Raises ClipVipError, before anything runs, for an unknown profile, notebook, stage or parameter, an output
     folder that cannot be written to, and a second run on the same cache.
     """
     stream = stream or sys.stdout
-    plan, notebooks = plan or study_plan(), notebooks or files.shipped("notebooks")
+    outline, notebooks = outline or study_outline(), notebooks or files.shipped("notebooks")
     given, further = split_settings(profile, dict(set or {}))
     # In the order of what each takes: a profile whose precision is not told times this machine, which imports torch.
     seeds = check_seeds(list(seeds))
-    names = sorted({plan.find(name) for name in only}, key=list(plan.notebooks).index) or list(plan.notebooks)
-    draft = plan.draft(profile, **given)
-    stages = [stage for name in names for stage in plan.stages_for(name, draft, seeds)]
+    names = sorted({outline.find(name) for name in only}, key=list(outline.notebooks).index) or list(
+        outline.notebooks
+    )
+    draft = outline.draft(profile, **given)
+    stages = [stage for name in names for stage in outline.stages_for(name, draft, seeds)]
     to_force(stages, [f"page/{name}" for name in names], force)
     check_workers(workers)
     if said := slower(given.get("precision", ""), getattr(draft, "device", "cpu")):
         say(said, stream)
     always = {"profile": profile, "seeds": seeds, **given}
     parameters = check_notebooks(notebooks, names, always, further)
-    sized = plan.profile(profile, **given)
-    needed = {name: plan.stages_for(name, sized, seeds) for name in names}
+    sized = outline.profile(profile, **given)
+    needed = {name: outline.stages_for(name, sized, seeds) for name in names}
     home = require_room(home or files.home())
     if out is None:  # smoke's numbers mean nothing: its pages never take the place of a study's
         out = files.workplace() / ("reports/smoke" if profile == "smoke" else "reports")
@@ -111,7 +113,7 @@ def reproduce(
             record(f"stopped by {type(error).__name__} after {duration(time.monotonic() - start)}")
             raise
         seconds = time.monotonic() - start
-        index = publish(plan, notebooks, pages, outcomes, home, out, seconds, reference.FOLDER)
+        index = publish(outline, notebooks, pages, outcomes, home, out, seconds, reference.FOLDER)
         code = report(pages, outcomes, home, out, seconds, stream)
         record(f"ended with code {code} after {duration(seconds)}")
         say(str(index), stream)

@@ -10,7 +10,7 @@ from clipvip_lib.progress import duration
 from clipvip_lib.statistics.claims import STATEMENTS
 from clipvip_lib.study import answer
 from clipvip_lib.study import reference as reference_run
-from clipvip_lib.study.plan import Plan
+from clipvip_lib.study.outline import Outline
 from clipvip_lib.study.words import MEANINGS, number, seeds_in_words
 from clipvip_lib.workshop import pages as html_pages
 from clipvip_lib.workshop.provenance import provenance, provenance_lines
@@ -20,7 +20,7 @@ from clipvip_lib.workshop.workers import Outcome
 
 
 def publish(
-    plan: Plan,
+    outline: Outline,
     notebooks: Path,
     pages: dict[str, Stage],
     outcomes: dict[str, Outcome],
@@ -51,19 +51,19 @@ def publish(
         if len(claims) == len(STATEMENTS):
             _write(out / "results" / "claims.json", json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
         _write(out / "results" / f"{name}.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")
-    available = made | {name for name in plan.notebooks if (out / f"{name}.html").is_file()}
+    available = made | {name for name in outline.notebooks if (out / f"{name}.html").is_file()}
     for name in available:
         where = pages[name].folder(home) / "page.html" if name in made else out / f"{name}.html"
         page = where.read_text(encoding="utf-8")
         if name in made:
             page = html_pages.with_reference(with_glossary(page, MEANINGS), sections[name])
         page = html_pages.with_outline(page)
-        page = html_pages.with_navigation(page, plan.notebooks, available, current=name)
+        page = html_pages.with_navigation(page, outline.notebooks, available, current=name)
         _write(out / f"{name}.html", page)
     _write(
         out / "results" / "run.json", json.dumps(run_record(outcomes, home, first, seconds), indent=2) + "\n"
     )
-    cards = [_card(name, notebooks, pages, outcomes, out) for name in plan.notebooks]
+    cards = [_card(name, notebooks, pages, outcomes, out) for name in outline.notebooks]
     computed = duration(_computed(outcomes, home))
     facts = [
         *provenance_lines(provenance(first["profile"], first["seeds"], precision)),

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import ClipVipError, first_line
 from clipvip_lib.say import say
 
 T = TypeVar("T")
@@ -115,7 +115,7 @@ def start(timeout: float = 600) -> Ranks:
         where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise ClipVipError(
             f"rank {rank} expected {size} ranks at {where} within {timeout:g} s, got none of them or not all "
-            f"({_first_line(error)}); check that every machine runs torchrun with the same rendezvous"
+            f"({first_line(error)}); check that every machine runs torchrun with the same rendezvous"
         ) from error
     return Ranks(rank, size, device, timeout, store)
 
@@ -201,7 +201,7 @@ def noticing_loss(ranks: Ranks) -> Iterator[None]:
             raise
         raise RankLost(
             f"expected {ranks.size} ranks, one of them died or gave no answer within {ranks.timeout:g} s "
-            f"({_first_line(error)}); look above for its own message, below for torchrun's report, which names it, "
+            f"({first_line(error)}); look above for its own message, below for torchrun's report, which names it, "
             "then start the same command again"
         ) from error
 
@@ -235,8 +235,3 @@ def say_once(ranks: Ranks, text: str, about: str = "end") -> None:
     except RuntimeError:
         pass  # the store is gone with its process: better twice than never
     say(text, sys.stderr)
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:160] if lines else type(error).__name__

@@ -12,6 +12,7 @@ import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from clipvip_lib import files, precision
@@ -46,7 +47,7 @@ def product_rates(home: Path) -> dict[str, float]:
     path = home / "precision.json"
     # With other instructions, or under another PyTorch, it counts as another processor.
     taken = [f"{name}={os.environ[name]}" for name in INSTRUCTIONS if name in os.environ]
-    key = ", ".join([processor(), f"torch {_version('torch')}", *taken])
+    key = ", ".join([processor(), f"torch {installed(['torch'])['torch']}", *taken])
     known = files.read_json(path) if path.is_file() else {}
     if key not in known:
         known[key] = dict(precision.product_rates())
@@ -75,7 +76,7 @@ def peak_memory_mib() -> float:
 @functools.cache
 def gpus() -> tuple[str, ...]:
     """Names for CUDA_VISIBLE_DEVICES, one per GPU that torch could use; found without importing torch."""
-    if "+cpu" in _version("torch"):
+    if "+cpu" in installed(["torch"])["torch"]:
         return ()
     if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return tuple(name.strip() for name in visible.split(",") if name.strip() not in ("", "-1"))
@@ -105,8 +106,12 @@ def default_workers(memory_each_gib: float = 2.0) -> int:
     return count
 
 
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+def installed(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of installed packages, read without importing them; "none" for one that is not there."""
+    found = {}
+    for name in packages:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "none"
+    return found

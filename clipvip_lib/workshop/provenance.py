@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import datetime
 import functools
-import importlib.metadata
 import subprocess
 from collections.abc import Iterable
 
 from clipvip_lib import __version__, files
-from clipvip_lib.workshop.machine import machine
+from clipvip_lib.workshop.machine import installed, machine
 
 SHOWN = ("torch", "transformers", "numpy", "av", "matplotlib", "pandas")
 
@@ -32,13 +31,7 @@ def _git(*arguments: str) -> str:
 @functools.cache
 def versions() -> dict[str, str]:
     """Versions of this project and of the libraries behind its numbers and figures."""
-    found = {"clipvip_lib": __version__}
-    for name in SHOWN:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "none"
-    return found
+    return {"clipvip_lib": __version__} | installed(SHOWN)
 
 
 def provenance(profile: str, seeds: Iterable[int], precision: str = "") -> dict[str, object]:

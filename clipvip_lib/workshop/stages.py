@@ -18,7 +18,6 @@ import datetime
 import functools
 import hashlib
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import math
@@ -38,7 +37,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.locks import Lock
 from clipvip_lib.progress import ProgressCallback, quiet
 from clipvip_lib.say import say
-from clipvip_lib.workshop.machine import machine, peak_memory_mib, reset_peak_memory
+from clipvip_lib.workshop.machine import installed, machine, peak_memory_mib, reset_peak_memory
 
 RECORD = "result.json"
 PART = r"[A-Za-z0-9_+=,-][A-Za-z0-9_.+=,-]*"
@@ -106,13 +105,7 @@ def version_of(function: str) -> int:
 @functools.cache
 def library_versions() -> dict[str, str]:
     """Versions of LIBRARIES, read without importing them."""
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "none"
-    return versions
+    return installed(LIBRARIES)
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from clipvip_lib.workshop.stages import Stage
 
 
 @dataclass(frozen=True)
-class Plan:
+class Outline:
     """A study, as seen by the code that runs it.
 
     notebooks: their names in order. stages_for(notebook, profile, seeds): the stages that a notebook reads.
@@ -46,11 +46,11 @@ class Plan:
         raise unknown("notebook", name, self.notebooks)
 
 
-def study_plan() -> Plan:
-    """The CLIP-ViP study's own plan."""
+def study_outline() -> Outline:
+    """The CLIP-ViP study's own outline."""
     from clipvip_lib.study import experiments
 
-    return Plan(experiments.NOTEBOOKS, experiments.stages_for, runnable_profile)
+    return Outline(experiments.NOTEBOOKS, experiments.stages_for, runnable_profile)
 
 
 def runnable_profile(
