@@ -19,7 +19,7 @@ underflows over the range of cosines and would create ties that do not exist.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -413,27 +413,3 @@ def qb_norm(
         return np.where(activated[:, None], beta * similarities - normaliser, similarities)
 
     return score
-
-
-# ------------------------------------------------------------------------------------------------- paragraphs
-
-
-def paragraphs(sentences: Sequence[str], videos: Sequence[Hashable]) -> tuple[list[str], list[Hashable]]:
-    """Join each video's sentences, in the order given, into one paragraph: (paragraphs, their videos).
-
-    The paragraph protocol of DiDeMo and ActivityNet: one query per video, all its sentences joined by a space,
-    in annotation order (as CLIP4Clip's loaders do). The sentence protocol needs no function: every
-    sentence is its own query, ``retrieve(text, video, video_of_text)``. It asks a harder question (a
-    sentence tells a part of the video): a paragraph model scored by single sentences has R@1 near 20 on
-    DiDeMo, and is not broken. Raises ClipVipError if the lengths differ or a sentence is empty.
-    """
-    if len(sentences) != len(videos):
-        raise ClipVipError(
-            f"expected a video for each of {len(sentences)} sentences, got {len(videos)}; align them"
-        )
-    joined: dict[Hashable, list[str]] = {}
-    for sentence, video in zip(sentences, videos, strict=True):
-        if not sentence.strip():
-            raise ClipVipError(f"video {video!r} has an empty sentence; remove it from the annotations")
-        joined.setdefault(video, []).append(sentence.strip())
-    return [" ".join(parts) for parts in joined.values()], list(joined)

@@ -1,4 +1,4 @@
-"""Retrieval: ranks by hand, ties, chunks against the full matrix, DSL, QB-Norm, paragraphs."""
+"""Retrieval: ranks by hand, ties, chunks against the full matrix, DSL, QB-Norm."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from clipvip_lib.retrieval import (
     dsl_over_candidates,
     join_ranks,
     metrics,
-    paragraphs,
     positive_lists,
     ranks,
     ranks_of_scores,
@@ -257,11 +256,6 @@ def test_torch_tensors_and_arrays_give_the_same():
     assert unit_rows(torch.tensor(q).bfloat16()).dtype == np.float64
 
 
-def test_paragraphs_join_in_order():
-    joined, videos = paragraphs(["a dog runs.", " it sits. ", "rain", "it barks."], ["v1", "v1", "v2", "v1"])
-    assert (joined, videos) == (["a dog runs. it sits. it barks.", "rain"], ["v1", "v2"])
-
-
 def test_join_ranks_keeps_the_order():
     a, b = (QueryRanks(np.array([i]), np.array([0]), np.array([1])) for i in (4, 2))
     assert join_ranks([a, b]).better.tolist() == [4, 2]
@@ -287,8 +281,6 @@ def test_bad_input_is_named():
         (lambda: ranks(x, x, [0, 1, 2]).hits(0), "at least 1"),
         (lambda: top_k(x, x, 0), "at least 1"),
         (lambda: retrieve(x, x, [[0, 1], [1], [2]]), "one video for each text"),
-        (lambda: paragraphs(["a"], []), "align"),
-        (lambda: paragraphs([" "], ["v"]), "empty sentence"),
     ]
     for call, words in cases:
         with pytest.raises(ClipVipError, match=words):
