@@ -395,13 +395,20 @@ def test_killed_twice_and_started_again_it_ends_the_same_and_does_nothing_twice(
     assert not list(house.home.rglob("*.partial*")) and (house.out / "01_second.html").is_file()
 
 
-def test_the_key_of_a_page_follows_what_it_shows(house):
+def test_the_key_of_a_page_follows_what_it_shows(house, tmp_path):
     source = (house.notebooks / "00_first.ipynb").read_text()
     base = page_stage("00_first", source, {"seeds": [0]}, "p", [])
     assert page_stage("00_first", source, {"seeds": [0]}, "p", []).key == base.key
     assert page_stage("00_first", source, {"seeds": [1]}, "p", []).key != base.key
     assert page_stage("00_first", source, {"seeds": [0]}, "q", []).key != base.key
     assert page_stage("00_first", source.replace("count?", "add?"), {"seeds": [0]}, "p", []).key != base.key
+    beside = tmp_path / "measured.json"
+    assert page_stage("00_first", source, {"seeds": [0]}, "p", [], [beside]).key == base.key
+    keys = {base.key}
+    for content in ("{}", "[]"):
+        beside.write_text(content)
+        keys.add(page_stage("00_first", source, {"seeds": [0]}, "p", [], [beside]).key)
+    assert len(keys) == 3
     nbformat.validate(nbformat.reads(bare(source), as_version=4))
     assert json.loads(bare(source))["cells"][1]["metadata"] == {"tags": ["parameters"]}
 

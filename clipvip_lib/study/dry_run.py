@@ -27,7 +27,6 @@ from clipvip_lib.study.real.profile import planned, uncounted
 from clipvip_lib.study.words import number
 from clipvip_lib.workshop.board import Board
 from clipvip_lib.workshop.machine import default_workers
-from clipvip_lib.workshop.page_stage import page_stage
 from clipvip_lib.workshop.stages import Stage, closure
 from clipvip_lib.workshop.tables import in_short
 from clipvip_lib.workshop.workers import check_workers
@@ -75,13 +74,7 @@ def dry_run(
         parameters = check_notebooks(folder, names, {"profile": profile, "seeds": seeds, **given}, further)
         sized = outline.profile(profile, **given)
         pages = [
-            page_stage(
-                name,
-                (folder / f"{name}.ipynb").read_text(encoding="utf-8"),
-                parameters[name],
-                sized,
-                outline.stages_for(name, sized, seeds),
-            )
+            outline.page(name, folder, parameters[name], sized, outline.stages_for(name, sized, seeds))
             for name in names
         ]
         lines = [

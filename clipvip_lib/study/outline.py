@@ -9,6 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
@@ -16,6 +17,7 @@ from clipvip_lib.precision import choose
 from clipvip_lib.profiles import get_profile, in_precision
 from clipvip_lib.study.words import number
 from clipvip_lib.workshop.machine import gpus, product_rates
+from clipvip_lib.workshop.page_stage import page_stage
 from clipvip_lib.workshop.stages import Stage
 
 
@@ -25,12 +27,20 @@ class Outline:
 
     notebooks: their names in order. stages_for(notebook, profile, seeds): the stages that a notebook reads.
     profile(name, at_hand=, precision=): the profile of that name, in a precision, and with the data and weights at
-    hand if it needs them; raises ClipVipError for an unknown one.
+    hand if it needs them; raises ClipVipError for an unknown one. beside: files that pages read besides their stages.
     """
 
     notebooks: Sequence[str]
     stages_for: Callable[[str, object, list[int]], list[Stage]]
     profile: Callable[..., object]
+    beside: Sequence[Path] = ()
+
+    def page(
+        self, notebook: str, folder: Path, parameters: dict, profile: object, stages: Sequence[Stage]
+    ) -> Stage:
+        """The stage that makes the page of a notebook in ``folder`` from its stages."""
+        source = (folder / f"{notebook}.ipynb").read_text(encoding="utf-8")
+        return page_stage(notebook, source, parameters, profile, stages, self.beside)
 
     def draft(self, name: str, **given: object) -> object:
         """The profile in a precision that needs no timing of this machine, so that a wrong name is told at once."""
@@ -48,9 +58,9 @@ class Outline:
 
 def study_outline() -> Outline:
     """The CLIP-ViP study's own outline."""
-    from clipvip_lib.study import experiments
+    from clipvip_lib.study import equality, experiments
 
-    return Outline(experiments.NOTEBOOKS, experiments.stages_for, runnable_profile)
+    return Outline(experiments.NOTEBOOKS, experiments.stages_for, runnable_profile, (equality.FILE,))
 
 
 def runnable_profile(

@@ -31,7 +31,7 @@ from clipvip_lib.study.outline import Outline, check_seeds, study_outline
 from clipvip_lib.study.publish import publish
 from clipvip_lib.workshop.board import Board
 from clipvip_lib.workshop.machine import gpus
-from clipvip_lib.workshop.page_stage import bare, page_stage
+from clipvip_lib.workshop.page_stage import bare
 from clipvip_lib.workshop.stages import Stage, closure, discard, empty_bin, plain
 from clipvip_lib.workshop.workers import Outcome, check_workers, run_stages
 
@@ -90,16 +90,7 @@ def reproduce(
         record = _log(home)
         start = time.monotonic()
         record(f"reproduce profile={profile} seeds={seeds} notebooks={','.join(names)} out={out}")
-        pages = {
-            name: page_stage(
-                name,
-                (notebooks / f"{name}.ipynb").read_text(encoding="utf-8"),
-                parameters[name],
-                sized,
-                needed[name],
-            )
-            for name in names
-        }
+        pages = {name: outline.page(name, notebooks, parameters[name], sized, needed[name]) for name in names}
         forget(list(pages.values()), force, home, record)
         try:
             outcomes = run_stages(

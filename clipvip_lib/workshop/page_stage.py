@@ -10,6 +10,7 @@ import ast
 import contextlib
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,8 +38,16 @@ PAGE_IMPORTS = (
 )
 
 
-def page_stage(name: str, source: str, parameters: dict, profile: object, inputs: list[Stage]) -> Stage:
-    """The stage that makes a notebook's page. ``source``: the notebook's text."""
+def page_stage(
+    name: str,
+    source: str,
+    parameters: dict,
+    profile: object,
+    inputs: Sequence[Stage],
+    beside: Sequence[Path] = (),
+) -> Stage:
+    """The stage that makes a notebook's page. source: the notebook's text; beside: files that it reads besides its
+    stages, if they are there."""
     return Stage(
         name=f"page/{name}",
         function="clipvip_lib.workshop.page_stage:render",
@@ -50,6 +59,7 @@ def page_stage(name: str, source: str, parameters: dict, profile: object, inputs
             "package": package_digest(),
             "libraries": versions() | library_versions(),
             "source": bare(source),
+            "beside": [files.digest(path.parent, [path]) for path in beside if path.is_file()],
         },
         inputs={stage.name: stage for stage in inputs},
         imports=(*PAGE_IMPORTS, *sorted(notebook_imports(source))),
