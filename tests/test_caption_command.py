@@ -134,6 +134,7 @@ def test_torchruns_ranks_share_the_work(place, line, tmp_path, main, capsys):
     keeps="the captions of whole shards; the end is whole, each sample once",
 )
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_in_the_middle_it_goes_on_where_it_was(place, line, tmp_path):
     out = tmp_path / "out"
     process = start(place, line)

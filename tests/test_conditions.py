@@ -54,6 +54,7 @@ def test_headlines_need_a_part_of_the_stages():
     assert some < every and not any(name.startswith("language-gap") for name in some)
 
 
+@pytest.mark.thorough
 def test_a_condition_is_trained_kept_and_told(smoke, tmp_path, monkeypatch, capsys):
     """Without fine-tuning, on the smoke run's stages: models are scored as they are after post-pretraining."""
     shutil.copytree(smoke.home / "stages", tmp_path / "home/stages", copy_function=os.link)

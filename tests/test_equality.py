@@ -52,6 +52,7 @@ def run(folder: Path, body: str, *options: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.thorough
 def test_the_table_is_shown_and_written_alike_by_one_process_and_by_two(tmp_path):
     for path, processes in (("a.json", ()), ("b.json", ("-n", "2"))):
         done = run(tmp_path, BODY, "-v", "--write-equality", path, *processes)

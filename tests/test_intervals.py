@@ -175,8 +175,16 @@ def nmi_table(
     return table[:, 0], table[:, :1] + moved[:, 1:]
 
 
-@pytest.mark.parametrize("draws", [pytest.param(100, marks=pytest.mark.thorough), 10])
-@pytest.mark.parametrize("seeds", [3, 5, 10])
+@pytest.mark.parametrize(
+    ("seeds", "draws"),
+    [
+        (5, 10),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in [(3, 10), (10, 10), (3, 100), (5, 100), (10, 100)]
+        ),
+    ],
+)
 @pytest.mark.parametrize(
     ("by_seed", "by_text", "rest", "most"),
     [

@@ -120,6 +120,7 @@ def test_a_mini_step_never_takes_much_more_than_in_the_better_precision():
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_nor_on_a_processor_without_bfloat16():
     code = "import test_precision as t; print(t.precision.product_rates(), t.expect_the_better_one())"
     done = subprocess.run(

@@ -22,7 +22,7 @@ def checks(ranks, folder):
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)], err
 
 
-@pytest.fixture(scope="module", params=(2, 4))
+@pytest.fixture(scope="module", params=(2, pytest.param(4, marks=pytest.mark.thorough)))
 def found(request, tmp_path_factory):
     return checks(request.param, tmp_path_factory.mktemp(f"ranks{request.param}"))
 

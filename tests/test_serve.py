@@ -664,6 +664,7 @@ exec "$@"
     sees="507 and `No space left`; no traceback",
     keeps="the server; a smaller clip is answered",
 )
+@pytest.mark.thorough
 def test_a_full_disk_is_a_sentence(indexed, tmp_path, disks):  # noqa: F811
     small = (indexed / "videos" / "v00.mp4").read_bytes()
     line = [

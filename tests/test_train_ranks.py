@@ -124,6 +124,7 @@ def pid_of_rank(torchrun_pid: int, rank: int) -> int:
     sees="`clipvip: torchrun, which started this rank, is gone: the ranks end`, within 10 seconds",
     keeps="nothing that looks finished: no result.json",
 )
+@pytest.mark.thorough
 def test_ranks_notice_that_torchrun_was_killed_and_the_run_can_go_on(made):
     """33 seconds were seen, to the end of the run; they end within ten, and the next start resumes."""
     process = train(2, *made.options("orphaned", "--timeout", ANSWER, **LONG))

@@ -78,6 +78,7 @@ def runs(pid: int) -> bool:
 # --- fit to be forked --------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_all_that_the_study_imports_leaves_one_thread_and_asks_for_no_gpu(tmp_path, monkeypatch):
     monkeypatch.setattr("clipvip_lib.workshop.workers.gpus", lambda: ("0",))
     monkeypatch.setattr("clipvip_lib.workshop.workers.cores", lambda: 4)
