@@ -172,7 +172,7 @@ def test_headlines_tell_verdicts_with_units_and_nothing_of_one_seed():
     )
     frame = evidence.verdict_frame([six, none])
     assert list(frame["verdict"]) == ["reproduced", "not run"] and list(frame["effect"]) == ["+4.0 pt", "–"]
-    assert list(frame["seeds"]) == [3, 0] and list(frame["level"]) == ["95 %", "95 %"]
+    assert list(frame["seeds"]) == [3, 0] and list(frame["level"]) == ["95.0 %", "95.0 %"]
     assert evidence.verdict_frame([six.row()]).equals(evidence.verdict_frame([six]))
     assert "    * 7a: nothing ran." in evidence.notes([six, none])
 

@@ -74,6 +74,13 @@ def test_numbers_in_words_stand_by_their_points():
     assert made.count('<td class="range">') == 3
 
 
+def test_a_short_name_at_the_start_of_a_row_is_not_broken():
+    names = pd.DataFrame({"loss": ["V-S + V-C + F-C", "the loss that was released"], "terms": [6, 6]})
+    made = tables.table_html(names, "Losses")
+    assert '<td class="short">V-S + V-C + F-C</td>' in made and '<td class="long">the loss that' in made
+    assert '<th scope="row" class="short">V-S + V-C + F-C</th>' in tables.table_html(names.set_index("loss"), "L")
+
+
 def test_a_long_table_is_folded_under_a_sentence():
     long = pd.DataFrame({"x": range(tables.FOLDS_FROM), "y": range(tables.FOLDS_FROM)})
     made = tables.table_html(long, "Numbers")

@@ -401,7 +401,7 @@ def verdict_frame(found: Sequence[Verdict | Mapping[str, object]]) -> pd.DataFra
     for row in (v if isinstance(v, Mapping) else v.row() for v in found):
         effect, interval = effect_text(row)
         shown = {"#": row["id"], "statement": row["statement"], "verdict": row["verdict"], "effect": effect}
-        level = f"{100 * row['confidence']:.3g} %"
+        level = f"{100 * row['confidence']:.1f} %"
         rows.append(shown | {"interval": interval, "level": level, "seeds": len(row["seeds"])})
     return pd.DataFrame(rows)
 
@@ -426,7 +426,7 @@ def contrast_frame(found: Sequence[Verdict]) -> pd.DataFrame:
             "effect": c.effect,
             "low": c.low,
             "high": c.high,
-            "level": f"{100 * rule.confidence(v.statement):.3g} %",
+            "level": f"{100 * rule.confidence(v.statement):.1f} %",
             **({"in R@1": float(np.mean(c.r1_by_seed))} if c.r1_by_seed else {}),
             # one seed judges no contrast either
             "alone": c.verdict if v.verdict != rule.NOT_JUDGED else rule.NOT_JUDGED,

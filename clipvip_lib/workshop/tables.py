@@ -95,7 +95,7 @@ def table_html(frame: pd.DataFrame, caption: str, digits: int | None = None) -> 
     top = "".join(f'<th scope="col"{_class(kinds[i])}>{html.escape(names[i])}</th>' for i in shown_at)
     body = []
     for row in rows:
-        cells = [_cell(row[i], kinds[i], places[i], head=i < heads) for i in shown_at]
+        cells = [_cell(row[i], kinds[i], places[i], head=i < heads, first=i == shown_at[0]) for i in shown_at]
         body.append(f"<tr>{''.join(cells)}</tr>")
     label = html.escape(caption, quote=True)
     note = any(UNVERIFIED in column for column in columns)
@@ -159,9 +159,10 @@ def _value(text: str) -> str:
     return f"{DASH}<sup>†</sup>" if text == UNVERIFIED else html.escape(text)
 
 
-def _cell(text: str, kind: str, places: int, *, head: bool) -> str:
+def _cell(text: str, kind: str, places: int, *, head: bool, first: bool) -> str:
+    short = "short" if first and len(text) <= WRAPS_FROM else ""
     if head:
-        return f'<th scope="row"{_class(kind)}>{_value(text)}</th>'
+        return f'<th scope="row"{_class(kind, short)}>{_value(text)}</th>'
     if kind == "verdict":
         return f'<td class="verdict"><span data-verdict="{html.escape(text, quote=True)}">{_value(text)}</span></td>'
     if kind == "number" and places > 0 and _NUMBER.fullmatch(text) and (lacks := places - _places(text)):
@@ -169,7 +170,8 @@ def _cell(text: str, kind: str, places: int, *, head: bool) -> str:
         pad = f'<span class="pad" style="width:{width:g}ch"></span>'
         unit = _NUMBER.fullmatch(text)[2] or ""
         return f"<td{_class(kind)}>{_value(text.removesuffix(unit))}{pad}{unit}</td>"
-    return f"<td{_class(kind or ('long' if len(text) > WRAPS_FROM else ''))}>{_value(text)}</td>"
+    long = "long" if not kind and len(text) > WRAPS_FROM else ""
+    return f"<td{_class(kind, short or long)}>{_value(text)}</td>"
 
 
 def table_text(frame: pd.DataFrame, digits: int | None = None) -> str:
