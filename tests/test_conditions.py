@@ -99,6 +99,41 @@ def test_what_a_condition_teaches_is_a_sentence():
     assert "9 of 9 turn round (3a −4.0, 6 on msrvtt −4.0, 6 on didemo −4.0, 7a on" in turned
 
 
+def test_a_statement_says_under_how_many_conditions_it_stays():
+    rows = [*rows_of("no-order", 5.0), *rows_of("rewritten", 0.5), *rows_of("frozen-text", -4.0)]
+    told = dict(line.split(" ", 1) for line in robustness.by_statement(rows, rows_of("base", 3.0)))
+    assert list(told) == [statement.id for statement in HEADLINES]
+    assert told["3a"].endswith(
+        "on msrvtt (reference +3.0) the same sign under 2 of 3 conditions, shown under 1, the opposite is shown under "
+        "1 (frozen text)."
+    )
+    assert told["6"].count("the same sign under 2 of 3") == 2 and "; on didemo (reference +3.0)" in told["6"]
+    below = dict(line.split(" ", 1) for line in robustness.by_statement(rows, rows_of("base", -3.0)))
+    assert (
+        "the same sign under 1 of 3 conditions, shown under 1, the opposite is shown under 1 (no order)"
+        in below["3a"]
+    )
+    unclear = robustness.by_statement(rows, rows_of("base", 0.5))
+    assert all(line.endswith(": the reference shows no effect.") for line in unclear)
+
+
+def test_the_title_of_a_figure_is_what_it_shows():
+    base = rows_of("base", 3.0)
+    rows = [*rows_of("fine-tuning-none", -9.0), *rows_of("fine-tuning-three-times", 1.0)]
+    assert robustness.by_dose(rows, base) == (
+        "Amount of fine-tuning from 0 to 3 times the study's moves 3a most, from −9.0 to +1.0 points"
+    )
+    both = robustness.by_dose([*rows, *rows_of("post-pretraining-third", 0.0)], base)
+    assert both.endswith(
+        "; amount of post-pretraining from 0.33 to 1 times the study's moves 3a most, from 0.0 to +3.0 points"
+    )
+    worlds = [*rows_of("no-order", 5.0), *rows_of("rewritten", 0.5), *rows_of("frozen-text", -4.0)]
+    assert robustness.by_world(worlds, base) == (
+        "In other worlds, and where a rival explanation is true, 18 of 27 effects have the reference's sign, which "
+        "the interval shows for 9; for 9 it shows the opposite"
+    )
+
+
 def test_the_index_shows_conditions_once_there_are_some():
     base = rows_of("base", 3.0)
     assert robustness.lead({"conditions": [], "headlines": base}) == ""
@@ -108,5 +143,7 @@ def test_the_index_shows_conditions_once_there_are_some():
         *rows_of("no-order", 5.0),
     ]
     shown = robustness.lead({"conditions": some, "headlines": base})
-    assert shown.count("<figure") == 2 and shown.count("<li>") == 3
+    assert shown.count("<figure") == 2 and shown.count("<li>") == len(HEADLINES) + len(
+        {r["what"] for r in some}
+    )
     assert "No statement is judged on these" in shown

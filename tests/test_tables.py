@@ -78,7 +78,9 @@ def test_a_short_name_at_the_start_of_a_row_is_not_broken():
     names = pd.DataFrame({"loss": ["V-S + V-C + F-C", "the loss that was released"], "terms": [6, 6]})
     made = tables.table_html(names, "Losses")
     assert '<td class="short">V-S + V-C + F-C</td>' in made and '<td class="long">the loss that' in made
-    assert '<th scope="row" class="short">V-S + V-C + F-C</th>' in tables.table_html(names.set_index("loss"), "L")
+    assert '<th scope="row" class="short">V-S + V-C + F-C</th>' in tables.table_html(
+        names.set_index("loss"), "L"
+    )
 
 
 def test_a_long_table_is_folded_under_a_sentence():

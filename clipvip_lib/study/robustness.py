@@ -38,20 +38,88 @@ def lead(found: Mapping) -> str:
     rows, base = found.get("conditions", []), found.get("headlines", [])
     if not rows:
         return ""
-    said = "".join(f"<li>{html.escape(miniatures(sentence))}</li>" for sentence in sentences(rows, base))
     shown = ""
-    for kinds, draw, title in (
-        ((TUNING, POST), doses, "The headline contrasts by the amount of training"),
-        (
-            (WORLD, RIVAL),
-            elsewhere,
-            "The headline contrasts in other worlds, and where a rival explanation is true",
-        ),
-    ):
+    for kinds, draw, title in (((TUNING, POST), doses, by_dose), ((WORLD, RIVAL), elsewhere, by_world)):
         if some := [row for row in rows if row["kind"] in kinds]:
             drawn = figures.renamed(draw(some, base), miniatures)
-            shown += figures.figure_html(drawn, title, miniatures(caption(some)), miniatures(alt(some)))
-    return f'<section class="answer"><h2>How far the answer reaches</h2><ul>{said}</ul>{shown}</section>'
+            words = [miniatures(text) for text in (title(some, base), caption(some), alt(some))]
+            shown += figures.figure_html(drawn, *words)
+    each = _listed(sentences(rows, base))
+    return (
+        f'<section class="answer"><h2>How far the answer reaches</h2>{_listed(by_statement(rows, base))}{shown}'
+        f"<details><summary>Condition by condition</summary>{each}</details></section>"
+    )
+
+
+def _listed(said: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{html.escape(miniatures(each))}</li>' for each in said)}</ul>"
+
+
+def by_statement(rows: Rows, base: Rows) -> list[str]:
+    """For each headline statement, on each benchmark where the reference shows an effect: under how many conditions
+    it has the same sign, and under how many the interval shows so, or shows the other sign."""
+    found = []
+    for statement in HEADLINES:
+        parts = []
+        for known in (row for row in base if row["statement"] == statement.id and _side(row)):
+            own = [row for row in rows if row["contrast"] == known["contrast"]]
+            same, shown, turned = _agreement(own, known)
+            against = f", the opposite is shown under {len(turned)} ({', '.join(turned)})" if turned else ""
+            parts.append(
+                f"on {known['contrast'].rpartition(', ')[2]} (reference {signed(known['effect'], 1)}) the same sign "
+                f"under {same} of {len(own)} conditions, shown under {shown}{against}"
+            )
+        found.append(
+            f"{statement.id} {statement.sentence.rstrip('.')}: {'; '.join(parts) or 'the reference shows no effect'}."
+        )
+    return found
+
+
+def _agreement(own: Rows, known: Mapping) -> tuple[int, int, list[str]]:
+    """Of a contrast under conditions: how many effects have the reference's sign, how many intervals show it, and
+    the conditions whose interval shows the other sign."""
+    side = _side(known)
+    return (
+        sum(row["effect"] * side > 0 for row in own),
+        sum(_side(row) == side for row in own),
+        [row["condition"].replace("-", " ") for row in own if _side(row) == -side],
+    )
+
+
+def by_dose(rows: Rows, base: Rows) -> str:
+    """What the amount of training changes: for each of its kinds the headline contrast that moves most."""
+    found = []
+    for kind in (TUNING, POST):
+        moved = []
+        for statement in HEADLINES:
+            name = statement.contrasts[0].name
+            points = [row for row in rows if row["kind"] == kind] + [row | {"dose": 1.0} for row in base]
+            amounts = {row["dose"]: row["effect"] for row in points if row["contrast"] == name}
+            least, most = min(amounts), max(amounts)
+            moved.append((abs(amounts[most] - amounts[least]), statement.id, least, most, amounts))
+        distance, name, least, most, amounts = max(moved, key=lambda each: each[0])
+        if distance:
+            found.append(
+                f"{kind} from {least:.2g} to {most:.2g} times the study's moves {name} most, from "
+                f"{signed(amounts[least], 1)} to {signed(amounts[most], 1)} points"
+            )
+    text = "; ".join(found)
+    return text[:1].upper() + text[1:]
+
+
+def by_world(rows: Rows, base: Rows) -> str:
+    """How many effects in other worlds and under rival explanations have the reference's sign."""
+    found = [
+        (len(own), *_agreement(own, known))
+        for known in base
+        if _side(known) and (own := [row for row in rows if row["contrast"] == known["contrast"]])
+    ]
+    count, same, shown = (sum(each[i] for each in found) for i in range(3))
+    turned = sum(len(each[3]) for each in found)
+    return (
+        f"In other worlds, and where a rival explanation is true, {same} of {count} effects have the reference's "
+        f"sign, which the interval shows for {shown}; for {turned or 'none'} it shows the opposite"
+    )
 
 
 def sentences(rows: Rows, base: Rows) -> list[str]:
