@@ -1,4 +1,5 @@
-"""Child processes: fresh Python interpreters with a connection, whose end each side takes for the other's end.
+"""Child processes: fresh Python interpreters, joined by a connection; when it closes, each side knows that the other is
+gone.
 
 A fork would not do: torch and CUDA do not survive one once they were used. Ranks are torchrun's children, with
 no connection to it: they look whether it is still their parent.

@@ -46,6 +46,8 @@ LOSSES: dict[str, tuple[Term, ...]] = {
     "V-C + F-C": pair("V", "C") + pair("F", "C"),  # for the ablation of post-pretraining data: captions alone
 }
 
+RELEASED = "V-S,C + F-C"  # the authors' default
+
 #: What the keys stand for, in error messages.
 SOURCES = {"V": "video", "S": "subtitle", "F": "frame", "C": "caption"}
 

@@ -1,6 +1,6 @@
-"""One dial: smoke, mini or paper. Nothing else in the project sets a size.
+"""One dial: smoke, mini or paper. It sets the sizes of the study's data, models and trainings.
 
-``smoke`` runs every notebook in seconds (what the tests run); ``mini`` is the default, a complete small study on
+``smoke`` runs every notebook in two minutes (what the tests run); ``mini`` is the default, a complete small study on
 two laptop cores; ``mini-gpu`` is the same study trained on a GPU; ``paper`` is the published study. Every number has
 its reason or its source beside it.
 """

@@ -1,8 +1,8 @@
 """What people are told: one line on a terminal or in a log, whatever the data hold.
 
 File names, ids, captions and texts come from others. A newline in one of them would forge a line of results, an escape
-sequence would move the cursor or recolour the screen, and marks of writing direction would turn words round. So what
-has no picture of its own is shown by its number (``\\u001b``), here and in every error's text (errors.py).
+sequence would move the cursor or recolour the screen, and marks of writing direction would turn words round. So
+characters that print nothing are shown by their numbers (``\\u001b``), here and in every error's text (errors.py).
 """
 
 from __future__ import annotations

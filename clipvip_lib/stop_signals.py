@@ -1,4 +1,5 @@
-"""What a signal does: a loop sees it as a wish between two steps, or it raises an exception; no silent end."""
+"""What a signal does: a loop takes it as a request and stops between two steps, or an exception is raised; nothing ends
+silently."""
 
 from __future__ import annotations
 

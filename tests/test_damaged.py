@@ -15,7 +15,7 @@ from clipvip_lib.commands import embed, train
 from clipvip_lib.data.clips import decode_ahead, list_clips, read_clip
 from clipvip_lib.data.corpora import write_shard
 from clipvip_lib.data.frames import write_store
-from clipvip_lib.data.video import VideoError, check_video, count_frames, read, read_frames, uniform_indices
+from clipvip_lib.data.video import VideoError, count_frames, read, read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import embed_videos, load_encoder
 from clipvip_lib.features.folder import Features
@@ -56,8 +56,8 @@ def files(whole) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def verdicts(files) -> dict[str, bool]:
-    """Whether check_video takes each file for whole."""
-    return {key: not refused(check_video, video) for key, video in files.items()}
+    """Whether count_frames takes each file for whole."""
+    return {key: not refused(count_frames, video) for key, video in files.items()}
 
 
 def refused(call, *arguments, **options) -> bool:
@@ -141,7 +141,7 @@ def test_accepted_frames_are_those_of_the_whole_video_where_there_is_no_damage(w
     for place in range(end - 600, end):
         broken = bytearray(video)
         broken[place] ^= 0xFF
-        if refused(check_video, bytes(broken)) and read(bytes(broken), [0], damaged="accept").total == N:
+        if refused(count_frames, bytes(broken)) and read(bytes(broken), [0], damaged="accept").total == N:
             break
     with pytest.raises(VideoError, match="is damaged: .*fetch it again, or accept what the decoder makes up"):
         read_frames(bytes(broken), [0])
@@ -173,7 +173,7 @@ def test_pictures_that_a_decoder_leaves_out_without_a_word_are_missed(whole):
     said = set()
     for seed in range(30):
         try:
-            check_video(videos.damaged(whole["HEVC"], seed, 6))
+            count_frames(videos.damaged(whole["HEVC"], seed, 6))
         except VideoError as error:
             said.add(re.sub(r"\d+", "N", str(error)))
     assert any("N of N pictures cannot be decoded; fetch it again" in text for text in said)

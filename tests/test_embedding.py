@@ -28,6 +28,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
 from clipvip_lib.features.folder import Features, read_part
 from clipvip_lib.models import encoding
+from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.encoding import TOKENIZER, fingerprint
@@ -56,7 +57,7 @@ def near(a: np.ndarray, b: np.ndarray, tolerance: float = ROUNDING) -> bool:
 # ------------------------------------------------------------------------------------------- ClipViP's methods
 
 
-@pytest.mark.parametrize("attention", ["proxy", "full", "mean_pool", "sequential"])
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_videos_are_encoded_as_by_hand(clips, attention):
     model = small_model(attention=attention)
     features = model.encode_videos(clips[:3], batch=2)

@@ -33,11 +33,12 @@ STOREYS = {
     "paper": ("models", "omnisource", "losses", "retrieval", "statistics", "paper", "flops", "scaling"),
     "work": ("captions", "features", "training"),
     "study": ("study",),
-    "commands": ("bench", "commands", "cli"),
+    "bench": ("bench",),
+    "commands": ("commands", "cli"),
 }
-#: What the science may use, too: the workshop stands on the ground alone.
+#: The workshop stands on the ground alone, and only study/ and bench/ use it.
 BELOW = {name: tuple(STOREYS)[: number + 1] for number, name in enumerate(STOREYS)}
-for storey in ("data", "paper", "work"):
+for storey in ("data", "paper", "work", "commands"):
     BELOW[storey] = tuple(name for name in BELOW[storey] if name != "workshop")
 NOTEBOOKS_ONLY = {
     "matplotlib",

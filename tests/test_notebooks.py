@@ -63,6 +63,7 @@ def test_stored_clean_with_a_plain_kernel_and_ids(book):
 
 
 def test_title_is_a_question_with_what_would_say_no(book):
+    assert book.cells[0].source.splitlines()[0].endswith("?")
     assert book.cells[0].cell_type == "markdown" and book.cells[0].source.startswith("# ")
     assert len([line for line in book.cells[0].source.splitlines() if line.strip()]) >= 4
 

@@ -35,7 +35,7 @@ def test_a_small_file_is_shown_as_it_is_and_a_large_one_by_some_frames(tmp_path,
     path = tmp_path / "a.mp4"
     path.write_bytes(encode_h264(film(30, 300, 200)))
     assert players.small_video(path) == path.read_bytes()
-    monkeypatch.setattr(players, "AS_IT_IS", 100)
+    monkeypatch.setattr(players, "SMALL_ENOUGH", 100)
     made = decoded(players.small_video(path))
     assert made.shape == (players.FRAMES, 160, 106, 3)
 

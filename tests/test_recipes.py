@@ -10,6 +10,20 @@ from clipvip_lib.profiles import get_profile
 from clipvip_lib.training.recipes import FREE, RECIPES, SOURCES, TrainRecipe, get_recipe, recipe_of, source
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("postpretrain", "postpretrain"), ("finetune", "finetune-msrvtt")],
+    ids=lambda each: each,
+)
+def test_the_paper_profile_says_the_same(part, name):
+    ours = dataclasses.asdict(getattr(get_profile("paper"), part))
+    theirs = dataclasses.asdict(RECIPES[name])
+    # Their steps follow from their epochs (test_paper_plan.py); how often they evaluate is an option.
+    shared = (ours.keys() & theirs.keys()) - {"steps", "evaluations"}
+    assert {"batch", "lr", "weight_decay", "clip_norm", "warmup"} <= shared
+    assert {key: ours[key] for key in shared} == {key: theirs[key] for key in shared}
+
+
 def test_the_authors_values():
     post, full, msrvtt = (RECIPES[name] for name in ("postpretrain", "postpretrain-full", "finetune-msrvtt"))
     assert (post.batch, post.lr, post.weight_decay, post.clip_norm, post.text_tokens) == (

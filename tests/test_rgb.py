@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import videos
 
-from clipvip_lib.data.video import VideoError, check_video, read_frames
+from clipvip_lib.data.video import VideoError, count_frames, read_frames
 
 N = 6
 NO_LOG = {"x265-params": "log-level=none"}
@@ -100,7 +100,7 @@ def test_interlaced_video(tmp_path):
 def test_colours_that_cannot_be_converted_are_refused(matrix, pixels):
     change = f"h264_metadata=matrix_coefficients={matrix}"
     video = videos.remux(videos.encode(N, pixels=pixels), change=change)
-    for call in (check_video, lambda v, name: read_frames(v, [3], name)):
+    for call in (count_frames, lambda v, name: read_frames(v, [3], name)):
         with pytest.raises(VideoError, match=f"^x stores colours .*{pixels}, matrix {matrix}.*: expected"):
             call(video, "x")
 

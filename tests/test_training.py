@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from clipvip_lib.data import corpora, world
 from clipvip_lib.data.frames import FrameStore, write_store
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.training.batches import Pairs, Sampler, StoreBatches, Tokens
@@ -142,7 +143,7 @@ def test_it_learns(pairs, tmp_path):
     assert [row["step"] for row in history(kept)] == list(range(1, 151))
 
 
-@pytest.mark.parametrize("attention", ("proxy", "full", "mean_pool", "sequential"))
+@pytest.mark.parametrize("attention", ATTENTIONS)
 def test_every_attention_trains_all_its_parameters(pairs, tmp_path, attention):
     net = model(attention)
     before = {name: p.clone() for name, p in net.named_parameters()}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import videos
 
-from clipvip_lib.data.video import VideoError, check_video, read_frames
+from clipvip_lib.data.video import VideoError, count_frames, read_frames
 
 INDICES = (0, 13, 29)
 N = 30
@@ -46,7 +46,7 @@ def test_a_turn_told_by_the_container(name, plain, lying):
     turned = CONTAINERS[name](videos.with_matrix(plain, *QUARTER))
     assert (read_frames(turned, INDICES) == anticlockwise(lying)).all()
     assert (read_frames(CONTAINERS[name](plain), INDICES) == lying).all()
-    assert check_video(turned) == N
+    assert count_frames(turned) == N
 
 
 def test_a_turned_webm():
@@ -79,7 +79,7 @@ def test_a_turn_told_by_a_message_in_the_stream(turn, container, plain, lying):
     """In decoders' frames the message comes with the first picture only: not with the key pictures after it."""
     turned = told(turn, plain, container)
     assert (read_frames(turned, INDICES) == MESSAGES[turn](lying)).all()
-    assert check_video(turned) == N
+    assert count_frames(turned) == N
 
 
 def test_a_turn_told_by_a_message_in_fragments(plain, lying):
@@ -98,7 +98,7 @@ def test_in_streams_a_message_is_followed_or_the_video_refused(x264, container):
     except VideoError as error:
         assert "turns its pictures in different ways" in str(error)
         with pytest.raises(VideoError, match="in different ways"):
-            check_video(turned)
+            count_frames(turned)
     else:
         assert (frames == anticlockwise(read_frames(plain, INDICES))).all()
 
@@ -119,7 +119,7 @@ def test_a_video_that_is_turned_on_the_way_is_refused(after, plain):
         for turn in ("rotate=90", after)
     )
     for joined in (first + second, second + first):
-        for call in (check_video, lambda video: read_frames(video, [0])):
+        for call in (count_frames, lambda video: read_frames(video, [0])):
             with pytest.raises(VideoError, match="turns its pictures in different ways: expected one"):
                 call(joined)
 

@@ -5,7 +5,7 @@ import pytest
 import videos
 
 from clipvip_lib.data.container import VideoError, look
-from clipvip_lib.data.video import check_video, read_frames, uniform_indices
+from clipvip_lib.data.video import count_frames, read_frames, uniform_indices
 from clipvip_lib.data.video_files import clip_seconds
 
 N = 12
@@ -65,7 +65,7 @@ def outcome(video: bytes, path) -> str:
         lambda: read_frames(video, [0], NAME, damaged="accept"),
     )
     with_verdict = (
-        lambda: check_video(video, NAME),
+        lambda: count_frames(video, NAME),
         lambda: read_frames(video, lambda total: uniform_indices(total, 4), NAME),
         lambda: read_frames(path, [0]),
     )
@@ -110,7 +110,7 @@ def test_what_pyav_raises_by_itself_becomes_a_video_error():
         for place in rng.integers(0, len(whole), 30).tolist():
             changed[place] = int(rng.integers(256))
         try:
-            check_video(bytes(changed), NAME)
+            count_frames(bytes(changed), NAME)
         except VideoError as error:
             said.add(str(error))
     assert "clip-7 is damaged or cut: its reader ended with IndexError; fetch it again" in said

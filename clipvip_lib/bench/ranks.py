@@ -23,12 +23,12 @@ import torch.distributed as dist
 
 from clipvip_lib import files
 from clipvip_lib.bench.measure import about, product_rate, set_threads
-from clipvip_lib.bench.train import LOSS, random_batch
+from clipvip_lib.bench.train import random_batch
 from clipvip_lib.cores import cores
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.flops import ClipSizes, count_parameters, step_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
-from clipvip_lib.omnisource import needs
+from clipvip_lib.omnisource import RELEASED, needs
 from clipvip_lib.scaling import Assumptions, all_reduced_bytes, training_step
 from clipvip_lib.training import ranks as distributed
 from clipvip_lib.training.recipes import get_recipe
@@ -54,7 +54,7 @@ def measure(
     for count in counts:
         told = _run(count, {"config": config.to_dict(), "batch": batch, "frames": frames, "repeats": repeats})
         if count == 1:
-            work = batch * step_flops(sizes, needs(LOSS), told["text_tokens"])
+            work = batch * step_flops(sizes, needs(RELEASED), told["text_tokens"])
             assumed = assumed.but(
                 gpu_tflops=work / told["seconds"] / 1e12,
                 gpu_share=1.0,
@@ -63,7 +63,7 @@ def measure(
         else:
             speed = all_reduced_bytes(told["parameters"], count) / told["all_reduce_seconds"] / 1e9
             assumed = assumed.but(nvlink_gb=speed, network_gb=speed)
-        step = training_step(sizes, LOSS, batch, count, assumed, told["text_tokens"])
+        step = training_step(sizes, RELEASED, batch, count, assumed, told["text_tokens"])
         step = dataclasses.replace(step, towers=step.towers * max(1.0, count / cores()))
         together = step.computing + step.all_reduce
         rows.append(
@@ -80,7 +80,8 @@ def measure(
             }
         )
     return {
-        "what": f"one step of {LOSS}, ViT-B/{config.vision_config.patch_size}, {frames} frames, {batch} clips in all",
+        "what": f"one step of {RELEASED}, ViT-B/{config.vision_config.patch_size}, {frames} frames, {batch} clips in "
+        "all",
         "cores": cores(),
         "rows": rows,
         **about(("transformers",)),
@@ -127,7 +128,7 @@ def _one_of_them(path: Path) -> None:
     clips = random_batch(
         share, job["frames"], tokens, config.text_config.vocab_size, config.vision_config.image_size
     )
-    step = Step(model, LOSS, recipe, ranks)
+    step = Step(model, RELEASED, recipe, ranks)
     parameters = count_parameters(model)
     gradients = torch.zeros(parameters)
 

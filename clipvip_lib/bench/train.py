@@ -15,14 +15,12 @@ import torch
 from clipvip_lib.bench.measure import about, fair_clock, product_rate, seconds_of, set_threads, wait
 from clipvip_lib.flops import ClipSizes, count_parameters, step_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
-from clipvip_lib.omnisource import needs
+from clipvip_lib.omnisource import RELEASED, needs
 from clipvip_lib.training.batches import Batch, Tokens
 from clipvip_lib.training.ranks import Ranks
 from clipvip_lib.training.recipes import get_recipe
 from clipvip_lib.training.step import Step
 from clipvip_lib.workshop.machine import peak_memory_mib, reset_peak_memory
-
-LOSS = "V-S,C + F-C"
 
 
 def measure(
@@ -42,7 +40,7 @@ def measure(
         kept_frames=max(24, frames), chunk=chunk, checkpointing=checkpointing, compile=compile,
     )  # fmt: skip
     model = ClipViP(config)
-    one_step = Step(model, LOSS, recipe, Ranks(device=place))
+    one_step = Step(model, RELEASED, recipe, Ranks(device=place))
     tokens = min(recipe.text_tokens, config.text_config.max_position_embeddings)
     clips = random_batch(
         batch, frames, tokens, config.text_config.vocab_size, config.vision_config.image_size
@@ -60,7 +58,7 @@ def measure(
     copying = clock() - started
     seconds = [seconds_of(lambda number=number: one_step(clips, number), place) for number in range(repeats)]
     took = statistics.median(seconds)
-    useful = batch * step_flops(ClipSizes.of(config), needs(LOSS), tokens)
+    useful = batch * step_flops(ClipSizes.of(config), needs(RELEASED), tokens)
     peak = torch.cuda.max_memory_allocated(place) / 2**20 if cuda else peak_memory_mib()
     row = {
         "batch": batch,
@@ -76,7 +74,7 @@ def measure(
         "peak_MiB": round(peak),
     }
     return {
-        "what": f"one step of {LOSS}, ViT-B/{config.vision_config.patch_size}, {frames} frames",
+        "what": f"one step of {RELEASED}, ViT-B/{config.vision_config.patch_size}, {frames} frames",
         "parameters": count_parameters(model),
         "text_tokens": tokens,
         "seconds_of_copying_the_videos": round(copying, 3),

@@ -17,6 +17,7 @@ from clipvip_lib.commands.arguments import (
     say_slower,
     seconds,
 )
+from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.say import counted, say
 
 
@@ -50,7 +51,7 @@ def add(commands) -> None:
     parser.add_argument(
         "--attention",
         metavar="A",
-        help="proxy, full, mean_pool or sequential (default: the checkpoint's; mean_pool for a plain CLIP)",
+        help=f"{', '.join(ATTENTIONS)} (default: the checkpoint's; mean_pool for a plain CLIP)",
     )
     parser.add_argument(
         "--frames", type=at_least(1), metavar="N", help="frames of each video (default: the checkpoint's, 12)"

@@ -11,11 +11,12 @@ from pathlib import Path
 from clipvip_lib.children import end_if_orphaned, end_with_torchrun
 from clipvip_lib.commands.arguments import assignment, at_least, folder, load_torch, numbers, share
 from clipvip_lib.errors import ClipVipError, unknown
+from clipvip_lib.models.attentions import ATTENTIONS
+from clipvip_lib.omnisource import RELEASED
 from clipvip_lib.say import say
 from clipvip_lib.stop_signals import StoppedBetweenSteps, StopSignals
 
 STAGES = ("postpretrain", "finetune")
-OMNISOURCE = "V-S,C + F-C"  # the authors' default
 LONGEST_TIMEOUT = 1e7  # seconds, four months
 
 
@@ -87,9 +88,7 @@ def add(commands) -> None:
         "OUT/skipped-*.jsonl (default: refuse)",
     )
     how = parser.add_argument_group("training")
-    how.add_argument(
-        "--loss", metavar="L", help=f'default: "{OMNISOURCE}" to post-pretrain, V-S to fine-tune'
-    )
+    how.add_argument("--loss", metavar="L", help=f'default: "{RELEASED}" to post-pretrain, V-S to fine-tune')
     how.add_argument("--recipe", metavar="NAME", help="default: postpretrain, or finetune-BENCHMARK")
     how.add_argument(
         "--set",
@@ -99,9 +98,7 @@ def add(commands) -> None:
         metavar="FIELD=VALUE",
         help="another value of the recipe, such as batch=256 or chunk=32; may be repeated",
     )
-    how.add_argument(
-        "--attention", metavar="A", help="proxy, full, mean_pool or sequential (default: the weights')"
-    )
+    how.add_argument("--attention", metavar="A", help=f"{', '.join(ATTENTIONS)} (default: the weights')")
     how.add_argument(
         "--proxies",
         type=at_least(1),
@@ -260,7 +257,7 @@ def check(arguments: argparse.Namespace) -> str:
     _expect_numbers(arguments)
     if arguments.loss:
         terms(arguments.loss)
-    arguments.loss = arguments.loss or (OMNISOURCE if post else "V-S")
+    arguments.loss = arguments.loss or (RELEASED if post else "V-S")
     if not post and arguments.loss != "V-S":
         raise ClipVipError(
             f"--stage finetune expected the loss V-S, got {arguments.loss!r}: a benchmark has no captions"

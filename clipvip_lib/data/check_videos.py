@@ -1,4 +1,5 @@
-"""The files behind a downstream set: there, whole, of the annotated length, not the same in two splits, read rightly.
+"""Whether the videos of a downstream set exist, are whole, have the annotated length, differ between splits
+and decode.
 
 Every file is found and weighed, and files of one size are compared. The sample is decoded as training will do it, which
 refuses what is damaged. The rest is opened, not decoded, as long as the time lasts, in an order that does not depend on

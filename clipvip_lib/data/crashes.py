@@ -1,4 +1,4 @@
-"""A decoder that crashes ends its process: another one, which lives on, says which video it was.
+"""A decoder that crashes takes its process with it; a second process survives and names the video.
 
 A fault of memory in C leaves no time for Python. Its faulthandler, which is made for that moment, writes the signal and
 the thread into a pipe; what each thread reads stands there already. At the pipe's other end a small process waits. It

@@ -9,19 +9,18 @@ show another moment: such a folder is refused, never read as if it were whole.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from clipvip_lib.data import video
-from clipvip_lib.data.video import Reading, VideoError
+from clipvip_lib.data.video import Indices, Reading, VideoError
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 _STARTS = (b"\xff\xd8", b"\x89PNG\r\n")
 NUMBER = re.compile(r"(\d+)$")
-Indices = Sequence[int] | np.ndarray | Callable[[int], Sequence[int] | np.ndarray]
 
 
 def is_picture(content: bytes) -> bool:
@@ -87,14 +86,8 @@ def read_folder(folder: str | Path, indices: Indices, name: str | None = None) -
 
 
 def _read_pictures(files: Sequence[Path], indices: Indices, label: str) -> np.ndarray:
-    wanted = np.asarray(indices(len(files)) if callable(indices) else indices)
-    if wanted.ndim != 1 or wanted.size < 1 or not np.issubdtype(wanted.dtype, np.integer):
-        raise VideoError(f"expected a list of at least one frame index for {label}, got {wanted.tolist()}")
-    outside = wanted[(wanted < 0) | (wanted >= len(files))]
-    if outside.size:
-        raise VideoError(
-            f"frame {outside[0]} is not in {label}: expected 0 to {len(files) - 1}, it has {len(files)} pictures"
-        )
+    chosen = video.chosen_indices(indices, len(files))
+    wanted = video.expect_indices(chosen, len(files), label, "has {} pictures")
     opened: dict[int, np.ndarray] = {}
     for index in sorted(set(wanted.tolist())):
         picture = _open(files[index], label)

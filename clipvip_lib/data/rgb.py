@@ -1,7 +1,7 @@
 """A decoded picture as RGB, to the byte as the ffmpeg program converts it.
 
 Most videos store colours at half the resolution, and converters differ in how they fill them in: PyAV's own is up to 4
-grey levels off the ffmpeg program in the mean for 10 bits, and treats interlaced video in another way. So the
+grey levels off the ffmpeg program on average for 10-bit video, and treats interlaced video differently. So the
 conversion is the program's: its scale filter, with its default, bicubic.
 """
 

@@ -39,7 +39,6 @@ __all__ = [
     "PicturesLost",
     "Reading",
     "VideoError",
-    "check_video",
     "clip_indices",
     "count_frames",
     "middle_index",
@@ -107,7 +106,6 @@ def count_frames(source: Source, name: str | None = None) -> int:
 
 
 #: For checks of a corpus: raises VideoError for whatever is not a whole, undamaged video.
-check_video = count_frames
 
 
 def read_frames(
@@ -132,28 +130,30 @@ def read(source: Source, indices: Indices, name: str | None = None, damaged: str
         raise unknown("way with damaged videos", damaged, DAMAGED)
     label, seen = describe(source, name), look(source, name)
     accept = damaged == "accept"
-    wanted = _chosen(indices, seen.frames)
+    wanted = chosen_indices(indices, seen.frames)
     found = _decode(source, seen, wanted, label, accept)
     if callable(indices) and found.total != seen.frames:
-        wanted = _chosen(indices, found.total)
+        wanted = chosen_indices(indices, found.total)
         found = _decode(source, seen, wanted, label, accept)
-    frames = np.stack([found.frames[i] for i in _checked(wanted, found.total, label).tolist()])
+    frames = np.stack(
+        [found.frames[i] for i in expect_indices(wanted, found.total, label, "shows {} frames").tolist()]
+    )
     return Reading(turned(frames, found.turn), found.total, found.damage)
 
 
-def _chosen(indices: Indices, total: int) -> Sequence[int] | np.ndarray:
+def chosen_indices(indices: Indices, total: int) -> Sequence[int] | np.ndarray:
     return indices(total) if callable(indices) else indices
 
 
-def _checked(indices: Sequence[int] | np.ndarray, total: int, label: str) -> np.ndarray:
-    """Indices as int64 [N]; VideoError if there are none or one is outside."""
+def expect_indices(indices: Sequence[int] | np.ndarray, total: int, label: str, has: str) -> np.ndarray:
+    """Indices as int64 [N]; VideoError if there are none or one is outside. has: what the video has, in words."""
     indices = np.asarray(indices)
     if indices.ndim != 1 or indices.size < 1 or not np.issubdtype(indices.dtype, np.integer):
         raise VideoError(f"expected a list of at least one frame index for {label}, got {indices.tolist()}")
     outside = indices[(indices < 0) | (indices >= total)]
     if outside.size:
         raise VideoError(
-            f"frame {outside[0]} is not in {label}: expected 0 to {total - 1}, it shows {total} frames"
+            f"frame {outside[0]} is not in {label}: expected 0 to {total - 1}, it {has.format(total)}"
         )
     return indices.astype(np.int64)
 

@@ -3,7 +3,7 @@
 What is served: the page, answers to searches, and the videos of rows, by the row's number; no name of a file is ever
 taken from a request. Other pages in the same browser cannot use the server: the Host header must be one of its own
 (a name that was rebound to this machine is another), requests that a browser says come from elsewhere are refused, and
-no answer allows another origin. To addresses that other machines reach, a token belongs.
+no answer allows another origin. An address that other machines can reach needs a token.
 """
 
 from __future__ import annotations

@@ -361,7 +361,7 @@ class ClipViP(CLIPModel):
             hidden = layer(hidden, None, **layout)
         return hidden
 
-    def _tokens(self, pixels: Tensor) -> tuple[Tensor, dict[str, int]]:
+    def _tokens(self, pixels: Tensor) -> tuple[Tensor, dict[str, object]]:
         """Tokens, and the layout that proxy attention needs; empty for attention of all tokens to all."""
         if pixels.ndim != 5 or 0 in pixels.shape:
             raise ClipVipError(

@@ -74,7 +74,7 @@ def by_frame(x: Tensor, frames: int, patches: int, proxies: int) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, seen: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(K)) v for q [B, H, Q, K] and k, v [B, H, T, K]; causal: token t sees 1..t only;
-    seen: bool [B, 1, 1, T], the tokens that are seen.
+    seen: bool, broadcast to [B, H, Q, T]: which tokens each query sees.
 
     The one place where the kernel is chosen: the fused one, except for training on short sequences on a CPU.
     Its backward pass is slow there, above all in bfloat16 (forward + backward of 256 x 68 tokens of width 24

@@ -24,12 +24,13 @@ from multiprocessing.connection import Connection, wait
 import numpy as np
 
 from clipvip_lib.children import Child
+from clipvip_lib.data import hangs
 from clipvip_lib.data.frame_folders import is_picture
 from clipvip_lib.data.shards import Entry, NeverFetched, read_sample
 from clipvip_lib.data.video import clip_indices, read
 from clipvip_lib.errors import ClipVipError
 
-STUCK_SECONDS = 300.0  # a decoder that takes longer for one clip hangs
+STUCK_SECONDS = 2 * hangs.STUCK_SECONDS  # a worker whose decoder hangs ends by itself before
 # Not -m: what the worker sends would be of classes of __main__, which its parent does not know.
 MAIN = "from clipvip_lib.streams.decode_pool import work; work()"
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")

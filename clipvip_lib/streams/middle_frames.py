@@ -21,13 +21,13 @@ from clipvip_lib.data.video import middle_index, read_frames
 from clipvip_lib.errors import ClipVipError
 
 
-def middle_frame(media: bytes, name: str, size: int | None = None) -> np.ndarray:
-    """The middle frame of a video, or a picture itself: uint8 [H, W, 3].
+def middle_frame(media: str | Path | bytes, name: str | None = None, size: int | None = None) -> np.ndarray:
+    """The middle frame of a video (a file or its bytes), or a picture itself (its bytes): uint8 [H, W, 3].
 
     ``size``: bring it to [size, size, 3], as OFA does. Raises VideoError with its name if it cannot be
     read.
     """
-    if is_picture(media):
+    if isinstance(media, bytes) and is_picture(media):
         frame = still(media, name)
     else:
         frame = read_frames(media, lambda total: [middle_index(total)], name)[0]

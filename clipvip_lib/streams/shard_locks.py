@@ -80,7 +80,8 @@ def hold_each(
     pause: Callable[[], bool],
     waiting: Callable[[list[ShardTask]], None],
 ) -> Iterator[Held]:
-    """Yield tasks to do, each held; ends when all are done, by any process. The taker releases them.
+    """Yield tasks to do, each held, until all are done, by any process, or ``pause`` says to end. The taker releases
+    them.
 
     A rank begins with its own share, tasks[rank::ranks], then helps the others from the far end, then waits for what
     others hold: if they die, it takes that up. ``pause`` sleeps a little and returns whether to continue; ``waiting``

@@ -84,7 +84,7 @@ def _texts(shard: Path, clips: list[Entry], text_of: TextOf) -> tuple[dict[str, 
     lacking: list[str] = []
     for entry in clips:
         about = {} if entry.error else read_about(shard, entry)
-        text = text_of(entry.key, about if isinstance(about, dict) else {})
+        text = text_of(entry.key, about)
         if text is not None and (text := " ".join(text.split())):
             found[entry.key] = text
         else:

@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.data.clips import MOST_ASKED
-from clipvip_lib.data.shards import expand
 from clipvip_lib.data.video import DAMAGED
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.streams.decode_pool import DecodePool, Reply, Task, View
@@ -28,7 +27,7 @@ from clipvip_lib.streams.shard_order import Drawn, Order
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.skips import Books
 
-__all__ = ["ClipStream", "StreamedClip", "expand"]
+__all__ = ["ClipStream", "StreamedClip"]
 
 PREFETCH = 16  # clips under way for each worker: 32 MB at 12 frames of 224 pixels
 
@@ -51,7 +50,7 @@ class ClipStream:
     """Endless epochs of `StreamedClip`: an iterator, to be closed (or used in ``with``) when it has workers.
 
     Args:
-        shards: tar files, as `expand` gives them.
+        shards: tar files, as `data.shards.expand` gives them.
         frames: frames of a clip, uniform; with ``jitter`` both ends move inwards by up to one interval.
         size: side of a frame in pixels; ``antialias`` as in `transform.resize`.
         rank, ranks: this process and how many there are; each sees its own part of every epoch.

@@ -1,4 +1,4 @@
-"""Why: the headline contrasts again under other conditions, a dose at a time and in other worlds.
+"""The headline contrasts again under other conditions, a dose at a time and in other worlds.
 
 Each condition changes one thing of the profile. *Dose*: the amount of fine-tuning, and of post-pretraining. *World*:
 what the embedded world is like. *Rival*: another explanation of a claim, made true. Conditions tell how far an answer

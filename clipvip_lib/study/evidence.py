@@ -519,7 +519,7 @@ def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> li
 
 
 def gap_basis(profile: Profile, seeds: Sequence[int]) -> str:
-    """A sentence on what the intervals of NMI cover, like ``basis`` for R@1."""
+    """A sentence on what the intervals of NMI cover, like ``basis`` for recall."""
     listed, texts = ", ".join(map(str, seeds)), profile.nmi_texts
     text = f"{profile.nmi_draws} draws of at most {texts:,} texts of each kind: intervals say what others would give, "
     text += (

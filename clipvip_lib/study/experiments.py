@@ -21,10 +21,11 @@ from clipvip_lib.data import corpora
 from clipvip_lib.data.benchmarks import BENCHMARKS
 from clipvip_lib.data.world import CLIPS_PER_VIDEO
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.omnisource import needs
+from clipvip_lib.omnisource import RELEASED, needs
 from clipvip_lib.profiles import Profile, WorldSize
 from clipvip_lib.statistics.claims import CORPORA, LOSS_ARMS, METHOD_ARMS, TEXT_ARMS, checkpoint
 from clipvip_lib.statistics.language_gap import POOL
+from clipvip_lib.training.recipes import even_steps
 from clipvip_lib.workshop.stages import Stage
 
 NOTEBOOKS = (
@@ -41,7 +42,7 @@ NOTEBOOKS = (
 SUMMARIES = ("07_cost", "08_verdict")  # the bill and the verdict are about everything
 LARGEST = "hdvila-100m"
 SHARES = {name: size / corpora.RELATIVE_SIZES[LARGEST] for name, size in corpora.RELATIVE_SIZES.items()}
-BASELINE_LOSS, METHOD_LOSS = "V-S", "V-S,C + F-C"
+BASELINE_LOSS = "V-S"
 STEPS = "clipvip_lib.study.steps:"
 TRAINING = ("clipvip_lib.training.loop", "clipvip_lib.models.checkpoints", "clipvip_lib.captions.captioner")
 
@@ -68,7 +69,7 @@ class Arm:
 
 
 BASELINE = Arm(corpus=None)  # CLIP4Clip's mean pooling
-METHOD = Arm("proxy", 4, METHOD_LOSS)  # CLIP-ViP
+METHOD = Arm("proxy", 4, RELEASED)  # CLIP-ViP
 
 
 def attention_arms(profile: Profile) -> dict[str, Arm]:
@@ -289,8 +290,15 @@ def clip(profile: Profile, seed: int) -> Stage:
 
 def snapshots(profile: Profile) -> list[int]:
     """Numbers of steps at which post-pretraining keeps its weights: evenly spaced, the last at the end."""
-    steps, points = profile.postpretrain.steps, profile.curve_points
-    return [round(steps * (point + 1) / points) for point in range(points)]
+    return even_steps(profile.postpretrain.steps, profile.curve_points)
+
+
+def start_of(profile: Profile, arm: Arm, snapshot: int | None) -> tuple[int | None, str]:
+    """Which snapshot a fine-tuning begins from (None: the arm is not post-pretrained; by default the last), and what
+    stage names say of it."""
+    last = snapshots(profile)[-1]
+    step = None if arm.corpus is None else snapshot or last
+    return step, f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
 
 
 @stages_of_profile
@@ -323,8 +331,7 @@ def finetuned(profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | 
 
     snapshot: not from the end of post-pretraining but from that step.
     """
-    last = snapshots(profile)[-1]
-    step = None if arm.corpus is None else snapshot or last
+    step, where = start_of(profile, arm, snapshot)
     config = {
         "model": dataclasses.asdict(profile.model),
         "recipe": dataclasses.asdict(profile.finetune),
@@ -336,7 +343,6 @@ def finetuned(profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | 
         "seed": seed,
         "device": profile.device,
     }
-    where = f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
     cost = profile.finetune.steps * 0.12 + 4.0
     return Stage(
         f"finetune/{name}/{where}/seed{seed}",

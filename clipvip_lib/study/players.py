@@ -21,7 +21,7 @@ from clipvip_lib.data.video import read_frames, uniform_indices
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.say import shown
 
-AS_IT_IS = 24_000  # bytes: a larger file is shown by some of its frames, made small
+SMALL_ENOUGH = 24_000  # bytes: a larger file is shown by some of its frames, made small
 FRAMES, SIDE, FPS = 12, 160, 4
 PAGE_BYTES = 1_700_000  # of one picker's videos, so that a page stays below 3 MiB
 
@@ -45,7 +45,7 @@ def small_video(path: Path) -> bytes:
     Raises ClipVipError as ``read_frames`` for a file that cannot be decoded.
     """
     content = path.read_bytes()
-    if len(content) <= AS_IT_IS and b"avc1" in content:
+    if len(content) <= SMALL_ENOUGH and b"avc1" in content:
         return content
     return moving(read_frames(path, lambda total: uniform_indices(total, min(FRAMES, total))), FPS)
 

@@ -69,7 +69,7 @@ def content(stored: Stored) -> dict:
 
 
 def fixed(profile: Profile) -> dict:
-    """The part that code can change: compared with the committed file by a test."""
+    """What a change of code could alter; a test compares it with the committed file."""
     return {
         "profile": repr(profile),
         "world seed": profile.world.seed,

@@ -1,7 +1,7 @@
 """How far the study is from the paper, in numbers of the recipe and in effects: two tables without units.
 
-Ratios, because a model of 750,000 parameters shares no unit with CLIP. A recipe that looks alike need not act alike
-(facts of the effects table count more); notebook 00 prints both, and says what follows for the claims.
+Ratios, because a model of 750,000 parameters shares no unit with CLIP. Two recipes that look alike need
+not act alike, so the table of effects counts for more; notebook 00 prints both, and says what follows for the claims.
 """
 
 from __future__ import annotations

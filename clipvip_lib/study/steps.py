@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import re
 import shutil
 import time
@@ -160,12 +159,12 @@ def check_captioner(config: dict, inputs: Inputs, folder: Path, progress: Progre
     """
     from clipvip_lib.captions.captioner import Captioner
     from clipvip_lib.data import world
-    from clipvip_lib.data.video import middle_index, read_frames
+    from clipvip_lib.streams.middle_frames import middle_frame
 
     captioner = Captioner.load(inputs["captioner"] / "captioner")
     items = benchmarks.load_benchmark("msrvtt", inputs["benchmark"], "test")[: config["clips"]]
     truth = read_json(inputs["benchmark"] / "truth.json")
-    frames = [read_frames(item.path, lambda total: [middle_index(total)])[0] for item in items]
+    frames = [middle_frame(item.path) for item in items]
     captions = captioner.caption(frames)
     progress(len(items), len(items), "captioned")
     rows = []
@@ -245,7 +244,7 @@ def _train(
 ) -> Trained:
     """Train on one device. For each of ``snapshots`` (numbers of steps done) folder/step-NNNNNN.pt is kept.
 
-    Terms of a loss are averaged, so that variants share one scale. Raises as ``training.loop.train``.
+    Terms of a loss are averaged, so that variants share one scale. Raises what ``training.loop.train`` raises.
     """
     from clipvip_lib.precision import choose
     from clipvip_lib.training.loop import train
@@ -377,7 +376,7 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
     ``recipe.steps`` = 0 scores the given weights as they are (zero-shot).
     """
     from clipvip_lib.training.batches import StoreBatches
-    from clipvip_lib.training.evaluation import ranked, scores
+    from clipvip_lib.training.evaluation import validation_score
     from clipvip_lib.training.weights import load_state
 
     size, recipe, seed = ModelSize(**config["model"]), Recipe(**config["recipe"]), config["seed"]
@@ -391,8 +390,7 @@ def finetune(config: dict, inputs: Inputs, folder: Path, progress: ProgressCallb
         batches = StoreBatches(splits["train"], "V-S", size.frames, recipe.batch, seed)
 
         def validate(model) -> float:
-            features = _encoded(model, splits["val"], size, recipe)
-            return scores(ranked(*features, ["simple"]))["text_to_video/simple"]["R@1"]
+            return validation_score(*_encoded(model, splits["val"], size, recipe))
 
         outcome = _train(model, batches, "V-S", recipe, folder, progress, evaluate=validate)
     seconds = time.monotonic() - started
@@ -541,8 +539,7 @@ def _texts(folder: Path, most: int) -> list[str]:
     """Up to ``most`` texts of a decoded shard, a captions file, or a benchmark's training split, evenly drawn; those
     without a word are not texts."""
     if (folder / "captions.jsonl").exists():
-        lines = (folder / "captions.jsonl").read_text(encoding="utf-8").split("\n")
-        texts: Iterable[str] = (json.loads(line)["caption"] for line in lines if line)
+        texts: Iterable[str] = read_sidecar(folder / "captions.jsonl", "captions").values()
     elif (folder / "texts.json").exists():
         texts = (row["text"] for row in read_json(folder / "texts.json"))
     else:

@@ -87,7 +87,7 @@ def ranked(
 ) -> Ranked:
     """The ranks of every query by "DIRECTION/SCORING", such as "text_to_video/dsl".
 
-    bank: ``bank_text`` and ``bank_video``, for "qb_norm". Raises as ``retrieval.retrieve``.
+    bank: ``bank_text`` and ``bank_video``, for "qb_norm". Raises what ``retrieval.retrieve`` raises.
     """
     return {
         f"{direction}/{scoring}": ranks
@@ -112,3 +112,8 @@ def write_ranks(
     for name, kept in (("ranks.npz", arrays), ("features.npz", features)):
         with atomic_path(folder / name) as partial, partial.open("wb") as stream:
             np.savez_compressed(stream, **kept)
+
+
+def validation_score(text: np.ndarray, video: np.ndarray, owner: np.ndarray) -> float:
+    """What a checkpoint is chosen by: R@1 from text to video, simple scoring."""
+    return scores(ranked(text, video, owner, ["simple"]))["text_to_video/simple"]["R@1"]

@@ -17,7 +17,7 @@ from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.stop_signals import WATCHED, StoppedBetweenSteps, StopSignals
 from clipvip_lib.training.batches import BatchSource
 from clipvip_lib.training.ranks import together
-from clipvip_lib.training.recipes import TrainRecipe
+from clipvip_lib.training.recipes import TrainRecipe, even_steps
 from clipvip_lib.training.run_folder import RunFolder
 from clipvip_lib.training.step import Step
 
@@ -103,11 +103,6 @@ def train(
     run.load_best(model)
     one_step.release()
     model.eval()
-
-
-def even_steps(steps: int, count: int) -> list[int]:
-    """``count`` numbers of steps at equal distances, the last one ``steps``."""
-    return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})
 
 
 def _score(model: ClipViP, evaluate: Callable[[ClipViP], float]) -> float:

@@ -184,3 +184,8 @@ def source(recipe: str, field: str) -> str:
     """Where a recipe's value comes from."""
     stage = "postpretrain" if recipe.startswith("postpretrain") else "finetune"
     return SOURCES[stage].get(field) or SOURCES["both"].get(field) or "this project's default"
+
+
+def even_steps(steps: int, count: int) -> list[int]:
+    """Up to ``count`` numbers of steps at equal distances, the last one ``steps``."""
+    return sorted({max(1, round(steps * (i + 1) / count)) for i in range(count)})

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clipvip_lib.data.benchmarks import Items, load_benchmark
-from clipvip_lib.data.shards import scan_shard
+from clipvip_lib.data.shards import expand, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_json
 from clipvip_lib.flops import count_parameters
@@ -28,9 +28,9 @@ from clipvip_lib.retrieval import DIRECTIONS
 from clipvip_lib.say import say
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import find_sidecar
-from clipvip_lib.streams.stream import ClipStream, expand
+from clipvip_lib.streams.stream import ClipStream
 from clipvip_lib.training.batches import BatchSource, Pairs, StoreBatches, StreamBatches, own_rows
-from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, write_ranks
+from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, validation_score, write_ranks
 from clipvip_lib.training.loop import train
 from clipvip_lib.training.ranks import Ranks, together
 from clipvip_lib.training.recipes import FREE, TrainRecipe, get_recipe
@@ -77,7 +77,7 @@ class Options:
 def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
     """Run, or resume, what the options of ``clipvip train`` say; the result is printed as JSON on the main rank.
 
-    Raises as ``loop.train``, and ClipVipError for options, weights or data that are not right.
+    Raises what ``loop.train`` raises, and ClipVipError for options, weights or data that are not right.
     """
     needs(options.loss)
     recipe = get_recipe(recipe_name, **dict(options.set))
@@ -351,7 +351,7 @@ def _finetuning(
         return encode_pairs(model, splits[split], recipe.frames, ranks, recipe.precision)
 
     def evaluate(model: ClipViP) -> float:
-        return scores(ranked(*encoded(model, "val"), ["simple"]))["text_to_video/simple"]["R@1"]
+        return validation_score(*encoded(model, "val"))
 
     def score(model: ClipViP) -> dict:
         features = encoded(model, "test")

@@ -56,11 +56,8 @@ def _captions(root: Path, tell: Tell) -> dict[str, list[str]]:
 def _about(root: Path) -> dict[str, dict]:
     """Seconds and source by video, as far as the file tells; it is checked where captions are read."""
 
-    def silent(code: str, sentence: str) -> None:
-        pass
-
     try:
-        data = reading.read_json(root / "MSRVTT_data.json", silent)
+        data = reading.read_json(root / "MSRVTT_data.json", reading.silent)
     except reading.Unreadable:
         return {}
     entries = data.get("videos") if isinstance(data, dict) else None

@@ -71,7 +71,7 @@ def read(root: Path, split: str, tell: Tell) -> list[Record]:
         for other in ("val", "test"):
             file = root / f"{other}_list.txt"
             with contextlib.suppress(reading.Unreadable):  # told where its own split is read
-                named |= set(reading.read_list(file, _silent)) if file.is_file() else set()
+                named |= set(reading.read_list(file, reading.silent)) if file.is_file() else set()
         for video in [video for video in captions if video not in named]:
             tell("no-video", f"{path}: {reading.brief(video)} is described but in no list; fix its name")
     records = []
@@ -89,10 +89,6 @@ def read(root: Path, split: str, tell: Tell) -> list[Record]:
         sentences = tuple(s for s in sentences if s is not None)
         records.append(Record(video, (video,), sentences, seconds, source=found["source"] if found else None))
     return records
-
-
-def _silent(code: str, sentence: str) -> None:
-    pass
 
 
 def _captions(root: Path, tell: Tell) -> tuple[dict, Path]:

@@ -42,6 +42,10 @@ LENIENT = frozenset({"no-video", "listed-only"})
 Tell = Callable[[str, str], None]
 
 
+def silent(code: str, sentence: str) -> None:
+    """A ``Tell`` for what another reader tells."""
+
+
 class Unreadable(Exception):
     """A whole file could not be read, after ``tell`` has said why; only a collecting ``tell`` gets this far."""
 

@@ -100,15 +100,13 @@ def finetuned(
     snapshot: int | None = None,
 ) -> Stage:
     """An arm fine-tuned on a benchmark by the authors' recipe and scored on its test split."""
-    last = experiments.snapshots(profile)[-1]
-    step = None if arm.corpus is None else snapshot or last
+    step, where = experiments.start_of(profile, arm, snapshot)
     config = {
         "name": name,
         "recipe": profile.changed("finetune"),
         "snapshot": step,
         **_how(profile, arm, seed),
     }
-    where = f"{arm.slug}-step{step}" if step not in (None, last) else arm.slug
     inputs = _start(profile, arm, name, seed)
     return Stage(f"finetune/{name}/{where}/seed{seed}", STEPS + "finetune", config, inputs, TRAINING)
 

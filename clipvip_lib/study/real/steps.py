@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clipvip_lib.cores import cores
-from clipvip_lib.data.benchmarks import load_benchmark
+from clipvip_lib.data.benchmarks import SPLITS, load_benchmark
 from clipvip_lib.data.shards import NeverFetched, read_sample, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import read_json, write_json
@@ -35,7 +35,6 @@ from clipvip_lib.training.stores import store_split
 from clipvip_lib.workshop.stages import version
 
 Inputs = Mapping[str, Path]
-SPLITS = ("train", "val", "test")
 ALL_GPUS = "CLIPVIP_ALL_GPUS"  # a worker sees one GPU, a training takes all (workers.py)
 RUN = "run"  # of a stage's folder: the output folder of its training
 POLL_SECONDS = 1.0
