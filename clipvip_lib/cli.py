@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
             known = re.findall(r"[\w-]+", match[2])
         elif match := re.match(r"unrecognized arguments: (--[\w-]+)", message):
             known = [name for name in self._option_string_actions if name.startswith("--")]
-        near = difflib.get_close_matches(match[1], known, n=1) if match else []
+        near = difflib.get_close_matches(match[1], known, n=1, cutoff=0.7) if match else []
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ClipVipError(f"{message}{hint}; `{self.prog} --help` shows what there is")
 

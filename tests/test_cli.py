@@ -11,6 +11,7 @@ import pytest
 from test_clips import write_shard
 
 from clipvip_lib import cli, files
+from clipvip_lib.commands.bench import BENCHES
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.writer import FeatureWriter
 
@@ -102,14 +103,15 @@ COMMANDS = (
 )
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"bench {name}" for name in BENCHES)])
 def test_every_help_has_an_example_that_is_right(command, capsys):
     with pytest.raises(SystemExit):
-        cli.main([command, "--help"])
+        cli.main([*command.split(), "--help"])
     example = capsys.readouterr().out.rpartition("example:\n")[2].strip()
     words = shlex.split(example)
-    assert words[:2] == ["clipvip", command]
-    assert cli.parser().parse_args(words[1:]).command == command
+    names = command.split()
+    assert words[: 1 + len(names)] == ["clipvip", *names]
+    assert cli.parser().parse_args(words[1:]).command == names[0]
 
 
 FEATURES = {
@@ -198,6 +200,9 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("embed s.tar --weights E --out O", "E expected model.safetensors or pytorch_model.bin"),
         ("search dog --in absent", "no features in absent"),
         ("search --video absent.mp4 --in O", "cannot read 'absent.mp4'"),
+        ("search --video s.tar --in O", "s.tar is not a readable video"),
+        ("search '' --in O", "a text or a video to look for, got ''"),
+        ("search --in O --token abc", "--token belongs to --serve"),
         ("search dog --in O --html x.mp4", "that ends in .html"),
         ("search dog --in O", "that made these features are gone"),
         ("search dog --in O --weights absent", "no file or folder 'absent'"),
@@ -225,7 +230,7 @@ def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, line, words):
         "PYTHONPATH": str(files.CHECKOUT),
     }
     done = subprocess.run(
-        [sys.executable, "-c", code, *line.split()],
+        [sys.executable, "-c", code, *shlex.split(line)],
         env=home,
         cwd=tmp_path,
         capture_output=True,

@@ -236,6 +236,25 @@ def test_the_hook_leaves_files_alone():
     assert model == {"type": "file", "content": "text"}
 
 
+@pytest.mark.parametrize(
+    ("name", "outputs", "kept"),
+    [
+        ("04_video_proxy.ipynb", [], False),
+        ("04_video_proxy.ipynb", ["x"], True),
+        ("04_video_proxy-Copy1.ipynb", [], True),
+    ],
+)
+def test_outputs_are_kept_where_some_were_stored_and_in_a_duplicate(tmp_path, name, outputs, kept):
+    stored = json.loads((CHECKOUT / "notebooks/04_video_proxy.ipynb").read_text())
+    first = next(cell for cell in stored["cells"] if cell["cell_type"] == "code")
+    first["outputs"] = [{"output_type": "stream", "name": "stdout", "text": text} for text in outputs]
+    (tmp_path / name).write_text(json.dumps(stored))
+    model = {"type": "notebook", "content": stored}
+    run_through(model)
+    scrub(model, name, SimpleNamespace(root_dir=tmp_path))
+    assert any(cell.get("outputs") for cell in model["content"]["cells"]) == kept
+
+
 @pytest.mark.fault(
     "notebook: a cell that runs stages is interrupted (Jupyter's stop button)",
     sees="how many stages are done, `Run the cell again to continue.`, no traceback",

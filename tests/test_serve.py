@@ -255,6 +255,8 @@ def test_other_hosts_and_other_pages_are_refused(served):
         ("/api/search?like=7", "GET", 400, "expected like from 0 to 6"),
         ("/api/search?name=a%0ab.mp4", "POST", 400, "a\\nb.mp4 is not a readable video"),
         ("/", "POST", 404, "expected a clip"),
+        ("/media/0", "PUT", 405, "expected GET, HEAD or POST, got PUT"),
+        ("/api/search?q=" + "long+" * 20_000, "GET", 414, "too long"),
     ],
 )
 def test_bad_questions_are_answered_with_a_sentence(served, path, method, status, words):
@@ -262,7 +264,16 @@ def test_bad_questions_are_answered_with_a_sentence(served, path, method, status
     assert found == status and words in json.loads(body)["error"]
 
 
+def test_wrong_methods_are_answered_like_all_else(served):
+    status, headers, _ = served.ask("/media/0", "DELETE")
+    assert status == 405 and headers["Allow"] == "GET, HEAD, POST"
+    assert headers["X-Content-Type-Options"] == "nosniff" and headers["Content-Type"] == "application/json"
+    assert served.ask(f"http://127.0.0.1:{served.server.port}/media/0")[0] == 200  # as a proxy would be asked
+
+
 def test_a_clip_needs_a_length_and_not_too_much(served):
+    status, _, body = served.ask("/api/search", "POST", b"")
+    assert status == 400 and "the clip is empty" in json.loads(body)["error"]
     for header, status in (("", 411), ("Content-Length: -5\r\n", 411), (f"Content-Length: {2**40}\r\n", 413)):
         with socket.create_connection(("127.0.0.1", served.server.port)) as raw:
             raw.sendall(f"POST /api/search HTTP/1.1\r\nHost: localhost\r\n{header}\r\n".encode())
@@ -356,7 +367,7 @@ def test_a_token_is_asked_for_everything(indexed):
         assert "HttpOnly" in headers["Set-Cookie"] and "SameSite=Lax" in headers["Set-Cookie"]
         cookie = headers["Set-Cookie"].partition(";")[0]
         assert served.ask("/", Cookie=cookie)[0] == served.ask("/media/0", Cookie=cookie)[0] == 200
-        assert served.ask("/media/0", Authorization=f"Bearer {TOKEN}")[0] == 200
+        assert served.ask("/media/0", Authorization=f"bearer {TOKEN}")[0] == 200
         assert served.ask("/", Cookie=cookie, Host="evil.com")[0] == 403
         assert TOKEN not in served.ask("/", Cookie=cookie)[2].decode()
         assert served.server.url.endswith(f"/?token={TOKEN}")

@@ -91,7 +91,8 @@ def add(commands) -> None:
     )
     benches = parser.add_subparsers(dest="bench", metavar="NAME", required=True)
     for name, (what, options) in BENCHES.items():
-        each = benches.add_parser(name, help=what, description=what)
+        example = f"clipvip bench {name} --json {name}.json"
+        each = benches.add_parser(name, example=example, help=what, description=what)
         for option in options:
             each.add_argument(f"--{option}", default=None, **OPTIONS[option])
         each.add_argument("--json", metavar="FILE", help="write everything that was measured as JSON")

@@ -114,15 +114,19 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Raises ClipVipError for options that do not go together, names that are not there, and texts that are none."""
+    from clipvip_lib.data.container import look
     from clipvip_lib.data.frame_folders import frame_files
     from clipvip_lib.errors import ClipVipError
+    from clipvip_lib.features.text_files import check_asked
     from clipvip_lib.files import kind_of, make_folder
 
-    if not arguments.queries and not arguments.video and arguments.serve is None:
-        raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
     for name, needs in (("probes", "faiss"), ("tag", "weights"), ("token", "serve")):
         if getattr(arguments, name) is not None and getattr(arguments, needs) in (None, False):
             raise ClipVipError(f"--{name} belongs to --{needs}: expected both; leave it out or add --{needs}")
+    if arguments.queries or arguments.video:
+        check_asked(arguments.queries, arguments.video)
+    elif arguments.serve is None:
+        raise ClipVipError('search expected a text or --video FILE, such as clipvip search "a dog" --in DIR')
     if arguments.serve is not None and (arguments.json or arguments.html is not None):
         other = "--json" if arguments.json else "--html"
         raise ClipVipError(
@@ -138,6 +142,8 @@ def _check(arguments: argparse.Namespace) -> None:
             )
         if kind == "folder":
             frame_files(video)
+        else:
+            look(video)
     if arguments.html is not None:
         if (
             Path(arguments.html).suffix.lower() not in (".html", ".htm")

@@ -22,10 +22,10 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.embedding import encoder_of
 from clipvip_lib.features.folder import Features
 from clipvip_lib.features.media import lost
+from clipvip_lib.features.text_files import check_asked
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.models.encoding import encode_videos
 from clipvip_lib.retrieval import unit_rows
-from clipvip_lib.say import is_unicode
 
 CHUNK = 8192  # rows, which a processor's cache holds
 #: How far a float32 product, or one of rows stored in float16, may be from the float64 cosine.
@@ -133,17 +133,6 @@ def overlapping(settings: dict) -> int:
 
 def _overlap(one: dict, two: dict) -> bool:
     return one["start"] < two["end"] and two["start"] < one["end"]
-
-
-def check_asked(texts: Sequence[str], videos: Sequence[str | Path]) -> None:
-    """Raises ClipVipError for nothing, or nothing but spaces, or what is not Unicode."""
-    if not len(texts) and not len(videos):
-        raise ClipVipError("search expected a text or a video to look for, got neither")
-    for asked in map(str, [*texts, *videos]):
-        if not asked.strip():
-            raise ClipVipError(f"search expected a text or a video to look for, got {asked!r}; name one")
-        if not is_unicode(asked):
-            raise ClipVipError(f"search expected Unicode to look for, got {asked[:60]!a}; write it as UTF-8")
 
 
 def search(features: Features, queries: object, top: int = 10) -> tuple[np.ndarray, np.ndarray]:

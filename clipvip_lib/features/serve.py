@@ -20,6 +20,7 @@ import threading
 import time
 import traceback
 from dataclasses import dataclass
+from http import HTTPStatus
 from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,6 +42,7 @@ MOST_UPLOADS = 4  # clips received at a time: each may take MOST_BYTES of the di
 MOST_THREADS = 500  # each connection has one
 TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
+_ABSOLUTE = re.compile(r"^https?://[^/?]*")  # of an address, which a proxy's client sends
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -238,6 +240,18 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer(self._post)
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """What http.server itself refuses, in the form of all other answers."""
+        self.close_connection = True
+        if code == HTTPStatus.NOT_IMPLEMENTED:
+            told = f"expected GET, HEAD or POST, got {self.command[:20]}"
+            self._say_no(Refused(HTTPStatus.METHOD_NOT_ALLOWED, told, Allow="GET, HEAD, POST"))
+        elif code == HTTPStatus.REQUEST_URI_TOO_LONG:
+            self._say_no(Refused(code, "this text is too long to look for; shorten it"))
+        else:
+            why = message or HTTPStatus(code).phrase
+            self._say_no(Refused(code, f"expected a request of HTTP, got another ({why})"))
+
     def log_message(self, format: str, *arguments: object) -> None:
         pass  # a line for each piece of a video would hide what matters
 
@@ -245,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, answer) -> None:
         self._expect_within(None)
-        path, _, query = self.path.partition("?")
+        path, _, query = _ABSOLUTE.sub("", self.path).partition("?")
         if self.command == "POST" or "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # what is left of a body would be read as the next request
         try:
@@ -306,7 +320,8 @@ class Handler(BaseHTTPRequestHandler):
             found = SimpleCookie(self.headers.get("Cookie", "")).get(self.server.cookie)
             if found is not None and _same(found.value, token):
                 return True
-        if _same(self.headers.get("Authorization", ""), f"Bearer {token}"):
+        scheme, _, told = self.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() == "bearer" and _same(told, token):
             return True
         raise Refused(
             401,
@@ -336,10 +351,12 @@ class Handler(BaseHTTPRequestHandler):
         length = self.headers.get("Content-Length", "")
         if not re.fullmatch(r"\d{1,15}", length, re.ASCII):
             raise Refused(411, "expected a clip and its Content-Length, got none")
-        if not 0 < int(length) <= MOST_BYTES:
+        if not int(length):
+            raise Refused(400, "the clip is empty: expected a video; choose another file")
+        if int(length) > MOST_BYTES:
             raise Refused(
                 413,
-                f"expected a clip of 1 to {MOST_BYTES} bytes, got {int(length)}; cut out the part you mean",
+                f"expected a clip of at most {MOST_BYTES} bytes, got {int(length)}; cut out the part you mean",
             )
         if not self.server.uploads.acquire(blocking=False):
             raise Refused(
@@ -460,7 +477,7 @@ class Handler(BaseHTTPRequestHandler):
         body = json.dumps({"error": shown(str(refused))}, ensure_ascii=False).encode()
         with contextlib.suppress(OSError):
             self._send(refused.status, body, "application/json", refused.headers)
-            if self.command == "POST":
+            if self.close_connection and self.command != "GET":
                 self._read_on()
 
     def _read_on(self) -> None:

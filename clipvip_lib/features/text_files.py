@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clipvip_lib.data.csv_table import CsvTable
@@ -87,3 +87,14 @@ def _pair(path: Path, number: int, row: dict) -> tuple[str, str]:
             f"line {number} of {path}: expected Unicode, got half a character ({id[:30]!a}, {text[:30]!a}); fix it"
         )
     return id, text.strip()
+
+
+def check_asked(texts: Sequence[str], videos: Sequence[str | Path]) -> None:
+    """Raises ClipVipError for nothing, or nothing but spaces, or what is not Unicode."""
+    if not len(texts) and not len(videos):
+        raise ClipVipError("search expected a text or a video to look for, got neither")
+    for asked in map(str, [*texts, *videos]):
+        if not asked.strip():
+            raise ClipVipError(f"search expected a text or a video to look for, got {asked!r}; name one")
+        if not is_unicode(asked):
+            raise ClipVipError(f"search expected Unicode to look for, got {asked[:60]!a}; write it as UTF-8")

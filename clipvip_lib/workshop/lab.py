@@ -1,8 +1,8 @@
 """The notebooks in JupyterLab: how they look, whether widgets can answer, and a checkout that stays as it is.
 
 ``make lab`` saves a notebook's cells, not its outputs. Outputs differ from run to run, and they are kept where they
-belong: numbers in the cache, pages in reports/. A notebook that lies there with outputs, or that is new, is not the
-study's: it is saved as it is.
+belong: numbers in the cache, pages in reports/. A notebook that lies there with outputs, that is new, or that has not
+a name like the study's, such as a duplicate, is one's own: it is saved as it is.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ METADATA = {
 SHOWN = ".jp-RenderedHTML.jp-RenderedHTMLCommon"  # what JupyterLab calls the HTML that a cell shows
 # None of its stripes, and room for the frame of a first video.
 OTHERWISE = "tbody tr:nth-child(n){background:none}.row{padding:0 4px}"
+NAME = re.compile(r"\d\d_[a-z_]+\.ipynb")
 KEPT = {"tags"}  # of a cell's metadata: the others are how it was looked at
 
 
@@ -51,7 +52,8 @@ def scrub(model: dict, path: str, contents_manager: object, **_: object) -> None
     """Take outputs, counts and the editor's own metadata out of a notebook before it is saved (a ``pre_save_hook`` of
     Jupyter's contents manager, which changes ``model`` in place)."""
     stored = Path(contents_manager.root_dir, path)
-    if model.get("type") != "notebook" or not stored.is_file() or not _is_bare(read_json(stored)):
+    ours = model.get("type") == "notebook" and NAME.fullmatch(stored.name) and stored.is_file()
+    if not ours or not _is_bare(read_json(stored)):
         return
     notebook = model["content"]
     notebook["metadata"] = METADATA
