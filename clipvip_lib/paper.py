@@ -86,6 +86,7 @@ DATA_SCALES = {
     "hdvila-10m": {"first": 64.7, "last": 62.8},
     "hdvila-100m": {"first": 65.2, "last": 65.7},
 }
+CORPUS_NAMES = {"webvid-2.5m": "WebVid-2.5M", "hdvila-10m": "HD-VILA-10M", "hdvila-100m": "HD-VILA-100M"}
 BENCHMARK_NAMES = {
     "msrvtt": "MSR-VTT 1k-A",
     "didemo": "DiDeMo",
@@ -175,7 +176,7 @@ EFFECTS = {
     "CLIP, zero-shot to fine-tuned (mean pooling)": (31.0, 43.1),
     "zero-shot, CLIP to CLIP-ViP": (31.0, 31.5),
     "fine-tuned, CLIP4Clip to CLIP-ViP": (43.1, 50.1),
-    "post-pretraining on hdvila-100m with subtitles, mean pooling, fine-tuned": (
+    "post-pretraining on the largest corpus with subtitles, mean pooling, fine-tuned": (
         NOT_POSTPRETRAINED,
         DATA_SCALES["hdvila-100m"]["last"],
     ),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from page_tables import require_same_numbers
 
+from clipvip_lib import paper
 from clipvip_lib.files import CHECKOUT
 from clipvip_lib.statistics.claims import STATEMENTS
 from clipvip_lib.statistics.verdicts import VERDICTS
@@ -93,6 +94,18 @@ def test_pages_are_small_and_say_what_results_hold(name):
     assert [text for text in said if text not in shown] == []
     whole = html.unescape(page)
     assert [f["alt"] for f in results["figures"] if f["alt"] not in whole] == []
+
+
+def test_what_is_said_of_the_real_sets_does_not_bear_the_miniatures_names():
+    [points] = [
+        table["rows"]
+        for title, table in read(FOLDER, "01_data_size")["tables"].items()
+        if title.startswith("The paper's figure")
+    ]
+    assert [row[0] for row in points] == list(paper.CORPUS_NAMES.values())
+    rows = [row for table in read(FOLDER, "07_cost")["tables"].values() for row in table["rows"]]
+    years = [row[0] for row in rows if str(row[0]).startswith("years of a core")]
+    assert len(years) == 2 and not any("mini-" in what for what in years)
 
 
 def test_the_index_has_the_headlines_of_the_pages():

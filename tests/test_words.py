@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 
+from clipvip_lib import paper
 from clipvip_lib.study import words
 
 
@@ -15,6 +16,7 @@ from clipvip_lib.study import words
         ("hdvila-10m is a part of hdvila-100m.", "mini-HD-VILA-10M is a part of mini-HD-VILA-100M."),
         ("subtitles over ofa captions", "subtitles over mini-OFA captions"),
         ("mini-MSRVTT, MSR-VTT 1k-A", "mini-MSRVTT, MSR-VTT 1k-A"),
+        *((name, name) for name in (*paper.CORPUS_NAMES.values(), *paper.BENCHMARK_NAMES.values())),
         ("finetune/msrvtt/*, `msrvtt`, near_msrvtt", "finetune/msrvtt/*, `msrvtt`, near_msrvtt"),
     ],
 )

@@ -17,7 +17,7 @@ from clipvip_lib.data.corpora import RELATIVE_SIZES
 from clipvip_lib.profiles import Profile
 from clipvip_lib.statistics.claims import R1, RECALL
 from clipvip_lib.study import evidence, experiments
-from clipvip_lib.study.experiments import BASELINE, LARGEST, METHOD, Arm
+from clipvip_lib.study.experiments import BASELINE, METHOD, Arm
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def effects(profile: Profile, seeds: Sequence[int], home: Path | None = None) ->
         ("zero-shot, CLIP to CLIP-ViP", R1, untuned, of(METHOD, tuned=False)),
         ("fine-tuned, CLIP4Clip to CLIP-ViP", R1, tuned, of(METHOD)),
         (
-            f"post-pretraining on {LARGEST} with subtitles, mean pooling, fine-tuned",
+            "post-pretraining on the largest corpus with subtitles, mean pooling, fine-tuned",
             RECALL,
             of(BASELINE, metric=RECALL),
             of(Arm(), metric=RECALL),
