@@ -25,7 +25,7 @@ from clipvip_lib.captions.captioners import describe
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import write_bytes
 from clipvip_lib.streams.parquet import parquet_path, write_captions
-from clipvip_lib.streams.shard_locks import ShardTask, deal, hold
+from clipvip_lib.streams.shard_locks import ShardTask, hold, hold_each
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
 
 torch.set_num_threads(1)
@@ -448,9 +448,9 @@ def test_a_living_rank_waits_for_another_and_takes_up_what_it_held_when_it_dies(
             def few() -> bool:
                 return pause() and (not died.is_set() or next(looks) < 20)
 
-            return deal(tasks, rank, ranks, few, waiting)
+            return hold_each(tasks, rank, ranks, few, waiting)
 
-        monkeypatch.setattr("clipvip_lib.streams.shard_jobs.deal", deal_with_few_looks)
+        monkeypatch.setattr("clipvip_lib.streams.shard_jobs.hold_each", deal_with_few_looks)
         done: list = []
 
         def caption() -> None:

@@ -13,10 +13,10 @@ from test_hdvila import ID, LINE, make_lmdb, metadata
 from clipvip_lib.cli import Parser
 from clipvip_lib.commands import convert_texts
 from clipvip_lib.data.corpora import write_corpus, write_shard
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import expand, read_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.sidecars import read_sidecar
-from clipvip_lib.streams.stream import ClipStream, expand
+from clipvip_lib.streams.stream import ClipStream
 
 
 def run(*line):

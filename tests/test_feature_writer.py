@@ -219,6 +219,15 @@ def test_a_kill_leaves_whole_parts(tmp_path):
     ] == done - 1
 
 
+def test_what_a_kill_left_half_written_is_removed(tmp_path):
+    write(tmp_path, {"a": "1"})
+    halves = [tmp_path / "parts" / "000001.npz.4711.partial", tmp_path / "features.npy.4711.partial"]
+    for half in halves:
+        half.write_bytes(b"half")
+    assert write(tmp_path, {"a": "1", "b": "1"})["rows"] == 2
+    assert not any(half.exists() for half in halves)
+
+
 def test_parquet(tmp_path):
     pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
     write(tmp_path, {"a": "1", "b": "1"})

@@ -145,7 +145,7 @@ def test_tables_are_accessible_and_escaped(study, shown):
     study.table(FRAME.set_index("arm"), "R@1 & more")
     html = shown[-1]["text/html"]
     assert "<caption>R@1 &amp; more</caption>" in html
-    assert '<th scope="row">&lt;full&gt;</th>' in html and html.count('scope="col"') == 3
+    assert '<th scope="row" class="short">&lt;full&gt;</th>' in html and html.count('scope="col"') == 3
     assert ">45.2<" in html and ">–<" in html and ">1,000<" in html
     assert "45.2" in shown[-1]["text/plain"] and "<full>" in shown[-1]["text/plain"]
 

@@ -455,7 +455,7 @@ def test_a_cache_tells_what_is_done_and_what_it_took(tmp_path):
     before = sorted(home.rglob("*"))
     stream = io.StringIO()
     code = dry_run.dry_run(
-        "quick", seeds=[0, 1], only=["00"], plan=small_study.PLAN, notebooks=notebooks, home=home, stream=stream,
+        "quick", seeds=[0, 1], only=["00"], outline=small_study.OUTLINE, notebooks=notebooks, home=home, stream=stream,
         workers=2,
     )  # fmt: skip
     said = stream.getvalue()
@@ -471,6 +471,8 @@ def test_a_cache_tells_what_is_done_and_what_it_took(tmp_path):
 def test_a_parameter_that_no_notebook_declares_is_refused(tmp_path):
     notebooks = small_study.write_notebooks(tmp_path / "notebooks")
     with pytest.raises(ClipVipError, match="unknown notebook parameter 'x'"):
-        dry_run.dry_run("quick", plan=small_study.PLAN, notebooks=notebooks, home=tmp_path, set={"x": 1})
+        dry_run.dry_run(
+            "quick", outline=small_study.OUTLINE, notebooks=notebooks, home=tmp_path, set={"x": 1}
+        )
     with pytest.raises(ClipVipError, match="workers is 0"):
-        dry_run.dry_run("quick", plan=small_study.PLAN, notebooks=notebooks, home=tmp_path, workers=0)
+        dry_run.dry_run("quick", outline=small_study.OUTLINE, notebooks=notebooks, home=tmp_path, workers=0)

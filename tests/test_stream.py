@@ -12,11 +12,11 @@ from stream_cases import CLIPS, SMALL, keys, make_corpus, quiet, resumed, same
 from clipvip_lib.data import transform
 from clipvip_lib.data.corpora import encode_jpeg, write_corpus, write_shard
 from clipvip_lib.data.frames import FrameStore, write_store
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import expand, read_shard
 from clipvip_lib.data.video import middle_index, read_frames
 from clipvip_lib.data.world import render, rng_for, sample_video
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.streams.stream import ClipStream, expand
+from clipvip_lib.streams.stream import ClipStream
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ import pytest
 from stream_cases import BAD, CLIPS, FAILED, SMALL, keys, make_bad_shard, make_corpus, sample
 
 from clipvip_lib.data.corpora import write_shard
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import expand, read_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
-from clipvip_lib.streams.stream import ClipStream, expand
+from clipvip_lib.streams.stream import ClipStream
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ import psutil
 import pytest
 from stream_cases import BAD, CLIPS, SMALL, keys, make_bad_shard, make_corpus, resumed, same
 
-from clipvip_lib.data.shards import read_shard
+from clipvip_lib.data.shards import expand, read_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams import decode_pool
-from clipvip_lib.streams.stream import ClipStream, expand
+from clipvip_lib.streams.stream import ClipStream
 
 
 @pytest.fixture(scope="module")

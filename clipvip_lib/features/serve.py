@@ -42,7 +42,6 @@ MOST_UPLOADS = 4  # clips received at a time: each may take MOST_BYTES of the di
 MOST_THREADS = 500  # each connection has one
 TOKEN = re.compile(r"[A-Za-z0-9_-]{16,200}")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:\d{1,5})?")
-_ABSOLUTE = re.compile(r"^https?://[^/?]*")  # of an address, which a proxy's client sends
 _RANGE = re.compile(r"bytes=(\d*)-(\d*)")
 
 
@@ -259,7 +258,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, answer) -> None:
         self._expect_within(None)
-        path, _, query = _ABSOLUTE.sub("", self.path).partition("?")
+        path, _, query = self.path.partition("?")
         if self.command == "POST" or "Content-Length" in self.headers or "Transfer-Encoding" in self.headers:
             self.close_connection = True  # what is left of a body would be read as the next request
         try:

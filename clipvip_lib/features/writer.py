@@ -100,6 +100,8 @@ class FeatureWriter:
             ) from None
         try:
             self._agree()
+            for half in self.folder.rglob("*.*.partial"):  # of a process that was killed while it wrote
+                half.unlink(missing_ok=True)
             for path in self._parts():
                 _, rows, skipped = read_part(path)
                 self._note(rows, skipped, int(path.stem))

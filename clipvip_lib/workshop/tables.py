@@ -160,7 +160,7 @@ def _value(text: str) -> str:
 
 
 def _cell(text: str, kind: str, places: int, *, head: bool, first: bool) -> str:
-    short = "short" if first and len(text) <= WRAPS_FROM else ""
+    short = "short" if first and not kind and len(text) <= WRAPS_FROM else ""
     if head:
         return f'<th scope="row"{_class(kind, short)}>{_value(text)}</th>'
     if kind == "verdict":
