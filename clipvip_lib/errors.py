@@ -37,10 +37,10 @@ def lack_of_memory(kind: str, words: str) -> bool:
     return kind.endswith("MemoryError") or any(said in words for said in NO_MEMORY)
 
 
-def first_line(error: BaseException, most: int = 160) -> str:
-    """The first line that a library's error has, cut to ``most`` characters, or its kind if it says nothing."""
+def first_line(error: BaseException) -> str:
+    """The first line that a library's error has, cut to 160 characters, or its kind if it says nothing."""
     words = str(error).strip().splitlines()
-    return words[0][:most] if words else type(error).__name__
+    return words[0][:160] if words else type(error).__name__
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ClipVipError:

@@ -100,7 +100,7 @@ class FeatureWriter:
             ) from None
         try:
             self._agree()
-            for half in self.folder.rglob("*.*.partial"):  # of a process that was killed while it wrote
+            for half in self.folder.rglob("*.[0-9]*.partial"):  # of a process that was killed while it wrote
                 half.unlink(missing_ok=True)
             for path in self._parts():
                 _, rows, skipped = read_part(path)

@@ -44,14 +44,14 @@ def lead(found: Mapping) -> str:
             drawn = figures.renamed(draw(some, base), miniatures)
             words = [miniatures(text) for text in (title(some, base), caption(some), alt(some))]
             shown += figures.figure_html(drawn, *words)
-    each = _listed(sentences(rows, base))
+    each = _bullets(sentences(rows, base))
     return (
-        f'<section class="answer"><h2>How far the answer reaches</h2>{_listed(by_statement(rows, base))}{shown}'
+        f'<section class="answer"><h2>How far the answer reaches</h2>{_bullets(by_statement(rows, base))}{shown}'
         f"<details><summary>Condition by condition</summary>{each}</details></section>"
     )
 
 
-def _listed(said: Sequence[str]) -> str:
+def _bullets(said: Sequence[str]) -> str:
     return f"<ul>{''.join(f'<li>{html.escape(miniatures(each))}</li>' for each in said)}</ul>"
 
 
@@ -90,10 +90,10 @@ def by_dose(rows: Rows, base: Rows) -> str:
     """What the amount of training changes: for each of its kinds the headline contrast that moves most."""
     found = []
     for kind in (TUNING, POST):
+        points = [row for row in rows if row["kind"] == kind] + [row | {"dose": 1.0} for row in base]
         moved = []
         for statement in HEADLINES:
             name = statement.contrasts[0].name
-            points = [row for row in rows if row["kind"] == kind] + [row | {"dose": 1.0} for row in base]
             amounts = {row["dose"]: row["effect"] for row in points if row["contrast"] == name}
             least, most = min(amounts), max(amounts)
             moved.append((abs(amounts[most] - amounts[least]), statement.id, least, most, amounts))
