@@ -267,7 +267,7 @@ def test_bad_samples_and_the_share_that_may_be_skipped(line, tmp_path, main, cap
         (["--batch", "0"], "expected a whole number of at least 1, got '0'"),
         (["--skip-share", "1"], "a share to skip of at least 0 and below 1"),
         (["--skip-share", "x"], "a share to skip of at least 0 and below 1, got x"),
-        (["--device", "cuda:99"], "cannot use the device 'cuda:99'"),
+        (["--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["--device", "gpu"], "device 'gpu' cannot be used"),
         (["--weights", "none.pt"], "no file or folder 'none.pt'"),
         (["--shards", "none/{00000..00003}.tar"], "none/00000.tar"),

@@ -11,6 +11,7 @@ import pytest
 from test_clips import write_shard
 
 from clipvip_lib import cli, files
+from clipvip_lib.commands.arguments import _has_driver
 from clipvip_lib.commands.bench import BENCHES
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.writer import FeatureWriter
@@ -185,6 +186,10 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("embed s.tar --weights W --out W/config.json", "cannot write to W/config.json"),
         ("embed s.tar --weights W --out O --windows 0.01", "windows of at least 0.1 s"),
         (
+            "embed v#t=5.mp4 --weights W --out F --windows 2",
+            "has #t= in it: expected that in the ids of windows",
+        ),
+        (
             "embed s.tar --weights W --out O --windows 2",
             "window was None and is 2.0; stride was None and is 2.0",
         ),
@@ -199,6 +204,7 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("embed s.tar --weights hf-hub:some/model --out O", "HF_HUB_OFFLINE is set"),
         ("embed s.tar --weights E --out O", "E expected model.safetensors or pytorch_model.bin"),
         ("search dog --in absent", "no features in absent"),
+        ("reproduce --json", "--json belongs to --plan"),
         ("search --video absent.mp4 --in O", "cannot read 'absent.mp4'"),
         ("search --video s.tar --in O", "s.tar is not a readable video"),
         ("search '' --in O", "a text or a video to look for, got ''"),
@@ -210,6 +216,11 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("bench caption --size giant", "invalid choice: 'giant'"),
         ("bench caption --device tpu", "device 'tpu' cannot be used"),
         ("search --in O --serve 0.0.0.0:0", "expected --token"),
+        pytest.param(
+            "search dog --in O --device cuda:1",
+            "device 'cuda:1' cannot be used (no driver of an NVIDIA GPU was found)",
+            marks=pytest.mark.skipif(_has_driver(), reason="a driver is here"),
+        ),
     ],
 )
 def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, line, words):
@@ -218,6 +229,7 @@ def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, line, words):
     for name in ("W/config.json", "E/config.json", "W/model.safetensors", "B/vocab.json", "B/merges.txt"):
         (tmp_path / name).write_text("{}")
     write_shard(tmp_path / "s.tar", {"0": {"mp4": b"a video", "txt": b"a text"}})
+    (tmp_path / "v#t=5.mp4").write_bytes(b"a video")
     with FeatureWriter(tmp_path / "O", FEATURES) as writer:
         writer.add({"id": "v", "path": "v.mp4"}, "1", np.eye(4, dtype=np.float32)[0])
         writer.join(["v"])
@@ -244,6 +256,7 @@ def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, line, words):
 AMID = """
 import os, signal, sys
 from clipvip_lib import cli
+from clipvip_lib.commands.arguments import _has_driver
 
 class Amid:  # a signal in the midst of the import of torch
     def find_spec(self, name, path, target=None):

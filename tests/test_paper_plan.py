@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
+import math
 import re
 
 import pytest
@@ -446,6 +448,29 @@ def test_smoke_lists_its_stages_and_writes_nothing(lines_of, tmp_path):
     assert max(map(len, said)) <= 120 and list(tmp_path.iterdir()) == []
 
 
+def test_as_json_the_plan_has_the_numbers_of_the_tables(root, capsys):
+    asked = ["reproduce", "--plan", "--profile", "paper", "--set", f"data_root={root}", "--seeds", "0,1"]
+    assert cli.main([*asked, "--json"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    told = json.loads(line)
+    assert (told["profile"], told["seeds"]) == ("paper", [0, 1]) and told["notebooks"] == [
+        *experiments.NOTEBOOKS
+    ]
+    rows = works(PAPER, [0, 1], NONE)
+    assert [(row["what"], row["hours"]) for row in told["stages"]] == [(row.what, row.hours) for row in rows]
+    assert cli.main(asked) == 0
+    text = capsys.readouterr().out
+    for row in told["sums"]:
+        clips = "packed once" if row["packed"] else "as they are"
+        amounts = rf"{row['hours']:,.0f} +{row['days']:,.1f} +{row['usd']:,.0f}"
+        assert re.search(rf"^{clips} +{row['gpus']} +{amounts}  ", text, re.MULTILINE)
+        assert math.isclose(sum(row["walls"].values()), row["hours"])
+    assert {(row["what"], row["state"]) for row in told["data"]} >= {("CLIP's weights", "not given")}
+    assert {row["assumption"] for row in told["assumptions"]} == {
+        field.name for field in dataclasses.fields(scaling.Assumptions)
+    }
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_cache_tells_what_is_done_and_what_it_took(tmp_path):
     home, notebooks = tmp_path / "home", small_study.write_notebooks(tmp_path / "notebooks")
@@ -466,6 +491,15 @@ def test_a_cache_tells_what_is_done_and_what_it_took(tmp_path):
     assert re.search(r"^arm/seed1 +begun +1 +-$", said, re.MULTILINE)
     assert re.search(r"^page/00_first +to do +8 +-$", said, re.MULTILINE)
     assert "1 of 4 stages are done" in said and "3 are to do: 10 s expected" in said
+    stream = io.StringIO()
+    dry_run.dry_run(
+        "quick", seeds=[0, 1], only=["00"], outline=small_study.OUTLINE, notebooks=notebooks, home=home, stream=stream,
+        workers=2, as_json=True,
+    )  # fmt: skip
+    told = json.loads(stream.getvalue())
+    assert [row["state"] for row in told["stages"]] == ["done", "to do", "begun", "to do"]
+    assert [row["took"] for row in told["stages"]] == [took, None, None, None]
+    assert told["workers"] == 2 and told["seconds_left"] > 0
 
 
 def test_a_parameter_that_no_notebook_declares_is_refused(tmp_path):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import ctypes
+import importlib.metadata
 import json
 import math
 import re
@@ -92,10 +95,25 @@ def seconds(text: str) -> Fraction:
 
 
 def device(text: str) -> str:
-    """A device's name; whether it is there, torch knows."""
-    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text, re.ASCII):
-        raise argparse.ArgumentTypeError(f"device {text!r} cannot be used; expected cpu, cuda or cuda:1")
+    """A device's name. Which GPUs are there, torch knows; that there is none without a driver, anyone can see."""
+    why = None if re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text, re.ASCII) else ""
+    if why is None and text.startswith("cuda") and not _has_driver():
+        why = " (no driver of an NVIDIA GPU was found)"
+    if why is not None:
+        raise argparse.ArgumentTypeError(f"device {text!r} cannot be used{why}; expected cpu, cuda or cuda:1")
     return text
+
+
+def _has_driver() -> bool:
+    """Whether torch could find a GPU by its name "cuda". A torch for AMD's GPUs has the same name, another driver."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        if "rocm" in importlib.metadata.version("torch"):
+            return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def load_torch(aloud: bool = True) -> None:

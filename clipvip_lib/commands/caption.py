@@ -192,21 +192,14 @@ def _ranks() -> tuple[int, int, int, int]:
 
 
 def _device(asked: str, local: int) -> str:
+    """This rank's device: by itself its GPU, in turns where ranks are more than GPUs."""
     import torch
 
-    from clipvip_lib.errors import ClipVipError, first_line
+    from clipvip_lib.features.embedding import device_of
 
-    if asked == "auto":
-        return f"cuda:{local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(f"cuda:{local}" if asked == "cuda" and torch.cuda.is_available() else asked)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-        raise ClipVipError(
-            f"cannot use the device {asked!r} ({reason}): expected cpu, cuda or cuda:N"
-        ) from error
-    return str(device)
+    if asked in ("auto", "cuda") and torch.cuda.is_available():
+        asked = f"cuda:{local}" if asked == "cuda" else f"cuda:{local % torch.cuda.device_count()}"
+    return str(device_of(asked))
 
 
 def _threads(processes: int) -> int:

@@ -126,7 +126,7 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.data.clips import list_clips, workers_of
-    from clipvip_lib.data.windows import Windows
+    from clipvip_lib.data.windows import Windows, expect_ids
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.files import make_folder
@@ -153,6 +153,8 @@ def run(arguments: argparse.Namespace) -> int:
     clips = list_clips(arguments.sources, arguments.ids)
     if note := clips.note():
         say(f"clipvip: {note}", sys.stderr)
+    if windows is not None:
+        expect_ids(clip.id for clip in clips)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
     _expect_settings(arguments)
     make_folder(arguments.out)

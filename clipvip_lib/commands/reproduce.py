@@ -62,12 +62,17 @@ def add(commands) -> None:
         help="print stages, data needed, time and disk, and run nothing; at paper --set data_root=DIR, weights=FILE, "
         "ofa=PATH, gpus=N, postpretrain.steps=N, or any assumption=VALUE",
     )
+    parser.add_argument("--json", action="store_true", help="of --plan: print it as one JSON line")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         return _plan(arguments)
+    if arguments.json:
+        raise ClipVipError(
+            "--json belongs to --plan: expected both; a run writes its numbers to results/*.json of --out by itself"
+        )
     from clipvip_lib.study.pipeline import reproduce
 
     return reproduce(
@@ -94,4 +99,5 @@ def _plan(arguments: argparse.Namespace) -> int:
         seeds=arguments.seeds,
         set=dict(arguments.set),
         workers=arguments.workers,
+        as_json=arguments.json,
     )

@@ -14,7 +14,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
@@ -29,6 +29,7 @@ from clipvip_lib.errors import ClipVipError
 
 MOST = 100_000  # windows of a video; 139 hours at a stride of 5 s
 SHORTEST = Fraction(1, 10)  # second: less would be a frame or none
+MARK = "#t="  # ID#t=15: where in the video a window begins, as a URL says it (W3C's media fragments)
 Shrink = Callable[[np.ndarray], np.ndarray]
 
 
@@ -54,6 +55,18 @@ class Windows:
     def start(self, number: int) -> Fraction:
         """Where a window begins, in seconds from the first frame."""
         return number * self.stride
+
+    def id(self, video: str, number: int) -> str:
+        """A window's id, ``VIDEO#t=15``."""
+        return f"{video}{MARK}{float(self.start(number)):.3f}".rstrip("0").rstrip(".")
+
+
+def expect_ids(videos: Iterable[str]) -> None:
+    """Raises ClipVipError for the id of a video that could be mistaken for a window's."""
+    if odd := next((video for video in videos if MARK in video), None):
+        raise ClipVipError(
+            f"the id {odd!r} has {MARK} in it: expected that in the ids of windows only; rename the video"
+        )
 
 
 @dataclass(frozen=True)

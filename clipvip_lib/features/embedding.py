@@ -21,7 +21,7 @@ import torch
 from clipvip_lib import __version__
 from clipvip_lib.data.clips import Clip, workers_of
 from clipvip_lib.data.video import VideoError
-from clipvip_lib.data.windows import Windows
+from clipvip_lib.data.windows import Windows, expect_ids
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.query_settings import weights_of
 from clipvip_lib.features.writer import PART, FeatureWriter
@@ -44,7 +44,6 @@ from clipvip_lib.precision import choose
 from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.say import counted, is_unicode
 
-WINDOW_MARK = "#t="
 MOST_FRAMES = 4096  # of a video: more would only fill the memory
 DEVICES = ("cpu", "cuda")
 
@@ -173,10 +172,7 @@ def embed_videos(
     }
     if windows is not None:
         settings |= {"window": float(windows.length), "stride": float(windows.stride)}
-        if odd := next((clip for clip in clips if WINDOW_MARK in clip.id), None):
-            raise ClipVipError(
-                f"the id {odd.id!r} has {WINDOW_MARK} in it: expected that in the ids of windows only; rename the video"
-            )
+        expect_ids(clip.id for clip in clips)
     with FeatureWriter(out, settings, part) as writer, contextlib.ExitStack() as stack:
         before = {clip.id: _ids_before(writer, clip, windows) for clip in clips}
         bad = [clip.id for clip in clips if before[clip.id] == [clip.id] and writer.skipped([clip.id])]
@@ -192,7 +188,7 @@ def embed_videos(
             )
 
         def wanted(clip: Clip, number: int) -> bool:
-            return not writer.has(_window_id(clip, windows, number), clip.stamp)
+            return not writer.has(windows.id(clip.id, number), clip.stamp)
 
         progress(done, len(clips), "embedded before" if not todo else "")
         options = {"precision": precision, "batch": batch, "workers": workers, "damaged": damaged}
@@ -204,7 +200,7 @@ def embed_videos(
             if clip.error is None:
                 row = _row(clip.clip) | {"frames": clip.total}
                 if (window := clip.window) is not None:
-                    row["id"] = _window_id(clip.clip, windows, window.number)
+                    row["id"] = windows.id(clip.clip.id, window.number)
                     row |= {"start": window.start, "end": window.end}
                     row |= {"last": True} if window.last else {}
                     ended, seconds = (
@@ -237,15 +233,10 @@ def _row(clip: Clip) -> dict:
     return row | ({"real": real} if real != os.path.abspath(clip.path) else {})  # noqa: PTH100
 
 
-def _window_id(clip: Clip, windows: Windows, number: int) -> str:
-    """``ID#t=15``: where in the video a window begins, as a URL says it (W3C's media fragments)."""
-    return f"{clip.id}{WINDOW_MARK}{float(windows.start(number)):.3f}".rstrip("0").rstrip(".")
-
-
 def _ids_before(writer: FeatureWriter, clip: Clip, windows: Windows | None) -> list[str] | None:
     """The ids of a clip's rows, if all are there (or it was skipped); else None."""
     ids: list[str] = []
-    while windows is not None and writer.has(id := _window_id(clip, windows, len(ids)), clip.stamp):
+    while windows is not None and writer.has(id := windows.id(clip.id, len(ids)), clip.stamp):
         ids.append(id)
         if writer.is_last(id):
             return ids

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import sys
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -47,8 +48,11 @@ def dry_run(
     notebooks: Path | None = None,
     home: Path | None = None,
     stream: TextIO | None = None,
+    as_json: bool = False,
 ) -> int:
     """Print the plan of a run with these arguments (``pipeline.reproduce`` takes the same); returns 0.
+
+    as_json: as one JSON line with the same numbers, unrounded (``stage_facts``, ``paper_facts``).
 
     At ``paper`` ``set`` says where data and weights are, changes recipes and assumptions (``real.profile.planned``).
     Raises ClipVipError for what ``reproduce`` would refuse before anything runs.
@@ -60,6 +64,8 @@ def dry_run(
     check_workers(workers)
     if profile == PAPER:
         sized, settings = planned(set or {})
+        if as_json:
+            return _say_json(paper_facts(sized, names, seeds, settings), profile, names, seeds, stream)
         lines = paper_lines(sized, names, seeds, settings)
         if ignored := uncounted(set or {}):
             text = (
@@ -77,47 +83,67 @@ def dry_run(
             outline.page(name, folder, parameters[name], sized, outline.stages_for(name, sized, seeds))
             for name in names
         ]
-        lines = [
-            *_head(profile, names, seeds),
-            "",
-            *stage_lines(closure(pages), home, workers or default_workers()),
-        ]
+        stages, workers = closure(pages), workers or default_workers()
+        if as_json:
+            return _say_json(stage_facts(stages, home, workers), profile, names, seeds, stream)
+        lines = [*_head(profile, names, seeds), "", *stage_lines(stages, home, workers)]
     for line in lines:
         say(line, stream)
+    return 0
+
+
+def _say_json(
+    facts: dict[str, object], profile: str, names: Sequence[str], seeds: Sequence[int], stream: TextIO
+) -> int:
+    asked = {"profile": profile, "notebooks": [*names], "seeds": [*seeds]}
+    say(json.dumps(asked | facts, ensure_ascii=False, allow_nan=False), stream)
     return 0
 
 
 # -------------------------------------------------------------------------------------- the stages of a cache
 
 
-def stage_lines(stages: Sequence[Stage], home: Path, workers: int) -> list[str]:
-    """One row per stage, with its state and its seconds, and the sum."""
+def stage_facts(stages: Sequence[Stage], home: Path, workers: int) -> dict[str, object]:
+    """{workers, seconds_left, stages: [{stage, state, expected, took}]} of a run from this cache.
+
+    state: "done", "begun" or "to do". expected: seconds on one laptop core; took: seconds here, None until it is done.
+    seconds_left: of the whole run, at the pace of the stages that are done.
+    """
     board, waiting = Board(len(stages), workers, stream=io.StringIO(), mode="plain"), []
-    rows = [("stage", "state", "expected s", "took s")]
-    spent = declared = 0.0
+    rows = []
     for stage in stages:
+        took = None
         if stage.done(home):
-            seconds = stage.facts(home)["seconds"]
-            board.ran(stage, seconds)
-            spent, declared = spent + seconds, declared + stage.cost
-            rows.append((stage.name, "done", f"{stage.cost:,.0f}", f"{seconds:,.1f}"))
+            state, took = "done", stage.facts(home)["seconds"]
+            board.ran(stage, took)
         else:
             waiting.append(stage)
             state = "begun" if stage.partial_folder(home).exists() else "to do"
-            rows.append((stage.name, state, f"{stage.cost:,.0f}", "-"))
-    left = board.remaining([], waiting, 0.0)
-    lines = columns(rows, right=(2, 3))
-    lines += [
+        rows.append({"stage": stage.name, "state": state, "expected": stage.cost, "took": took})
+    return {"workers": workers, "seconds_left": board.remaining([], waiting, 0.0), "stages": rows}
+
+
+def stage_lines(stages: Sequence[Stage], home: Path, workers: int) -> list[str]:
+    """One row per stage, with its state and its seconds, and the sum."""
+    facts = stage_facts(stages, home, workers)
+    table = [("stage", "state", "expected s", "took s")]
+    for row in facts["stages"]:
+        took = "-" if row["took"] is None else f"{row['took']:,.1f}"
+        table.append((row["stage"], row["state"], f"{row['expected']:,.0f}", took))
+    done = [row for row in facts["stages"] if row["took"] is not None]
+    waiting = [row for row in facts["stages"] if row["took"] is None]
+    spent = sum(row["took"] for row in done)
+    lines = [
+        *columns(table, right=(2, 3)),
         "",
-        f"{len(stages) - len(waiting)} of {len(stages)} stages are done, they took {duration(spent)}.",
+        f"{len(done)} of {len(stages)} stages are done, they took {duration(spent)}.",
     ]
     if waiting:
-        pace = (
-            ""
-            if not spent
-            else f", at the pace of those done: {spent / declared:.2f} times the expected seconds"
-        )
-        total = sum(stage.cost for stage in waiting)
+        total, left = sum(row["expected"] for row in waiting), facts["seconds_left"]
+        pace = ""
+        if spent:
+            declared = sum(row["expected"] for row in done)
+            pace = f", at the pace of those done: {spent / declared:.2f} times the expected seconds"
         lines.append(
             f"{len(waiting)} are to do: {duration(total)} expected on one laptop core; about {duration(left)}"
         )
@@ -128,20 +154,44 @@ def stage_lines(stages: Sequence[Stage], home: Path, workers: int) -> list[str]:
 # ------------------------------------------------------------------------------------------------- paper size
 
 
+def _read_by(names: Sequence[str]) -> list[str]:
+    """The numbers of the notebooks whose work is counted; empty for all, which those that sum up need."""
+    numbers = [number(name) for name in names]
+    return [] if {*numbers} & {*SUMMARIES} else numbers
+
+
+def paper_facts(
+    profile: Profile, names: Sequence[str], seeds: Sequence[int], settings: paper_plan.Settings
+) -> dict[str, object]:
+    """The plan at paper size: {gpus, stages, sums, data, assumptions}.
+
+    stages: ``paper_plan.Work`` by its names; sums: ``sum_rows``; data: {what, where, state, bytes} of what the
+    stages need; assumptions: {assumption, value, unit, reason}.
+    """
+    rows = paper_plan.works(profile, seeds, settings, _read_by(names))
+    needed = frozenset().union(*(row.needs for row in rows))
+    at_hand = data_at_hand.look(profile, settings)
+    return {
+        "gpus": settings.gpus,
+        "stages": [
+            dataclasses.asdict(row) | {"notebooks": sorted(row.notebooks), "needs": sorted(row.needs)}
+            for row in rows
+        ],
+        "sums": sum_rows(profile, names, seeds, settings),
+        "data": [
+            {"what": need.name, "where": need.where, "state": need.state, "bytes": need.bytes}
+            for name, need in at_hand.items()
+            if name in needed
+        ],
+        "assumptions": settings.rows(),
+    }
+
+
 def paper_lines(
     profile: Profile, names: Sequence[str], seeds: Sequence[int], settings: paper_plan.Settings
 ) -> list[str]:
     """The plan at paper size as lines."""
-    numbers = [number(name) for name in names]
-    chosen = [] if {*numbers} & {*SUMMARIES} else numbers
-    rows = paper_plan.works(profile, seeds, settings, chosen)
-    sums = {
-        (packed, gpus): paper_plan.works(
-            profile, seeds, dataclasses.replace(settings, gpus=gpus, packed=packed), chosen
-        )
-        for packed in (False, True)
-        for gpus in scaling.GPUS
-    }
+    rows = paper_plan.works(profile, seeds, settings, _read_by(names))
     at_hand = data_at_hand.look(profile, settings)
     most = _most_gpus_lines(profile, rows, max(settings.gpus, *scaling.GPUS))
     lines = [
@@ -159,7 +209,7 @@ def paper_lines(
         *_full_lines(profile, rows),
         "",
         "Sum (days: every run on all these GPUs, one run after the other; evaluations are seconds and left out)",
-        *_sum_lines(sums, settings),
+        *_sum_lines(sum_rows(profile, names, seeds, settings)),
         *([] if settings.gpus >= max(scaling.GPUS) else most),
         "",
         "Notebooks",
@@ -287,25 +337,47 @@ def _most_gpus_lines(profile: Profile, rows: Sequence[paper_plan.Work], gpus: in
     return textwrap.wrap(text, WIDTH, break_on_hyphens=False)
 
 
-def _sum_lines(
-    sums: Mapping[tuple[bool, int], Sequence[paper_plan.Work]], settings: paper_plan.Settings
-) -> list[str]:
-    """sums: the rows by whether clips are packed, and the number of GPUs."""
+def sum_rows(
+    profile: Profile, names: Sequence[str], seeds: Sequence[int], settings: paper_plan.Settings
+) -> list[dict[str, object]]:
+    """The whole plan by whether the clips are packed first, and by GPUs: {packed, gpus, hours, days, usd, walls}.
+
+    walls: GPU hours by the resource that sets the pace.
+    """
+    found, seen = [], {}
+    for packed in (False, True):
+        for gpus in scaling.GPUS:
+            asked = dataclasses.replace(settings, gpus=gpus, packed=packed)
+            rows = paper_plan.works(profile, seeds, asked, _read_by(names))
+            if seen.setdefault(gpus, rows) == rows and packed:
+                continue  # nothing reads a corpus
+            hours, walls = sum(row.hours for row in rows), {}
+            for row in rows:
+                walls[row.wall] = walls.get(row.wall, 0.0) + row.hours
+            days, price = sum(row.elapsed for row in rows) / 24, hours * settings.assumed.gpu_hour_price
+            found.append(
+                {
+                    "packed": packed,
+                    "gpus": gpus,
+                    "hours": hours,
+                    "days": days,
+                    "usd": price,
+                    "walls": {
+                        wall: walls[wall] for wall in sorted(walls, key=walls.__getitem__, reverse=True)
+                    },
+                }
+            )
+    return found
+
+
+def _sum_lines(sums: Sequence[Mapping[str, object]]) -> list[str]:
     table = [("clips", "GPUs", "GPU hours", "days", "USD", "hours by wall")]
-    for (packed, gpus), rows in sums.items():
-        if packed and rows == sums[False, gpus]:
-            continue  # nothing reads a corpus
-        hours, walls = sum(row.hours for row in rows), {}
-        for row in rows:
-            walls[row.wall] = walls.get(row.wall, 0.0) + row.hours
-        shares = {
-            wall: 100 * walls[wall] / hours for wall in sorted(walls, key=walls.__getitem__, reverse=True)
-        }
+    for row in sums:
+        shares = {wall: 100 * hours / row["hours"] for wall, hours in row["walls"].items()}
         said = ", ".join(f"{wall} {share:.1f} %" for wall, share in shares.items() if share >= 0.05)
-        days = sum(row.elapsed for row in rows) / 24
-        price = hours * settings.assumed.gpu_hour_price
-        clips = "packed once" if packed else "as they are"
-        table.append((clips, f"{gpus}", f"{hours:,.0f}", f"{days:,.1f}", f"{price:,.0f}", said))
+        clips = "packed once" if row["packed"] else "as they are"
+        amounts = (f"{row['hours']:,.0f}", f"{row['days']:,.1f}", f"{row['usd']:,.0f}")
+        table.append((clips, f"{row['gpus']}", *amounts, said))
     return columns(table, right=(1, 2, 3, 4))
 
 
