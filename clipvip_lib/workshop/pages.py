@@ -135,8 +135,8 @@ def with_navigation(page: str, names: Iterable[str], available: Iterable[str], c
     return NAVIGATION.sub(lambda _: f"<!--pages-->{navigation}<!--/pages-->", page, count=1)
 
 
-def with_outline(page: str) -> str:
-    """The page with links to its sections, each of which gets an id from its heading."""
+def with_outline(page: str, levels: str = "23") -> str:
+    """The page with links to its sections of these levels, each of which gets an id from its heading."""
     start, found, used = page.index("<main"), [], set()
 
     def named(match: re.Match) -> str:
@@ -153,12 +153,13 @@ def with_outline(page: str) -> str:
     items = "".join(
         f'<li class="level{level}"><a href="#{slug}">{html.escape(text)}</a></li>'
         for level, slug, text in found
+        if level in levels
     )
     outline = (
         f'<nav class="outline" aria-label="Sections of this page"><details open><summary>On this page</summary>'
         f"<ol>{items}</ol></details></nav>"
     )
-    return OUTLINE.sub(lambda _: f"<!--outline-->{outline if found else ''}<!--/outline-->", page, count=1)
+    return OUTLINE.sub(lambda _: f"<!--outline-->{outline if items else ''}<!--/outline-->", page, count=1)
 
 
 def with_reference(page: str, section: str) -> str:
@@ -175,9 +176,10 @@ def index_html(cards: list[dict], facts: list[tuple[str, str]], profile: str, an
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.globals |= {"style": _safe(style()), "script": _safe(script()), "policy": _safe(policy())}
-    return environment.get_template("index.html.j2").render(
+    index = environment.get_template("index.html.j2").render(
         cards=cards, facts=facts, profile=profile, answer=_safe(answer)
     )
+    return with_outline(index, levels="2")
 
 
 def _safe(text: str):
