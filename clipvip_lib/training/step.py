@@ -66,21 +66,22 @@ class Step:
                 f"the memory of {self.ranks.device} is too small for {recipe.chunk or len(batch.video)} clips at a "
                 "time; add --set chunk=N with a smaller N, or --set checkpointing=true"
             ) from error
-        _require_finite("loss", value, step, recipe)
         if self.flat:
             norm = self.flat.gradients(recipe.clip_norm)
         else:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
-        _require_finite("gradient", norm, step, recipe)
         optimizer.step()
         with torch.no_grad():
             scale.clamp_(0.0, MAX_LOGIT_SCALE)
         self.loaded()
+        # Read once, when all of the step is under way: each reading waits until a GPU has done what it was given.
+        value, norm, scale = torch.stack([number.detach().double() for number in (value, norm, scale)]).tolist()
+        _require_finite({"loss": value, "gradient": norm}, step, recipe)
         return {
-            "loss": round(value.item(), 6),
-            "grad_norm": round(norm.item(), 6),
+            "loss": round(value, 6),
+            "grad_norm": round(norm, 6),
             "lr": optimizer.param_groups[0]["lr"],
-            "logit_scale": round(scale.item(), 6),
+            "logit_scale": round(scale, 6),
         }
 
     def loaded(self) -> None:
@@ -163,10 +164,11 @@ def wrap(model: ClipViP, recipe: TrainRecipe, ranks: Ranks) -> nn.Module:
         return ddp(encoder, gradient_as_bucket_view=True, **{buffers: False})
 
 
-def _require_finite(what: str, value: Tensor, step: int, recipe: TrainRecipe) -> None:
+def _require_finite(found: dict[str, float], step: int, recipe: TrainRecipe) -> None:
     """Loss and gradient are those of the global batch, so that every rank stops at the same step."""
-    if not math.isfinite(value.item()):
-        raise ClipVipError(
-            f"the {what} became {value.item()} at step {step + 1}: expected a finite number; lower the learning rate "
-            f"({recipe.lr:g}) or take precision float32; the last checkpoint is kept"
-        )
+    for what, value in found.items():
+        if not math.isfinite(value):
+            raise ClipVipError(
+                f"the {what} became {value} at step {step + 1}: expected a finite number; lower the learning rate "
+                f"({recipe.lr:g}) or take precision float32; the last checkpoint is kept"
+            )
