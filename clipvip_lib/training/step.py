@@ -70,18 +70,18 @@ class Step:
             norm = self.flat.gradients(recipe.clip_norm)
         else:
             norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip_norm)
+        # Read together, before the weights move: each reading waits until a GPU has done what it was given.
+        value, norm = torch.stack([value.detach().double(), norm.detach().double()]).tolist()
+        _require_finite({"loss": value, "gradient": norm}, step, recipe)
         optimizer.step()
         with torch.no_grad():
             scale.clamp_(0.0, MAX_LOGIT_SCALE)
         self.loaded()
-        # Read once, when all of the step is under way: each reading waits until a GPU has done what it was given.
-        value, norm, scale = torch.stack([number.detach().double() for number in (value, norm, scale)]).tolist()
-        _require_finite({"loss": value, "gradient": norm}, step, recipe)
         return {
             "loss": round(value, 6),
             "grad_norm": round(norm, 6),
             "lr": optimizer.param_groups[0]["lr"],
-            "logit_scale": round(scale, 6),
+            "logit_scale": round(scale.item(), 6),
         }
 
     def loaded(self) -> None:
