@@ -163,6 +163,7 @@ def test_killed_in_the_middle_it_goes_on_where_it_was(place, line, tmp_path):
     keeps="all: the living rank captions the shard, each sample once",
 )
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_a_living_rank_takes_up_what_a_killed_one_held(place, line, tmp_path):
     out = tmp_path / "out"
     dies = start(place, line, rank=1, ranks=2)

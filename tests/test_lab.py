@@ -260,6 +260,7 @@ def test_outputs_are_kept_where_some_were_stored_and_in_a_duplicate(tmp_path, na
     sees="how many stages are done, `Run the cell again to continue.`, no traceback",
     keeps="finished stages, and the checkpoints of those that ran",
 )
+@pytest.mark.thorough
 def test_an_interrupted_cell_says_how_far_it_came_and_goes_on(tmp_path):
     environment = os.environ | {"CLIPVIP_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
     manager, client = start_new_kernel(kernel_name="python3", env=environment)

@@ -366,6 +366,7 @@ def processes_of(home: Path) -> list[int]:
     keeps="the stages; the next start writes the page",
 )
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_killed_twice_and_started_again_it_ends_the_same_and_does_nothing_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(TESTS))
     house = House(tmp_path)

@@ -24,7 +24,7 @@ from clipvip_lib.streams.sidecars import sidecar_path, write_sidecar
 from clipvip_lib.training.run_folder import read_metrics
 
 pytestmark = pytest.mark.slow
-STEPS = 150  # of runs that are interrupted: seconds
+STEPS = 90  # of runs that are interrupted: seconds
 ANSWER = "3600"  # seconds for which a lost rank is waited: a test that waits so long has failed before, see patience.py
 LONG = {"steps": STEPS, "save_minutes": 0.0}
 

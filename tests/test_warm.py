@@ -213,6 +213,7 @@ fig;"""
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_kernels_are_copies_and_find_what_a_fresh_kernel_does(tmp_path, monkeypatch):
     of_copy = "import psutil; print('clipvip_lib.workshop.warm' in psutil.Process().parent().cmdline())"
     body = [FACTS, DRAW, "axes", small_study.SHORT, of_copy]
