@@ -130,9 +130,9 @@ docs: setup ## build the documentation as a site that opens from the disk, build
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo "docs: build/site/index.html"
 
-lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (as root: LAB_ARGS=--allow-root)
+lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (LAB_ARGS=.. for more options)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \
-	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.app_settings_dir=clipvip_lib/workshop/templates/jupyterlab $(LAB_ARGS) notebooks/00_start_here.ipynb
+	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.app_settings_dir=clipvip_lib/workshop/templates/jupyterlab $(LAB_ARGS) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
 lint: setup ## check format and style of code and notebooks
 	@$(PY) -m ruff format --check .

@@ -136,6 +136,7 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("reproduce --profile nope", "unknown profile 'nope'"),
         ("reproduce --profile smoke --force nope", "unknown stage 'nope'"),
         ("reproduce --profile smoke --set nope=1", "unknown notebook parameter 'nope'"),
+        ("reproduce --profile smoke --set data_root=/x", "--set data_root=...: expected --profile paper"),
         ("reproduce --plan --profile nope", "unknown profile 'nope'"),
         ("reproduce --plan --profile smoke --set nope=1", "unknown notebook parameter 'nope'"),
         ("check-data nope .", "unknown"),

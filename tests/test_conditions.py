@@ -104,17 +104,22 @@ def test_a_statement_says_under_how_many_conditions_it_stays():
     told = dict(line.split(" ", 1) for line in robustness.by_statement(rows, rows_of("base", 3.0)))
     assert list(told) == [statement.id for statement in HEADLINES]
     assert told["3a"].endswith(
-        "on msrvtt (reference +3.0) the same sign under 2 of 3 conditions, shown under 1, the opposite is shown under "
-        "1 (frozen text)."
+        "on msrvtt (reference +3.0) the same sign under 2 of 3 conditions, shown under 1, the opposite under 1 "
+        "(frozen text)."
     )
     assert told["6"].count("the same sign under 2 of 3") == 2 and "; on didemo (reference +3.0)" in told["6"]
     below = dict(line.split(" ", 1) for line in robustness.by_statement(rows, rows_of("base", -3.0)))
     assert (
-        "the same sign under 1 of 3 conditions, shown under 1, the opposite is shown under 1 (no order)"
-        in below["3a"]
+        "the same sign under 1 of 3 conditions, shown under 1, the opposite under 1 (no order)" in below["3a"]
     )
-    unclear = robustness.by_statement(rows, rows_of("base", 0.5))
-    assert all(line.endswith(": the reference shows no effect.") for line in unclear)
+    unclear = dict(line.split(" ", 1) for line in robustness.by_statement(rows, rows_of("base", 0.5)))
+    assert unclear["3a"].endswith(
+        ": on msrvtt (reference +0.5, not shown) shown above zero under 1 (no order), below under 1 (frozen text) of 3 "
+        "conditions."
+    )
+    assert robustness.by_statement(rows_of("rewritten", 0.5), rows_of("base", 0.5))[0].endswith(
+        "shown above zero under none, below under none of 1 conditions."
+    )
 
 
 def test_the_title_of_a_figure_is_what_it_shows():
@@ -129,8 +134,8 @@ def test_the_title_of_a_figure_is_what_it_shows():
     )
     worlds = [*rows_of("no-order", 5.0), *rows_of("rewritten", 0.5), *rows_of("frozen-text", -4.0)]
     assert robustness.by_world(worlds, base) == (
-        "In other worlds, and where a rival explanation is true, 18 of 27 effects have the reference's sign, which "
-        "the interval shows for 9; for 9 it shows the opposite"
+        "Of the effects that the reference shows, 18 of 27 keep their sign in other worlds and where a rival "
+        "explanation is true; it is shown for 9, and the opposite for 9"
     )
 
 

@@ -13,7 +13,7 @@ from clipvip_lib.files import write_json
 from clipvip_lib.profiles import PROFILES, get_profile
 from clipvip_lib.statistics.claims import CONTRASTS, NMI, R1, STATEMENTS, measures, metric_of, statement
 from clipvip_lib.statistics.intervals import from_interval, paired_difference, pool_draws, prediction_interval
-from clipvip_lib.statistics.verdicts import OPEN, verdict, verdicts
+from clipvip_lib.statistics.verdicts import CONTRADICTED, OPEN, verdict, verdicts
 from clipvip_lib.study import answer, evidence_file, reference
 from clipvip_lib.study.pipeline import reproduce
 
@@ -200,6 +200,17 @@ def test_seeds_that_two_machines_share_are_compared_and_no_others():
     assert reference.apart(here, kept((1,), profile="Profile(name='mini', steps=4)"), R1) == []
 
 
+def test_the_answer_says_what_speaks_against_a_claim_that_holds():
+    better, worse = (from_interval(e, e - 0.5, e + 0.5, seeds=5) for e in (3.0, -2.0))
+    found = {c: better for name in ("1a", "1b", "11b", "11c") for c in statement(name).contrasts}
+    found |= {c: worse for name in ("3a", "11a") for c in statement(name).contrasts}
+    said = answer.sentence(of([v.row() for v in verdicts(found, range(5))]))
+    assert "1 holds in part (claim 11 with 1 of its 3 statements contradicted)" in said
+    assert said.endswith("so the fall of the small ones is not over-fitting alone.")
+    found |= dict.fromkeys(statement("3a").contrasts, better)
+    assert "Read claim 1" not in answer.sentence(of([v.row() for v in verdicts(found, range(5))]))
+
+
 def test_the_answer_counts_claims_and_tells_what_holds():
     six, seven = statement("6"), [statement("7a"), statement("7b")]
     better, level, worse = (from_interval(e, e - 0.5, e + 0.5, seeds=5) for e in (3.0, 0.1, -2.0))
@@ -224,6 +235,7 @@ def test_the_answer_counts_claims_and_tells_what_holds():
         "* Claim 1 **not run**",
     ]
     assert ": Video proxies beat mean pooling, and several beat one (points: 7a +0.1, 7b −2.0).\n" in readme
+    assert f"\n\n{answer.how_judged()}\n<!--/answer-->" in readme
     lead = answer.lead(made)
     assert "7b contradicted, −2.0 pt from −2.5 to −1.5" in lead and lead.count("<li>") == 11
     said = '<li>Video proxies beat full attention (points: 6 +3.0) <span data-verdict="holds">claim 6 holds</span></li>'
@@ -233,8 +245,10 @@ def test_the_answer_counts_claims_and_tells_what_holds():
     assert "their numbers do not compare with these" in answer.lead(made | {"metric": R1})
     there = [row | {"verdict": OPEN} if row["id"] in ("6", "7b") else row for row in made["statements"]]
     said = answer.caption(made | {"machines": {"on gpu": there}})
-    assert " On gpu: the same, 5 seeds; there 6, 7b are open." in said
-    assert "5 seeds; with the same verdicts." in answer.caption(
+    assert " On gpu: the same study with 5 seeds; there 6, 7b are open; no verdict is reversed." in said
+    turned = [row | {"verdict": CONTRADICTED} if row["id"] == "6" else row for row in made["statements"]]
+    assert "5 seeds; there 6 is contradicted." in answer.caption(made | {"machines": {"on gpu": turned}})
+    assert "5 seeds; all verdicts are the same." in answer.caption(
         made | {"machines": {"b": made["statements"]}}
     )
 

@@ -31,7 +31,12 @@ def add(commands) -> None:
         "OUT/result.json, which is printed too. Exit code: 0 done, 1 a rank was lost, 2 bad input or data, 143 "
         "(130) stopped by SIGTERM (SIGINT).",
     )
-    parser.add_argument("--stage", required=True, choices=STAGES)
+    parser.add_argument(
+        "--stage",
+        required=True,
+        choices=STAGES,
+        help="post-pretrain on --shards, or fine-tune on --benchmark",
+    )
     parser.add_argument(
         "--weights",
         required=True,
@@ -68,14 +73,24 @@ def add(commands) -> None:
         "(fine-tuning always does, by default in OUT/frames)",
     )
     data.add_argument(
-        "--benchmark", metavar="NAME", help="to fine-tune on: msrvtt, didemo, activitynet, lsmdc, .."
+        "--benchmark",
+        metavar="NAME",
+        help="to fine-tune on: msrvtt, didemo, activitynet, lsmdc and others (docs/benchmarks.md)",
     )
     data.add_argument("--data", type=folder, metavar="DIR", help="the benchmark's folder")
     data.add_argument(
-        "--allow-missing", type=int, default=0, metavar="N", help="videos of a split that may be missing"
+        "--allow-missing",
+        type=int,
+        default=0,
+        metavar="N",
+        help="videos of a split that may be missing (default 0)",
     )
     data.add_argument(
-        "--workers", type=at_least(0), default=0, metavar="N", help="decoding processes of each rank"
+        "--workers",
+        type=at_least(0),
+        default=0,
+        metavar="N",
+        help="decoding processes of each rank (default 0)",
     )
     data.add_argument(
         "--skip-share", type=share, default=0.0, metavar="X", help="share of bad samples to skip (default: 0)"
@@ -96,7 +111,7 @@ def add(commands) -> None:
         type=assignment,
         default=[],
         metavar="FIELD=VALUE",
-        help="another value of the recipe, such as batch=256 or chunk=32; may be repeated",
+        help="another value of the recipe, such as batch=256 or chunk=32 (--show lists them); may be repeated",
     )
     how.add_argument("--attention", metavar="A", help=f"{', '.join(ATTENTIONS)} (default: the weights')")
     how.add_argument(
@@ -105,13 +120,23 @@ def add(commands) -> None:
         metavar="M",
         help="number of video proxies (default: the weights', or 4)",
     )
-    how.add_argument("--seed", type=int, default=0)
+    how.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        metavar="N",
+        help="of new weights and of the order of the data (default 0)",
+    )
     how.add_argument(
         "--snapshots", type=numbers, default=[], metavar="N,N", help="steps after which a model is kept"
     )
     how.add_argument("--tensorboard", action="store_true", help="write OUT/tensorboard too")
     how.add_argument(
-        "--timeout", type=float, default=600.0, metavar="S", help="seconds that ranks wait for each other"
+        "--timeout",
+        type=float,
+        default=600.0,
+        metavar="S",
+        help="seconds that ranks wait for each other (default 600)",
     )
     how.add_argument(
         "--show", action="store_true", help="print the recipe, with the source of each value, and end"

@@ -44,6 +44,7 @@ LOOKS = {  # colour, marker, hollow
     rule.NOT_RUN: ("grey", "|", True),
 }
 
+OPPOSITE = {rule.REPRODUCED, rule.CONTRADICTED}
 FONT = 9.5  # of the figure's words, in points: a phone shows it at half its width
 # Of the table at the figure's right, in widths of the plot: verdict, the paper's number, then a mark per machine
 VERDICT_AT, PAPER_AT, MACHINES_AT, MACHINE_WIDTH = 1.04, 1.38, 1.58, 0.22
@@ -55,11 +56,47 @@ def sentence(found: Mapping) -> str:
     decided = sum(row["verdict"] in rule.DECIDED for row in rows)
     words = [rule.kind(word) for _, word, _ in by_claim(found)]
     counts = [f"{count} {SUMS[word][count > 1]}" for word in SUMS if (count := words.count(word))]
+    counts = [f"{each}{_refuted(rows)}" if "in part" in each else each for each in counts]
     return (
         f"In the reference run, of the paper's {len(words)} claims {_listed(counts)}; {decided} of their {len(rows)} "
         f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is a statement's effect on "
         "the benchmark that is less favourable to it, or on both where their verdicts differ; plus speaks for the "
-        "statement, minus against it."
+        f"statement, minus against it.{_together(rows)}"
+    )
+
+
+def _refuted(rows: Sequence[Mapping]) -> str:
+    """Of claims that hold in part, those with statements that are contradicted."""
+    told = []
+    for claim in claims.CLAIMS:
+        own = [row["verdict"] for row in rows if row["claim"] == claim.id]
+        if rule.kind(rule.sum_up(claim, rows)) == "holds in part" and rule.CONTRADICTED in own:
+            told.append(
+                f"claim {claim.id} with {own.count(rule.CONTRADICTED)} of its {len(own)} statements contradicted"
+            )
+    return f" ({_listed(told)})" if told else ""
+
+
+def _together(rows: Sequence[Mapping]) -> str:
+    """What claim 1 does not show by itself."""
+    came = {row["id"]: row["verdict"] for row in rows}
+    if rule.REPRODUCED not in (came.get("1a"), came.get("1b")) or came.get("3a") != rule.CONTRADICTED:
+        return ""
+    return (
+        " Read claim 1 with 3a: the largest corpus, too, ends below no post-pretraining, so the fall of the small "
+        "ones is not over-fitting alone."
+    )
+
+
+def how_judged() -> str:
+    """The rule of verdicts.py in short."""
+    margin = claims.MARGIN
+    return (
+        "A statement is reproduced if the intervals of all its contrasts lie above zero, contradicted if one lies "
+        f"below, and no difference if all lie within {margin[claims.RECALL]:g} point ({margin[claims.NMI]:g} NMI) of "
+        "zero; otherwise it is open. Intervals are of 95 % (98.3 % where there are six contrasts). Statement 9b, that "
+        "the other losses lie within a point of the best, is reproduced if all intervals do, and contradicted if one "
+        "lies outside. NMI says how well two kinds of texts can be told apart, from 0 to 1."
     )
 
 
@@ -202,7 +239,8 @@ def caption(found: Mapping) -> str:
     counts = {title: max(len(row["seeds"]) for row in rows) for title, rows in found["machines"].items()}
     basis = reference.basis(found)
     elsewhere = "".join(
-        f" {title[0].upper()}{title[1:]}: the same, {counts[title]} seeds; {_otherwise(found['statements'], rows)}."
+        f" {title[0].upper()}{title[1:]}: the same study with {counts[title]} seeds; "
+        f"{_otherwise(found['statements'], rows)}."
         f"{_apart(found.get('apart', {}).get(title, []))}"
         for title, rows in found["machines"].items()
     )
@@ -223,7 +261,10 @@ def _otherwise(rows: Sequence[Mapping], others: Sequence[Mapping]) -> str:
         if row["verdict"] not in (here.get(row["id"]), rule.NOT_RUN):
             told.setdefault(row["verdict"], []).append(row["id"])
     words = [f"{', '.join(ids)} {'is' if len(ids) == 1 else 'are'} {word}" for word, ids in told.items()]
-    return f"there {_listed(words)}" if words else "with the same verdicts"
+    if not words:
+        return "all verdicts are the same"
+    reversed_ = any({here.get(row["id"]), row["verdict"]} == OPPOSITE for row in others)
+    return f"there {_listed(words)}{'' if reversed_ else '; no verdict is reversed'}"
 
 
 def _apart(rows: Sequence[Mapping]) -> str:
@@ -234,7 +275,7 @@ def _apart(rows: Sequence[Mapping]) -> str:
     mean = sum(abs(row["effect"]) for row in rows) / len(rows)
     return (
         f" Effects of the seeds that both have differ by {mean:.1f} points on average; of {len(rows)} differences "
-        f"{level} have a 95 % interval that includes zero (by chance one in twenty has not)."
+        f"{level} have a 95 % interval that includes zero (chance alone leaves it out once in twenty)."
     )
 
 
@@ -251,7 +292,10 @@ def lead(found: Mapping | None) -> str:
     if found["metric"] != claims.RECALL:
         first += " The pages below count the average of R@1, R@5 and R@10: their numbers do not compare with these."
     first += " How the reference came about is told in the project's reports/README.md."
-    answer = f'<section class="answer"><h2>The answer</h2><p>{first}</p>{claims_html(found)}{shown}</section>'
+    answer = (
+        f'<section class="answer"><h2>The answer</h2><p>{first}</p>{claims_html(found)}'
+        f"<p>{html.escape(how_judged())}</p>{shown}</section>"
+    )
     return answer + robustness.lead(found)
 
 
@@ -274,5 +318,6 @@ def readme(text: str, found: Mapping) -> str:
     """README with the answer written into its block."""
     lines = [f"* Claim {claim.id} **{word}**: {said}." for claim, word, said in by_claim(found)]
     picture = f"![{alt(found['statements'])}](reports/reference/{FIGURE})"
-    block = "\n".join(["<!--answer-->", sentence(found), "", *lines, "", picture, "<!--/answer-->"])
+    parts = [sentence(found), "\n".join(lines), picture, how_judged()]
+    block = "\n".join(["<!--answer-->", "\n\n".join(parts), "<!--/answer-->"])
     return BLOCK.sub(lambda _: block, text)

@@ -119,10 +119,15 @@ def split_settings(profile: str, given: dict) -> tuple[dict, dict]:
     are, which notebooks take as one parameter ``at_hand``. The number of GPUs is written out, because a page's
     own process sees only one, and paths are, because it works in another folder."""
     of_profile = {"precision": given.pop("precision")} if "precision" in given else {}
-    if profile != "paper":
-        return of_profile, given
     from clipvip_lib.study.paper_plan import PATHS
 
+    if profile != "paper":
+        if name := next((name for name in given if name in (*PATHS, "gpus")), None):
+            raise ClipVipError(
+                f"--set {name}=...: expected --profile paper, to which it belongs, got {profile}; leave it out or "
+                "change the profile"
+            )
+        return of_profile, given
     for name in PATHS:
         if isinstance(given.get(name), str) and given[name].strip():
             given[name] = str(Path(given[name]).expanduser().absolute())

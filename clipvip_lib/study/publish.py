@@ -118,7 +118,9 @@ def _card(
         led = reference_run.sums(recorded.get("beside") or {})
         card |= {
             "verdicts": led,
-            "headline": f"This run: {recorded['headline']}" if led else recorded["headline"],
+            "headline": f"This run{_of_one_seed(recorded)}: {recorded['headline']}"
+            if led
+            else recorded["headline"],
             "facts": f"profile {recorded['profile']}, {seeds}, {recorded['run']['seconds']:.0f} s",
             "status": "done",
         }
@@ -127,6 +129,11 @@ def _card(
         older = "; the page is of an earlier run" if there else ""
         card |= {"headline": f"{outcome.status}: {outcome.error}{older}", "status": "failed"}
     return card
+
+
+def _of_one_seed(recorded: dict) -> str:
+    """That the interval of one seed leaves the spread between seeds out."""
+    return " (one seed; its intervals count queries, not seeds)" if len(recorded["seeds"]) == 1 else ""
 
 
 def _write(path: Path, text: str) -> None:

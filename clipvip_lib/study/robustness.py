@@ -26,10 +26,11 @@ LOOKS = (
     ("blue", "o"),
     ("orange", "s"),
     ("green", "D"),
-    ("grey", "^"),
-    ("blue", "v"),
+    ("purple", "^"),
+    ("ochre", "v"),
 )  # of the headline statements
 SIDES = {1: "keep their side", 0: "include zero", -1: "turn round"}  # of the interval, beside the reference's
+SHOWN = "Five contrasts were trained again under other conditions. An effect is shown if its interval leaves zero out."
 Rows = Sequence[Mapping]
 
 
@@ -39,14 +40,19 @@ def lead(found: Mapping) -> str:
     if not rows:
         return ""
     shown = ""
-    for kinds, draw, title in (((TUNING, POST), doses, by_dose), ((WORLD, RIVAL), elsewhere, by_world)):
+    parts = (
+        ((TUNING, POST), doses, by_dose, "1: the reference"),
+        ((WORLD, RIVAL), elsewhere, by_world, "grey: the reference"),
+    )
+    for kinds, draw, title, which in parts:
         if some := [row for row in rows if row["kind"] in kinds]:
             drawn = figures.renamed(draw(some, base), miniatures)
-            words = [miniatures(text) for text in (title(some, base), caption(some), alt(some))]
+            words = [miniatures(text) for text in (title(some, base), caption(some, base, which), alt(some))]
             shown += figures.figure_html(drawn, *words)
     each = _bullets(sentences(rows, base))
     return (
-        f'<section class="answer"><h2>How far the answer reaches</h2>{_bullets(by_statement(rows, base))}{shown}'
+        f'<section class="answer"><h2>How far the answer reaches</h2><p>{SHOWN}</p>'
+        f"{_bullets(by_statement(rows, base))}{shown}"
         f"<details><summary>Condition by condition</summary>{each}</details></section>"
     )
 
@@ -56,23 +62,37 @@ def _bullets(said: Sequence[str]) -> str:
 
 
 def by_statement(rows: Rows, base: Rows) -> list[str]:
-    """For each headline statement, on each benchmark where the reference shows an effect: under how many conditions
-    it has the same sign, and under how many the interval shows so, or shows the other sign."""
+    """For each headline statement, on each benchmark: under how many conditions it has the reference's sign, and
+    under how many the interval shows that, or the opposite; where the reference shows nothing, on which side of zero
+    the intervals are that show something."""
     found = []
     for statement in HEADLINES:
         parts = []
-        for known in (row for row in base if row["statement"] == statement.id and _side(row)):
+        for known in (row for row in base if row["statement"] == statement.id):
             own = [row for row in rows if row["contrast"] == known["contrast"]]
-            same, shown, turned = _agreement(own, known)
-            against = f", the opposite is shown under {len(turned)} ({', '.join(turned)})" if turned else ""
-            parts.append(
-                f"on {known['contrast'].rpartition(', ')[2]} (reference {signed(known['effect'], 1)}) the same sign "
-                f"under {same} of {len(own)} conditions, shown under {shown}{against}"
-            )
-        found.append(
-            f"{statement.id} {statement.sentence.rstrip('.')}: {'; '.join(parts) or 'the reference shows no effect'}."
-        )
+            where = f"on {known['contrast'].rpartition(', ')[2]} (reference {signed(known['effect'], 1)}"
+            if _side(known):
+                same, shown, turned = _agreement(own, known)
+                against = f", the opposite under {_counted(turned)}" if turned else ""
+                parts.append(
+                    f"{where}) the same sign under {same} of {len(own)} conditions, shown under {shown}{against}"
+                )
+            else:
+                above, below = ([_named(row) for row in own if _side(row) == side] for side in (1, -1))
+                parts.append(
+                    f"{where}, not shown) shown above zero under {_counted(above)}, below under {_counted(below)} of "
+                    f"{len(own)} conditions"
+                )
+        found.append(f"{statement.id} {statement.sentence.rstrip('.')}: {'; '.join(parts)}.")
     return found
+
+
+def _counted(conditions: Sequence[str]) -> str:
+    return f"{len(conditions)} ({', '.join(conditions)})" if conditions else "none"
+
+
+def _named(row: Mapping) -> str:
+    return row["condition"].replace("-", " ")
 
 
 def _agreement(own: Rows, known: Mapping) -> tuple[int, int, list[str]]:
@@ -82,7 +102,7 @@ def _agreement(own: Rows, known: Mapping) -> tuple[int, int, list[str]]:
     return (
         sum(row["effect"] * side > 0 for row in own),
         sum(_side(row) == side for row in own),
-        [row["condition"].replace("-", " ") for row in own if _side(row) == -side],
+        [_named(row) for row in own if _side(row) == -side],
     )
 
 
@@ -117,8 +137,8 @@ def by_world(rows: Rows, base: Rows) -> str:
     count, same, shown = (sum(each[i] for each in found) for i in range(3))
     turned = sum(len(each[3]) for each in found)
     return (
-        f"In other worlds, and where a rival explanation is true, {same} of {count} effects have the reference's "
-        f"sign, which the interval shows for {shown}; for {turned or 'none'} it shows the opposite"
+        f"Of the effects that the reference shows, {same} of {count} keep their sign in other worlds and where a rival "
+        f"explanation is true; it is shown for {shown}, and the opposite for {turned or 'none'}"
     )
 
 
@@ -152,9 +172,8 @@ def _short(row: Mapping) -> str:
     return row["statement"] + (f" on {row['contrast'].rpartition(', ')[2]}" if both else "")
 
 
-def _title(statement: claims.Statement) -> str:
-    """The statement with the first contrast that it is about, without the benchmark."""
-    return textwrap.fill(f"{statement.id}  {statement.contrasts[0].name.rpartition(', ')[0]}", 24)
+def _title(statement: claims.Statement, width: int = 24) -> str:
+    return textwrap.fill(miniatures(f"{statement.id}  {statement.sentence.rstrip('.')}"), width)
 
 
 def _side(row: Mapping) -> int:
@@ -168,7 +187,7 @@ def doses(rows: Rows, base: Rows) -> Figure:
 
     figures.use_style()
     kinds = [kind for kind in (TUNING, POST) if any(row["kind"] == kind for row in rows)]
-    fig, axes = plt.subplots(1, len(kinds), figsize=(4.6 * len(kinds), 3.4), sharey=True, squeeze=False)
+    fig, axes = plt.subplots(1, len(kinds), figsize=(4.6 * len(kinds), 3.8), sharey=True, squeeze=False)
     for axis, kind in zip(axes[0], kinds, strict=True):
         points = [row for row in rows if row["kind"] == kind] + [row | {"dose": 1.0} for row in base]
         amounts = sorted({row["dose"] for row in points})
@@ -186,13 +205,14 @@ def doses(rows: Rows, base: Rows) -> Figure:
                 color=figures.PALETTE[colour][0],
                 marker=marker,
                 capsize=3,
-                label=_title(statement),
+                label=_title(statement, 60),
             )
         axis.axhline(0, color=figures.INK["muted"][0], linewidth=1)
         axis.set_xticks(range(len(amounts)), [f"{amount:.2g}" for amount in amounts])
         axis.set_xlabel(f"{kind} (1: the study's)")
     axes[0, 0].set_ylabel(f"points of {rows[0]['metric']}")
-    axes[0, -1].legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.02, 1.0))
+    lines = axes[0, 0].get_legend_handles_labels()
+    fig.legend(*lines, fontsize=8, loc="outside lower left", ncols=len(kinds))
     return fig
 
 
@@ -226,12 +246,15 @@ def elsewhere(rows: Rows, base: Rows) -> Figure:
     return fig
 
 
-def caption(rows: Rows) -> str:
-    """What such a figure shows."""
-    seeds = sorted({row["seeds"] for row in rows})
+def caption(rows: Rows, base: Rows, which: str) -> str:
+    """What such a figure shows. which: how the reference looks in it."""
+    seeds, first = sorted({row["seeds"] for row in rows}), claims.BENCHMARKS[0]
+    drawn = {statement.contrasts[0].name: statement.id for statement in HEADLINES}
+    unclear = [drawn[row["contrast"]] for row in base if row["contrast"] in drawn and not _side(row)]
+    left_out = f" The reference itself does not show {', '.join(unclear)} on {first}." if unclear else ""
     return (
-        f"Effects on {claims.BENCHMARKS[0]} with 95 % intervals, {' or '.join(map(str, seeds))} seeds; grey or 1: the "
-        "reference. No statement is judged on these."
+        f"Effects on {first} with 95 % intervals, {' or '.join(map(str, seeds))} seeds; {which}.{left_out} No "
+        "statement is judged on these."
     )
 
 

@@ -10,7 +10,7 @@ import inspect
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_vip import ClipViP
