@@ -36,6 +36,11 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 
+def exact_seconds(value: float) -> str:
+    """A place in a video, exact to the millisecond: 15, 2.5, 12345.675."""
+    return f"{value:.3f}".rstrip("0").rstrip(".")
+
+
 def is_unicode(text: str) -> bool:
     """Whether a text can be written: a lone surrogate (half a character, or a file name's odd byte) cannot."""
     try:

@@ -36,6 +36,9 @@ def _assumed(value: float, unit: str, reason: str):
     return dataclasses.field(default=value, metadata={"unit": unit, "reason": reason})
 
 
+MOST = 1e12  # of an assumption: sums and quotients of several stay finite
+
+
 @dataclass(frozen=True)
 class Assumptions:
     """What is not measured here, each with its unit and the reason for its value. All must be above 0."""
@@ -73,8 +76,9 @@ class Assumptions:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             real = isinstance(value, int | float) and not isinstance(value, bool)
-            if not real or not 0 < value < float("inf") or (field.metadata["unit"] == "share" and value > 1):
-                top = " and at most 1" if field.metadata["unit"] == "share" else ""
+            most = 1 if field.metadata["unit"] == "share" else MOST
+            if not real or not 1 / MOST <= value <= most:
+                top = f" and at most {most:g}" if most == 1 or (real and value > most) else ""
                 raise ClipVipError(
                     f"assumption {field.name} (in {field.metadata['unit']}): expected a number above 0{top}, got "
                     f"{value!r}; change it"

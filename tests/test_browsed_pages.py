@@ -1,10 +1,12 @@
 """The pages of a smoke run in a browser: whole, legible and quiet at both widths, in light and dark; what moves, moves;
 what can be touched, answers; and without a script nothing is missing."""
 
+import base64
 import contextlib
 import json
 
 import browser as browsers
+import numpy as np
 import pytest
 from page_tables import Tables
 
@@ -127,6 +129,17 @@ def test_a_query_is_found_by_typing_its_words(tab, out):
     assert said == [
         f"{m}: its own video at rank {r}" for m, r in zip(("CLIP4Clip", "CLIP-ViP"), ranks, strict=True)
     ]
+    data = tab.run("JSON.parse(document.querySelector('.picker script').textContent)")
+    [query] = [query for query in data["queries"] if query["text"] == sentence]
+    found = []
+    for model in query["by"]:
+        for place, (video, score) in enumerate(model["found"], start=1):
+            own = " ✓" if video == query["video"] else ""
+            source, text = (data[kind][str(video)] for kind in ("videos", "texts"))
+            found.append([f"data:video/mp4;base64,{source}", f"{place}{own} · {score} {text}"])
+    shown = """[...document.querySelectorAll('.picker .player')].map((player) =>
+        [player.querySelector('video').src, player.querySelector('p').textContent])"""
+    assert tab.run(shown) == found and len({src for src, _ in found}) > 1
     tab.run("document.querySelector('.picker .found').scrollIntoView({block: 'center'})")
     tab.wait("[...document.querySelectorAll('.picker video')].length == 6")
     tab.wait("[...document.querySelectorAll('.picker video')].every((video) => video.currentTime > 0)")
@@ -200,14 +213,30 @@ def test_words_are_explained_where_they_stand(tab, out):
 
 def test_the_viewer_shows_what_is_chosen(tab, out):
     tab.show(out / "04_video_proxy.html")
-    said = "document.querySelector('.attention .said').textContent"
-    seen = {tab.run(said)}
-    for name in ("clip", "layer", "head", "proxy", "frame"):
-        tab.run(f"""(() => {{ const chosen = document.getElementById('attention-data-{name}');
-            chosen.selectedIndex = (chosen.selectedIndex + 1) % chosen.length;
-            chosen.dispatchEvent(new Event('change')); }})()""")
-        seen.add(tab.run(said + " + document.querySelector('.veil').innerHTML"))
-    assert len(seen) == 6
+    data = tab.run("JSON.parse(document.querySelector('.attention script').textContent)")
+    layers, heads, proxies, frames = data["size"]
+    maps = [
+        np.frombuffer(base64.b64decode(clip["maps"]), np.uint8).reshape(layers, heads, proxies, frames, -1)
+        for clip in data["clips"]
+    ]
+    state = {"clip": 0, "layer": layers - 1, "head": 0, "proxy": 0, "frame": 0}  # head 0: all
+    sizes = {"clip": len(maps), "layer": layers, "head": heads + 1, "proxy": proxies, "frame": frames}
+    veils = """[...document.querySelectorAll('.attention .veil')].map((veil) =>
+        [...veil.children].map((cell) => Number(cell.style.opacity)))"""
+    seen = set()
+    for name in (None, "clip", "layer", "head", "proxy", "frame"):
+        if name:
+            state[name] = (state[name] + 1) % sizes[name]
+            tab.run(f"""(() => {{ const chosen = document.getElementById('attention-data-{name}');
+                chosen.selectedIndex = {state[name]};
+                chosen.dispatchEvent(new Event('change')); }})()""")
+        chosen = maps[state["clip"]][state["layer"]]
+        chosen = chosen[state["head"] - 1] if state["head"] else chosen.mean(axis=0)
+        expected = chosen[state["proxy"]]
+        drawn = np.array(tab.run(veils))
+        assert drawn == pytest.approx(0.85 * (1 - expected / max(expected.max(), 1)), abs=1e-3)
+        seen.add((drawn.tobytes(), tab.run("document.querySelector('.attention .said').textContent")))
+    assert len({veil for veil, _ in seen}) == 5 and len(seen) == 6  # another frame changes the words alone
     shares = tab.run("[...document.querySelectorAll('.frames p')].map((p) => parseInt(p.lastChild.data))")
     assert len(shares) == 4 and abs(sum(shares) - 100) <= 2
 

@@ -208,6 +208,8 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("reproduce --json", "--json belongs to --plan"),
         ("search --video absent.mp4 --in O", "cannot read 'absent.mp4'"),
         ("search --video s.tar --in O", "s.tar is not a readable video"),
+        ("search dog --in O --top 0", "a whole number of at least 1, got '0'"),
+        ("search dog --in O --html found.html/", "that ends in .html"),
         ("search '' --in O", "a text or a video to look for, got ''"),
         ("search --in O --token abc", "--token belongs to --serve"),
         ("search dog --in O --html x.mp4", "that ends in .html"),
@@ -217,18 +219,35 @@ FEATURES |= {"precision": "float32", "stored": "float32", "frames": 3, "antialia
         ("bench caption --size giant", "invalid choice: 'giant'"),
         ("bench caption --device tpu", "device 'tpu' cannot be used"),
         ("search --in O --serve 0.0.0.0:0", "expected --token"),
-        pytest.param(
-            "search dog --in O --device cuda:1",
-            "device 'cuda:1' cannot be used (no driver of an NVIDIA GPU was found)",
-            marks=pytest.mark.skipif(_has_driver(), reason="a driver is here"),
+        *(
+            pytest.param(
+                f"{line} --device cuda:1",
+                "device 'cuda:1' cannot be used (no driver of an NVIDIA GPU was found)",
+                marks=pytest.mark.skipif(_has_driver(), reason="a driver is here"),
+            )
+            for line in (
+                "search dog --in O",
+                "embed s.tar --weights W --out F",
+                "caption --shards s.tar --weights W --out F",
+                "bench embed",
+            )
         ),
+        ("embed s.tar --weights C --out F", "of type clip or clip_vip, its config.json says 'ofa'"),
+        (
+            "train --stage postpretrain --shards s.tar --weights C --out F",
+            "of type clip or clip_vip, its config.json says 'ofa'",
+        ),
+        ("search dog --in O --weights C", "of type clip or clip_vip, its config.json says 'ofa'"),
+        ("reproduce --profile smoke --out s.tar", "s.tar"),
     ],
 )
 def test_what_is_wrong_is_told_before_torch_is_imported(tmp_path, line, words):
-    for folder in ("W", "E", "B"):
+    for folder in ("W", "E", "B", "C"):
         (tmp_path / folder).mkdir()
-    for name in ("W/config.json", "E/config.json", "W/model.safetensors", "B/vocab.json", "B/merges.txt"):
+    for name in (*("W/config.json", "E/config.json", "W/model.safetensors"), "B/vocab.json", "B/merges.txt"):
         (tmp_path / name).write_text("{}")
+    (tmp_path / "C/config.json").write_text('{"ofa": {}}')  # a captioner of the study
+    (tmp_path / "C/model.safetensors").write_text("{}")
     write_shard(tmp_path / "s.tar", {"0": {"mp4": b"a video", "txt": b"a text"}})
     (tmp_path / "v#t=5.mp4").write_bytes(b"a video")
     with FeatureWriter(tmp_path / "O", FEATURES) as writer:

@@ -282,6 +282,10 @@ def test_a_row_without_a_number_is_the_last_however_a_table_is_sorted(page, tab,
     assert tab.run(sort) == ["−1.0", "+2.5", "+3.0", "–"]
     assert tab.run(sort) == ["+3.0", "+2.5", "−1.0", "–"]
     assert tab.run(sort) == ["−1.0", "–", "+3.0", "+2.5"]
+    small = pd.DataFrame({"effect": ["1.0e-14", "0", "1.2e-06", "3.0", "1.1e-15"]})
+    file.write_text(page.replace("</main>", tables.table_html(small, "Effects") + "</main>"))
+    tab.show(file)
+    assert tab.run(sort) == ["0", "1.1e-15", "1.0e-14", "1.2e-06", "3.0"]
 
 
 @browsers.in_a_browser

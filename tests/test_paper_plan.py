@@ -15,7 +15,7 @@ from clipvip_lib import cli, flops, scaling
 from clipvip_lib.data import corpora
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.profiles import get_profile
-from clipvip_lib.progress import quiet
+from clipvip_lib.progress import duration, quiet
 from clipvip_lib.statistics.claims import BENCHMARKS, CORPORA, LOSS_ARMS
 from clipvip_lib.study import dry_run, experiments, paper_plan
 from clipvip_lib.study.paper_plan import Settings, finetuning_steps, works
@@ -295,6 +295,7 @@ def test_a_data_root_that_is_no_folder_is_said(tmp_path, capsys):
         ({"skip_share": True}, "skip_share=.*got True"),
         ({"gpu_share": 40}, "gpu_share.*at most 1, got 40"),
         ({"gpu_hour_price": "cheap"}, "expected a number above 0, got 'cheap'"),
+        ({"gpu_hour_price": 1e308}, "expected a number above 0 and at most 1e\\+12, got 1e\\+308"),
     ],
 )
 def test_senseless_settings_are_sentences(given, words):
@@ -466,6 +467,17 @@ def test_as_json_the_plan_has_the_numbers_of_the_tables(root, capsys):
         assert re.search(rf"^{clips} +{row['gpus']} +{amounts}  ", text, re.MULTILINE)
         assert math.isclose(sum(row["walls"].values()), row["hours"])
     assert {(row["what"], row["state"]) for row in told["data"]} >= {("CLIP's weights", "not given")}
+    known = {need.name: need.bytes or None for need in data_at_hand.look(PAPER, NONE).values()}
+    assert all(row["bytes"] == known[row["what"]] for row in told["data"])
+    assert told["lacks"]["01_data_size"] == ["webvid-2.5m", "weights"] and "08_verdict" not in told["lacks"]
+    assert told["data_root"] == str(root) and told["not_counted"] == []
+    video = told["model"]["video_flops"] / 1e9
+    assert (
+        f"{video:.1f} GFLOP per video, {told['model']['parameters'] / 1e6:.1f} million weights"
+        in " ".join(text.split())
+    )
+    assert cli.main([*asked, "--json", "--set", "postpretrain.epochs=3"]) == 0
+    assert json.loads(capsys.readouterr().out)["not_counted"] == ["postpretrain.epochs"]
     assert {row["assumption"] for row in told["assumptions"]} == {
         field.name for field in dataclasses.fields(scaling.Assumptions)
     }
@@ -499,7 +511,9 @@ def test_a_cache_tells_what_is_done_and_what_it_took(tmp_path):
     told = json.loads(stream.getvalue())
     assert [row["state"] for row in told["stages"]] == ["done", "to do", "begun", "to do"]
     assert [row["took"] for row in told["stages"]] == [took, None, None, None]
-    assert told["workers"] == 2 and told["seconds_left"] > 0
+    assert told["workers"] == 2
+    lines = said.split("about ")[1].split("\n")[0]
+    assert duration(told["seconds_left"]) == lines
 
 
 def test_a_parameter_that_no_notebook_declares_is_refused(tmp_path):

@@ -121,6 +121,8 @@ def test_every_kind_of_row_is_served_and_nothing_of_a_request_is_a_path(served, 
         status, headers, body = served.ask(f"/media/{served.row(id)}")
         assert (status, headers["Content-Type"], body) == (200, kind, content)
         assert headers["X-Content-Type-Options"] == "nosniff" and headers["Accept-Ranges"] == "bytes"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"  # no other page may show a video
+        assert headers["Referrer-Policy"] == "no-referrer"
         status, headers, body = served.ask(f"/media/{served.row(id)}", "HEAD")
         assert (status, int(headers["Content-Length"]), body) == (200, len(content), b"")
 

@@ -130,7 +130,7 @@ def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.text_files import read_texts
     from clipvip_lib.files import make_folder
-    from clipvip_lib.models.weight_names import expect_weights
+    from clipvip_lib.models.weight_names import expect_clip
     from clipvip_lib.progress import Progress
     from clipvip_lib.streams.parquet import need_pyarrow
 
@@ -145,7 +145,7 @@ def run(arguments: argparse.Namespace) -> int:
     windows = None
     if arguments.windows is not None:
         windows = Windows(arguments.windows, arguments.stride or arguments.windows)
-    expect_weights(arguments.weights, arguments.tag, arguments.attention)
+    expect_clip(arguments.weights, arguments.tag, arguments.attention)
     workers_of(arguments.workers)
     if arguments.parquet:
         need_pyarrow()  # fail now, not after hours of embedding

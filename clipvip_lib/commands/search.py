@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from clipvip_lib.commands.arguments import at_least, device, folder, load_torch
+from clipvip_lib.say import exact_seconds
 
 
 def add(commands) -> None:
@@ -25,7 +26,9 @@ def add(commands) -> None:
     parser.add_argument(
         "--in", dest="features", required=True, type=folder, metavar="DIR", help="folder of `clipvip embed`"
     )
-    parser.add_argument("--top", type=int, default=10, metavar="K", help="results per query (default 10)")
+    parser.add_argument(
+        "--top", type=at_least(1), default=10, metavar="K", help="results per query (default 10)"
+    )
     parser.add_argument(
         "--all-windows",
         action="store_true",
@@ -132,8 +135,6 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ClipVipError(
             f"--serve shows results in a browser: expected no {other}; leave one of the two out"
         )
-    if arguments.top < 1:
-        raise ClipVipError(f"expected top of at least 1, got {arguments.top}; ask for one result or more")
     for video in arguments.video:
         kind = kind_of(video)
         if not kind:
@@ -145,10 +146,8 @@ def _check(arguments: argparse.Namespace) -> None:
         else:
             look(video)
     if arguments.html is not None:
-        if (
-            Path(arguments.html).suffix.lower() not in (".html", ".htm")
-            or kind_of(arguments.html) == "folder"
-        ):
+        of_a_page = Path(arguments.html).suffix.lower() in (".html", ".htm") and arguments.html[-1:] != "/"
+        if not of_a_page or kind_of(arguments.html) == "folder":
             raise ClipVipError(
                 f"--html expected a file to write that ends in .html, got {arguments.html!r}; name another one"
             )
@@ -170,6 +169,8 @@ def _bound(arguments: argparse.Namespace):
 
 def _place(result: dict) -> str:
     key = f" ({result['key']})" if "key" in result else ""
-    window = f"  {result['start']:g}-{result['end']:g} s" if "start" in result else ""
+    window = (
+        f"  {exact_seconds(result['start'])}-{exact_seconds(result['end'])} s" if "start" in result else ""
+    )
     left_out = f", {result['overlapping']} more overlap it" if result.get("overlapping") else ""
     return f"{result['path']}{key}{window}{left_out}"

@@ -305,9 +305,9 @@ def _expect_files(arguments: argparse.Namespace) -> None:
     """Raises ClipVipError for weights and data that are not there: now, not after torch was imported by every rank."""
     from clipvip_lib.data.shards import expand
     from clipvip_lib.files import kind_of, make_folder
-    from clipvip_lib.models.weight_names import expect_weights
+    from clipvip_lib.models.weight_names import expect_clip
 
-    expect_weights(arguments.weights, arguments.tag, arguments.attention)
+    expect_clip(arguments.weights, arguments.tag, arguments.attention)
     if arguments.shards:
         expand(arguments.shards)
     if arguments.benchmark:

@@ -26,6 +26,7 @@ from clipvip_lib.data.container import Look, VideoError, describe, look
 from clipvip_lib.data.turns import UPRIGHT, Matrix, turned
 from clipvip_lib.data.video import Pictures, PicturesLost, uniform_indices
 from clipvip_lib.errors import ClipVipError
+from clipvip_lib.say import exact_seconds
 
 MOST = 100_000  # windows of a video; 139 hours at a stride of 5 s
 SHORTEST = Fraction(1, 10)  # second: less would be a frame or none
@@ -58,14 +59,14 @@ class Windows:
 
     def id(self, video: str, number: int) -> str:
         """A window's id, ``VIDEO#t=15``."""
-        return f"{video}{MARK}{float(self.start(number)):.3f}".rstrip("0").rstrip(".")
+        return f"{video}{MARK}{exact_seconds(float(self.start(number)))}"
 
 
 def expect_ids(videos: Iterable[str]) -> None:
     """Raises ClipVipError for the id of a video that could be mistaken for a window's."""
     if odd := next((video for video in videos if MARK in video), None):
         raise ClipVipError(
-            f"the id {odd!r} has {MARK} in it: expected that in the ids of windows only; rename the video"
+            f"the id {odd!r} has {MARK} in it: expected that in the ids of windows only; rename the file or its folder"
         )
 
 

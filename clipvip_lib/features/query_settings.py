@@ -5,7 +5,7 @@ from __future__ import annotations
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import kind_of
 from clipvip_lib.models.hub import is_hub_name
-from clipvip_lib.models.weight_names import expect_weights
+from clipvip_lib.models.weight_names import expect_clip
 
 #: What settings must say for a query to be encoded as the rows were.
 QUERY_SETTINGS = {
@@ -32,7 +32,7 @@ def weights_of(
             raise ClipVipError(
                 f"the weights {weights} that made these features are gone; name where they are now with --weights"
             )
-    expect_weights(weights, pretrained_tag)
+    expect_clip(weights, pretrained_tag)
     return weights, pretrained_tag
 
 

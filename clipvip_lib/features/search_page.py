@@ -20,7 +20,7 @@ from urllib.parse import quote
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.folder import Features
 from clipvip_lib.features.media import Media, Place
-from clipvip_lib.say import shown
+from clipvip_lib.say import exact_seconds, shown
 
 Address = Callable[[int, Place, dict], tuple[str, str]]
 
@@ -74,7 +74,7 @@ def fragment(row: dict) -> str:
     """The part of a video that a row shows, as a URL says it (W3C's media fragments); a player starts there."""
     if row.get("end", 0) <= row.get("start", 0):
         return ""
-    return f"#t={row['start']:g},{row['end']:g}"
+    return f"#t={exact_seconds(row['start'])},{exact_seconds(row['end'])}"
 
 
 def page(

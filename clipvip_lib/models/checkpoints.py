@@ -42,7 +42,7 @@ from clipvip_lib.models.ofa import OFA
 from clipvip_lib.models.ofa_weights import SIGN_OF_OFA, config_of_folder, ofa_from_state
 from clipvip_lib.models.open_clip_weights import from_open_clip
 from clipvip_lib.models.weight_files import read_folder, read_weights, refuse_prefixes
-from clipvip_lib.models.weight_names import expect_weights, unknown_tag
+from clipvip_lib.models.weight_names import CLIP_TYPES, expect_weights, not_a_clip, unknown_tag
 
 TEMPORAL = "vision_model.embeddings.temporal_embedding"
 PROXIES = "vision_model.embeddings.added_cls"
@@ -425,11 +425,8 @@ def _config_of_folder(source: Weights) -> ClipViPConfig:
     """The configuration of a folder written by save_pretrained, ours or Hugging Face's CLIP."""
     fields = dict(source.config)
     kind = fields.pop("model_type", None)
-    if kind not in ("clip", "clip_vip"):
-        raise ClipVipError(
-            f"{source.name} expected a model of type clip or clip_vip, its config.json says {kind!r}; "
-            + ("load it with load_ofa" if kind == "ofa" else "give the folder of a CLIP")
-        )
+    if kind not in CLIP_TYPES:
+        raise not_a_clip(source.name, kind)
     fields.pop("architectures", None)
     config = ClipViPConfig(**fields)
     text = config.text_config

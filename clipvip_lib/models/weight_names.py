@@ -17,6 +17,8 @@ from clipvip_lib.models import hub
 from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.models.hub import BPE_FILES, WEIGHT_FILES
 
+CLIP_TYPES = ("clip", "clip_vip")  # of config.json: Hugging Face's and ours
+
 
 def expect_weights(source: str | Path, tag: str | Path | None = None, attention: str | None = None) -> None:
     """Raises ClipVipError unless ``source`` is a file or folder, a name of the Hugging Face Hub, or open_clip's name of
@@ -47,6 +49,23 @@ def expect_weights(source: str | Path, tag: str | Path | None = None, attention:
     tags = open_clip_tags(str(source))
     if tags and not (tag and (kind_of(tag) == "file" or str(tag).lower().replace("-", "_") in tags)):
         raise unknown_tag(str(source), tag, tags)
+
+
+def expect_clip(source: str | Path, tag: str | Path | None = None, attention: str | None = None) -> None:
+    """As ``expect_weights``; for a folder whose config.json tells that it is another model than a CLIP, too."""
+    expect_weights(source, tag, attention)
+    if kind_of(source) == "folder":
+        kind = _config(source).get("model_type", "ofa" if is_captioner(source) else "clip")
+        if kind not in CLIP_TYPES:
+            raise not_a_clip(Path(source).name, kind)
+
+
+def not_a_clip(name: str, kind: object) -> ClipVipError:
+    """The error for a model of another type than a CLIP's."""
+    return ClipVipError(
+        f"{name} expected a model of type clip or clip_vip, its config.json says {kind!r}; "
+        + ("load it with load_ofa" if kind == "ofa" else "give the folder of a CLIP")
+    )
 
 
 def unknown_tag(name: str, tag: str | Path | None, tags: Sequence[str]) -> ClipVipError:

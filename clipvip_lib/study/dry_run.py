@@ -65,7 +65,8 @@ def dry_run(
     if profile == PAPER:
         sized, settings = planned(set or {})
         if as_json:
-            return _say_json(paper_facts(sized, names, seeds, settings), profile, names, seeds, stream)
+            facts = paper_facts(sized, names, seeds, settings) | {"not_counted": uncounted(set or {})}
+            return _say_json(facts, profile, names, seeds, stream)
         lines = paper_lines(sized, names, seeds, settings)
         if ignored := uncounted(set or {}):
             text = (
@@ -163,26 +164,40 @@ def _read_by(names: Sequence[str]) -> list[str]:
 def paper_facts(
     profile: Profile, names: Sequence[str], seeds: Sequence[int], settings: paper_plan.Settings
 ) -> dict[str, object]:
-    """The plan at paper size: {gpus, stages, sums, data, assumptions}.
+    """The plan at paper size: {gpus, data_root, model, stages, sums, data, lacks, assumptions}.
 
-    stages: ``paper_plan.Work`` by its names; sums: ``sum_rows``; data: {what, where, state, bytes} of what the
-    stages need; assumptions: {assumption, value, unit, reason}.
+    model: {video_flops, parameters, clips_per_epoch, full_epochs}, the last of the rows "full ..". stages:
+    ``paper_plan.Work`` by its names; sums: ``sum_rows``; data: {what, where, state, bytes} of what the stages need,
+    bytes None if not known; lacks: {notebook: what it needs and is not there}; assumptions: {assumption, value, unit,
+    reason}.
     """
     rows = paper_plan.works(profile, seeds, settings, _read_by(names))
     needed = frozenset().union(*(row.needs for row in rows))
-    at_hand = data_at_hand.look(profile, settings)
+    at_hand, sizes = data_at_hand.look(profile, settings), paper_plan.sizes_of(profile)
     return {
         "gpus": settings.gpus,
+        "data_root": None if settings.data_root is None else str(settings.data_root),
+        "model": {
+            "video_flops": flops.video_flops(sizes),
+            "parameters": flops.clip_parameters(sizes),
+            "clips_per_epoch": paper_plan.epoch_clips(profile),
+            "full_epochs": paper_plan.FULL_EPOCHS,
+        },
         "stages": [
             dataclasses.asdict(row) | {"notebooks": sorted(row.notebooks), "needs": sorted(row.needs)}
             for row in rows
         ],
         "sums": sum_rows(profile, names, seeds, settings),
         "data": [
-            {"what": need.name, "where": need.where, "state": need.state, "bytes": need.bytes}
+            {"what": need.name, "where": need.where, "state": need.state, "bytes": need.bytes or None}
             for name, need in at_hand.items()
             if name in needed
         ],
+        "lacks": {
+            name: data_at_hand.missing_of(number(name), rows, at_hand)
+            for name in names
+            if number(name) not in SUMMARIES
+        },
         "assumptions": settings.rows(),
     }
 

@@ -80,12 +80,12 @@ def reproduce(
         say(said, stream)
     always = {"profile": profile, "seeds": seeds, **given}
     parameters = check_notebooks(notebooks, names, always, further)
-    sized = outline.profile(profile, **given)
-    needed = {name: outline.stages_for(name, sized, seeds) for name in names}
     home = require_room(home or files.home())
     if out is None:  # smoke's numbers mean nothing: its pages never take the place of a study's
         out = files.workplace() / ("reports/smoke" if profile == "smoke" else "reports")
     out = require_room(out)
+    sized = outline.profile(profile, **given)
+    needed = {name: outline.stages_for(name, sized, seeds) for name in names}
     with only_run(home):
         record = _log(home)
         start = time.monotonic()

@@ -72,7 +72,7 @@
 
   // --- tables: a heading sorts
   const amount = (text) => {
-    const found = text.replace(/−/g, '-').replace(/,/g, '').match(/^[+]?(-?\d+(?:\.\d+)?)/);
+    const found = text.replace(/−/g, '-').replace(/,/g, '').match(/^[+]?(-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)/);
     return found ? Number(found[1]) : null;
   };
   for (const table of all('.table table')) {
