@@ -88,15 +88,26 @@ def rows_of(name: str, effect: float, half: float = 1.0) -> list[dict]:
 def test_what_a_condition_teaches_is_a_sentence():
     base = rows_of("base", 3.0)
     assert robustness.sentences(rows_of("no-order", 5.0), base) == [
-        "No caption tells the order of events: of the contrasts that the reference shows 9 of 9 keep their side (3 "
-        "seeds)."
+        "No caption tells the order of events (3 seeds). Still shown: 3a +5.0, 6 on msrvtt +5.0, 6 on didemo +5.0, 7a "
+        "on msrvtt +5.0, 7a on didemo +5.0, 8d on msrvtt +5.0, 8d on didemo +5.0, 10a on msrvtt +5.0, 10a on didemo "
+        "+5.0."
     ]
     [gone] = robustness.sentences(rows_of("fine-tuning-quarter", 0.5), base)
-    assert (
-        gone.startswith("Amount of fine-tuning, 0.25 times as many steps: ") and "9 of 9 include zero" in gone
-    )
+    assert gone.startswith("Amount of fine-tuning, 0.25 times as many steps (3 seeds). Not shown: 3a +0.5, 6")
     [turned] = robustness.sentences(rows_of("frozen-text", -4.0), base)
-    assert "9 of 9 turn round (3a −4.0, 6 on msrvtt −4.0, 6 on didemo −4.0, 7a on" in turned
+    assert ". Turned round: 3a −4.0, 6 on msrvtt −4.0, 6 on didemo −4.0, 7a on" in turned
+    [none] = robustness.sentences(rows_of("frozen-text", -4.0), rows_of("base", 0.5))
+    assert none.endswith("(3 seeds). The reference shows none of the contrasts.")
+
+
+def test_a_page_tells_what_rival_explanations_change_of_its_own_statements():
+    base = rows_of("base", 3.0)
+    rows = [*rows_of("no-order", 5.0), *rows_of("frozen-text", -4.0)]
+    found = {"conditions": rows, "headlines": base}
+    said = robustness.on_page(found, [{"id": "8c"}, {"id": "8d"}])
+    assert said.count("<li>") == 2 and "8d V-S,C + F-C beats V-S: on mini-MSRVTT (reference +3.0)" in said
+    assert "Turned round: 8d on mini-MSRVTT −4.0, 8d on mini-DiDeMo −4.0." in said and "3a" not in said
+    assert robustness.on_page(found, [{"id": "4a"}]) == "" == robustness.on_page({}, [{"id": "8d"}])
 
 
 def test_a_statement_says_under_how_many_conditions_it_stays():

@@ -8,7 +8,7 @@ from pathlib import Path
 from clipvip_lib import files
 from clipvip_lib.progress import duration
 from clipvip_lib.statistics.claims import STATEMENTS
-from clipvip_lib.study import answer
+from clipvip_lib.study import answer, robustness
 from clipvip_lib.study import reference as reference_run
 from clipvip_lib.study.outline import Outline
 from clipvip_lib.study.words import MEANINGS, number, seeds_in_words
@@ -45,9 +45,10 @@ def publish(
         precision = precision or results["run"].get("precision", "")
         claims = results["numbers"].get("claims", [])
         results["beside"] = reference_run.beside(claims, there)
-        sections[name] = (
-            reference_run.section(results["beside"], there, results["seeds"]) if results["beside"] else ""
-        )
+        sections[name] = ""
+        if beside := results["beside"]:
+            sections[name] = reference_run.section(beside, there, results["seeds"])
+            sections[name] += robustness.on_page(there, beside["statements"])
         if len(claims) == len(STATEMENTS):
             _write(out / "results" / "claims.json", json.dumps(claims, indent=2, ensure_ascii=False) + "\n")
         _write(out / "results" / f"{name}.json", json.dumps(results, indent=2, ensure_ascii=False) + "\n")

@@ -29,8 +29,15 @@ LOOKS = (
     ("purple", "^"),
     ("ochre", "v"),
 )  # of the headline statements
-SIDES = {1: "keep their side", 0: "include zero", -1: "turn round"}  # of the interval, beside the reference's
-SHOWN = "Five contrasts were trained again under other conditions. An effect is shown if its interval leaves zero out."
+SIDES = {
+    1: "still shown:",
+    0: "not shown:",
+    -1: "turned round:",
+}  # of an effect that the reference shows
+SHOWN = (
+    "The headline contrasts were trained again under other conditions. An effect is shown if its interval leaves zero "
+    "out; with three or five seeds, one that is not shown may be there all the same."
+)
 Rows = Sequence[Mapping]
 
 
@@ -55,6 +62,20 @@ def lead(found: Mapping) -> str:
         f"{_bullets(by_statement(rows, base))}{shown}"
         f"<details><summary>Condition by condition</summary>{each}</details></section>"
     )
+
+
+def on_page(found: Mapping, statements: Rows) -> str:
+    """For a page: how its own headline statements fare under the conditions, and what each rival explanation changes
+    of them; "" if it has none, or nothing was run."""
+    ids = {row["id"] for row in statements} & {statement.id for statement in HEADLINES}
+    rows, base = (
+        [row for row in found.get(kind, []) if row["statement"] in ids]
+        for kind in ("conditions", "headlines")
+    )
+    if not rows:
+        return ""
+    said = [*by_statement(rows, base), *sentences([row for row in rows if row["kind"] == RIVAL], base)]
+    return f'<section class="text"><h3>Under other conditions</h3><p>{SHOWN}</p>{_bullets(said)}</section>'
 
 
 def _bullets(said: Sequence[str]) -> str:
@@ -83,7 +104,8 @@ def by_statement(rows: Rows, base: Rows) -> list[str]:
                     f"{where}, not shown) shown above zero under {_counted(above)}, below under {_counted(below)} of "
                     f"{len(own)} conditions"
                 )
-        found.append(f"{statement.id} {statement.sentence.rstrip('.')}: {'; '.join(parts)}.")
+        if parts:
+            found.append(f"{statement.id} {statement.sentence.rstrip('.')}: {'; '.join(parts)}.")
     return found
 
 
@@ -124,7 +146,7 @@ def by_dose(rows: Rows, base: Rows) -> str:
                 f"{signed(amounts[least], 1)} to {signed(amounts[most], 1)} points"
             )
     text = "; ".join(found)
-    return text[:1].upper() + text[1:]
+    return _capital(text)
 
 
 def by_world(rows: Rows, base: Rows) -> str:
@@ -143,27 +165,26 @@ def by_world(rows: Rows, base: Rows) -> str:
 
 
 def sentences(rows: Rows, base: Rows) -> list[str]:
-    """For each condition which headline contrasts keep the side of zero on which they lie in the reference."""
+    """For each condition which of the headline contrasts that the reference shows it shows too."""
     sides = {row["contrast"]: _side(row) for row in base}
     found = []
     for name in dict.fromkeys(row["condition"] for row in rows):
         own = [row for row in rows if row["condition"] == name and sides.get(row["contrast"])]
         groups: dict[str, list[str]] = {word: [] for word in SIDES.values()}
         for row in own:
-            word = SIDES[_side(row) * sides[row["contrast"]]]
-            groups[word].append(f"{_short(row)} {signed(row['effect'], 1)}")
+            groups[SIDES[_side(row) * sides[row["contrast"]]]].append(
+                f"{_short(row)} {signed(row['effect'], 1)}"
+            )
         first = next(row for row in rows if row["condition"] == name)
-        parts = [
-            f"{len(those)} of {len(own)} {word}" + (f" ({', '.join(those)})" if word != SIDES[1] else "")
-            for word, those in groups.items()
-            if those
-        ]
+        parts = [f"{word} {', '.join(those)}" for word, those in groups.items() if those]
         what = f"{first['kind']}, {first['what']}" if first["kind"] in (TUNING, POST) else first["what"]
-        found.append(
-            f"{what[0].upper()}{what[1:]}: of the contrasts that the reference shows "
-            f"{', '.join(parts) or 'none was run'} ({first['seeds']} seeds)."
-        )
+        told = "; ".join(parts) or "the reference shows none of the contrasts"
+        found.append(f"{_capital(what)} ({first['seeds']} seeds). {_capital(told)}.")
     return found
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _short(row: Mapping) -> str:
