@@ -85,6 +85,22 @@ def rows_of(name: str, effect: float, half: float = 1.0) -> list[dict]:
     return [about | row for row in conditions.headlines(made, 3, "average recall")]
 
 
+def test_a_condition_counts_for_the_statements_whose_arms_it_changes():
+    """For others the study itself would be told as a second result. Patches are dropped by full attention alone."""
+    mini = get_profile("mini")
+
+    def keys(profile, contrast):
+        arms = [(measure.arm, measure.benchmark) for measure in (contrast.more, contrast.less)]
+        return {stage.key for arm in arms for stage in evidence.stages_of(profile, *arm, [0])}
+
+    full = {s.id for s in HEADLINES if any("full" in (c.more.arm, c.less.arm) for c in s.contrasts)}
+    assert set(CONDITIONS["patches-dropped"].of) == full == {"6"}
+    for name in CONDITIONS.keys() - {"patches-dropped"}:
+        changed = CONDITIONS[name].change(mini)
+        own = {s.id for s in HEADLINES if all(keys(mini, c) != keys(changed, c) for c in s.contrasts)}
+        assert set(CONDITIONS[name].of) == own, name
+
+
 def test_what_a_condition_teaches_is_a_sentence():
     base = rows_of("base", 3.0)
     assert robustness.sentences(rows_of("no-order", 5.0), base) == [
@@ -138,6 +154,10 @@ def test_the_title_of_a_figure_is_what_it_shows():
     rows = [*rows_of("fine-tuning-none", -9.0), *rows_of("fine-tuning-three-times", 1.0)]
     assert robustness.by_dose(rows, base) == (
         "Amount of fine-tuning from 0 to 3 times the study's moves 3a most, from −9.0 to +1.0 points"
+    )
+    both = robustness.by_dose([*rows, *rows_of("post-pretraining-third", 2.0)], base)
+    assert both.endswith(
+        "; amount of post-pretraining from 0.33 to 1 times the study's moves no contrast by more than chance does"
     )
     both = robustness.by_dose([*rows, *rows_of("post-pretraining-third", 0.0)], base)
     assert both.endswith(

@@ -14,12 +14,12 @@ from clipvip_lib.statistics.intervals import (
     crossed_error,
     error_of_mean_squares,
     expected_error,
+    expected_interval,
     from_interval,
     paired_difference,
     pool_draws,
     power,
     prediction_interval,
-    seeds_for_width,
 )
 
 EFFECT = 0.05
@@ -228,31 +228,25 @@ def test_pooling_names_what_does_not_fit():
         pool_draws([0.1], [[0.1, np.nan]])
 
 
-def test_how_many_text_encoders_would_decide():
+def test_the_interval_that_more_seeds_would_give():
     effects, noise = np.array([0.1, 0.3, 0.5]), np.random.default_rng(0).standard_normal(200)
     apart = pool_draws(effects, effects[:, None] + 0.03 * noise, texts=400)
     error, _ = expected_error(apart.components, 3, 400)
     assert error == pytest.approx(apart.below)  # what was measured
-    needed = seeds_for_width(apart, apart.effect)
-    assert apart.low < 0 < apart.high and 3 < needed < 10
-    error, freedom = expected_error(apart.components, needed, 400)
-    assert stats.t(freedom).ppf(0.975) * error < apart.effect
-    assert seeds_for_width(pool_draws(effects, effects[:, None] + 0.5 * noise, texts=400), EFFECT) is None
-
-
-def test_seeds_for_width():
-    rng = np.random.default_rng(2)
-    a, b = hits(rng, 3, 400, 0.08)
-    d = paired_difference(a, b)
-    assert d.low < 0 < d.high
-    needed = seeds_for_width(d, abs(d.effect))
-    assert needed > 3
-    for seeds, reached in ((needed, True), (needed - 1, False)):
-        error, freedom = expected_error(d.components, seeds, d.queries)
-        assert (stats.t(freedom).ppf(0.975) * error < abs(d.effect)) == reached
-    assert seeds_for_width(d, abs(d.effect), most=3) is None
+    a, b = hits(np.random.default_rng(2), 3, 400, 0.08)
+    for d in (apart, paired_difference(a, b)):
+        before = np.inf
+        for seeds in (2, 3, 10, 100):
+            low, high = expected_interval(d, seeds)
+            error, freedom = expected_error(d.components, seeds, d.queries)
+            assert (low + high) / 2 == pytest.approx(d.effect)
+            assert (high - low) / 2 == pytest.approx(stats.t(freedom).ppf(0.975) * error)
+            assert high - low < before
+            before = high - low
+    given = from_interval(3.0, 2.0, 4.0, seeds=5)
+    assert expected_interval(given, 100) == pytest.approx(given.interval(0.95))
     with pytest.raises(ClipVipError, match="2 seeds"):
-        seeds_for_width(paired_difference(a[0], b[0]), 1.0)
+        expected_interval(paired_difference(a[0], b[0]), 5)
 
 
 @pytest.mark.parametrize(("known", "further"), ((5, 1), (20, 1), (5, 3)))

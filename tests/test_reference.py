@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import zlib
 
 import numpy as np
 import pytest
@@ -104,9 +105,10 @@ def test_registered_is_what_was_written_under_the_registration_in_force(tmp_path
         return reference.judge(tmp_path)["registered"]
 
     assert not registered() and not registered(registration="")
-    (tmp_path / "registration.json").write_text("{}")
-    assert not registered() and not registered(registration="of another file")
-    assert registered(registration=evidence_file.registration())
+    for seeds, right in (([0, 1, 2], True), ([0, 1, 2, 3], False)):  # one is missing
+        (tmp_path / "registration.json").write_text(json.dumps({"seeds": seeds}))
+        assert not registered() and not registered(registration="of another file")
+        assert registered(registration=evidence_file.registration()) == right
 
 
 def test_a_card_says_what_the_reference_says():
@@ -167,8 +169,11 @@ def test_the_evidence_of_a_folder_is_judged(tmp_path):
         NMI,
     }  # not what they would be judged in at best
     for row, other in zip(found["statements"], json.loads(json.dumps(again)), strict=True):
+        assert ("to_decide" in row) == (row["verdict"] == OPEN)
+        row.pop("to_decide", None)
         assert row == other | {"metric": row["metric"]}
-    assert list(found["machines"]) == ["on gpu"] and found["machines"]["on gpu"] == found["statements"]
+    same = reference.read(tmp_path)
+    assert list(same["machines"]) == ["on gpu"] and same["machines"]["on gpu"] == same["statements"]
     assert found["registered"] is False  # the run names no registration
     assert {(row["effect"], row["low"], row["high"]) for row in found["apart"]["on gpu"]} == {(0.0, 0.0, 0.0)}
 
@@ -177,7 +182,9 @@ def kept(seeds, more: float = 0.0, profile: str = "Profile(name='mini', steps=3)
     """Evidence in which each seed has hits of its own; ``more`` is added to what proxies find."""
     hits = {}
     for measure in measures(STATEMENTS):
-        draws = [np.random.default_rng((seed, len(str(measure)))).random(40) for seed in seeds]
+        draws = [
+            np.random.default_rng((seed, zlib.crc32(repr(measure).encode()))).random(40) for seed in seeds
+        ]
         hits[measure] = np.stack(draws) + (more if measure.arm == "proxy-4" else 0.0)
     return evidence_file.Stored(tuple(seeds), profile, (), {1: hits}, {})
 
@@ -211,6 +218,12 @@ def test_the_answer_says_what_speaks_against_a_claim_that_holds():
     assert "Read claim 1" not in answer.sentence(of([v.row() for v in verdicts(found, range(5))]))
 
 
+def test_statements_that_are_one_result_are_told():
+    made = [*rows("8d", 2.0, 5), *rows("11b", 2.0, 5), *rows("6", 1.0, 5)]
+    assert answer.sentence(of(made)).endswith(" 8d and 11b are one result, asked by two claims.")
+    assert "one result" not in answer.sentence(of(made[:1]))
+
+
 def test_the_answer_counts_claims_and_tells_what_holds():
     six, seven = statement("6"), [statement("7a"), statement("7b")]
     better, level, worse = (from_interval(e, e - 0.5, e + 0.5, seeds=5) for e in (3.0, 0.1, -2.0))
@@ -235,7 +248,9 @@ def test_the_answer_counts_claims_and_tells_what_holds():
         "* Claim 1 **not run**",
     ]
     assert ": Video proxies beat mean pooling, and several beat one (points: 7a +0.1, 7b −2.0).\n" in readme
-    assert f"\n\n{answer.how_judged()}\n<!--/answer-->" in readme
+    assert f"\n\n{answer.how_judged()}\n<!--/answer-->" in readme  # none is open
+    told = [{"id": "6", "verdict": OPEN, "to_decide": "40 seeds"}, {"id": "7a", "verdict": CONTRADICTED}]
+    assert answer.to_decide(told).endswith("as measured: 6 40 seeds.") and answer.to_decide(told[1:]) == ""
     lead = answer.lead(made)
     assert "7b contradicted, −2.0 pt from −2.5 to −1.5" in lead and lead.count("<li>") == 11
     said = '<li>Video proxies beat full attention (points: 6 +3.0) <span data-verdict="holds">claim 6 holds</span></li>'

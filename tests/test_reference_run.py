@@ -12,8 +12,8 @@ from page_tables import require_same_numbers
 from clipvip_lib import paper
 from clipvip_lib.files import CHECKOUT
 from clipvip_lib.statistics.claims import STATEMENTS
-from clipvip_lib.statistics.verdicts import VERDICTS
-from clipvip_lib.study import answer, evidence_file, reference
+from clipvip_lib.statistics.verdicts import NOT_RUN, VERDICTS
+from clipvip_lib.study import answer, conditions, evidence_file, reference
 from clipvip_lib.study.experiments import NOTEBOOKS
 from clipvip_lib.study.figures import figure_svg
 from clipvip_lib.study.reference import FOLDER
@@ -44,6 +44,46 @@ def test_the_verdicts_follow_from_the_evidence():
     )  # consecutive: none is left out
     assert (FOUND["metric"], FOUND["profile"]) == (stored.metric, stored.profile)
     require_same_rows(FOUND["statements"], reference.judged(stored, stored.metric))
+
+
+def test_what_stands_beside_the_verdicts_follows_from_its_files():
+    stored = evidence_file.read(FOLDER / reference.EVIDENCE)
+    assert FOUND["registered"] and evidence_file.is_registered(stored)
+    assert FOUND["seeds"] == json.loads(evidence_file.REGISTRATION.read_text())["seeds"]
+    require_same_effects(FOUND["conditions"], conditions.effects(FOLDER / conditions.FOLDER))
+    require_same_effects(
+        FOUND["headlines"], conditions.headlines(stored.found(), len(stored.seeds), stored.metric)
+    )
+    others = sorted(FOLDER.glob("evidence-*.npz"))
+    assert len(others) == len(FOUND["machines"]) == len(FOUND["apart"])
+    for path, rows, apart in zip(others, FOUND["machines"].values(), FOUND["apart"].values(), strict=True):
+        other = evidence_file.read(path)
+        judged = [row for row in reference.judged(other, stored.metric) if row["verdict"] != NOT_RUN]
+        require_same_rows(rows, judged)
+        require_same_effects(apart, reference.apart(stored, other, stored.metric))
+
+
+def test_all_evidence_was_made_under_the_registration_and_no_seed_is_left_out():
+    run = [
+        FOLDER / reference.EVIDENCE,
+        *FOLDER.glob("evidence-*.npz"),
+        *(FOLDER / "conditions").glob("*.npz"),
+    ]
+    assert len(run) == 2 + len(conditions.CONDITIONS)
+    for path in run:
+        stored = evidence_file.read(path)
+        assert {run["registration"] for run in stored.runs} == {evidence_file.registration()}, path.name
+        assert list(stored.seeds) == list(range(len(stored.seeds))), path.name
+        if path.parent.name == conditions.FOLDER:
+            assert len(stored.seeds) == conditions.CONDITIONS[path.stem].seeds, path.name
+
+
+def require_same_effects(rows: list[dict], again: list[dict]) -> None:
+    ends = ("effect", "low", "high")
+    for row, other in zip(rows, again, strict=True):
+        assert [row[end] for end in ends] == pytest.approx([other[end] for end in ends], abs=1e-6), row
+        rest = [{name: each[name] for name in each if name not in ends} for each in (row, other)]
+        assert rest[0] == rest[1]
 
 
 def test_every_statement_has_a_verdict_and_its_numbers():

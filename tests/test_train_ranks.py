@@ -127,7 +127,8 @@ def pid_of_rank(torchrun_pid: int, rank: int) -> int:
 @pytest.mark.thorough
 def test_ranks_notice_that_torchrun_was_killed_and_the_run_can_go_on(made):
     """33 seconds were seen, to the end of the run; they end within ten, and the next start resumes."""
-    process = train(2, *made.options("orphaned", "--timeout", ANSWER, **LONG))
+    steps = 4 * STEPS  # far from their end ten seconds later
+    process = train(2, *made.options("orphaned", "--timeout", ANSWER, **LONG | {"steps": steps}))
     rows = made.folder / "orphaned/metrics.jsonl"
     try:
         patience.until(lambda: len(read_metrics(rows)) >= 5, "five steps", process)
@@ -142,7 +143,7 @@ def test_ranks_notice_that_torchrun_was_killed_and_the_run_can_go_on(made):
         for rank in ranks:
             patience.kill(rank.pid)
     _, err = process.communicate()
-    assert took < 10 and len(read_metrics(rows)) < STEPS
+    assert took < 10 and len(read_metrics(rows)) < steps
     assert err.count("clipvip: torchrun, which started this rank, is gone: the ranks end") == 1
     assert "Traceback" not in err and not (made.folder / "orphaned/result.json").exists()
 

@@ -132,7 +132,7 @@ def test_not_run_says_what_is_missing():
         ((REPRODUCED, OPEN), "holds in part (1 of 2)"),
         ((CONTRADICTED, REPRODUCED), "holds in part (1 of 2, 1 contradicted)"),
         ((CONTRADICTED, NO_DIFFERENCE), "does not hold"),
-        ((CONTRADICTED, OPEN), "open"),
+        ((CONTRADICTED, OPEN), "open (1 of 2 contradicted)"),
         ((REPRODUCED, NOT_RUN), "not run in full (1 of 2 reproduced)"),
         ((NOT_RUN, NOT_RUN), NOT_RUN),
         ((REPRODUCED, NOT_JUDGED), NOT_JUDGED),

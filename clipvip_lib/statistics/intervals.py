@@ -228,23 +228,20 @@ def pool_draws(values: np.ndarray, draws: np.ndarray, texts: int = 0) -> Differe
     return Difference(effect, error, error, freedom, seeds, texts, "seeds and texts", components, by_seed)
 
 
-def seeds_for_width(
-    difference: Difference, width: float, level: float = LEVEL, most: int = 200
-) -> int | None:
-    """With how many seeds, on these queries, the interval would reach less than ``width`` to either side.
+def expected_interval(difference: Difference, seeds: int, level: float = LEVEL) -> tuple[float, float]:
+    """The interval that so many seeds on these queries would give, if effect and spreads are as measured.
 
-    From the variance components; None if ``most`` seeds would not do (then more queries are needed). Raises
-    ClipVipError for a difference without components or from a single seed.
+    From the variance components; its own interval for a difference without any. Raises ClipVipError for a single seed.
     """
-    if not difference.components or difference.seeds < 2:
+    if not difference.components:
+        return difference.interval(level)
+    if difference.seeds < 2:
         raise ClipVipError(
-            "seeds_for_width: expected a paired difference of 2 seeds or more; run another seed"
+            "expected_interval: expected a paired difference of 2 seeds or more; run another seed"
         )
-    for seeds in range(2, most + 1):
-        error, freedom = expected_error(difference.components, seeds, difference.queries)
-        if student(freedom).ppf(0.5 + level / 2) * error < width:
-            return seeds
-    return None
+    error, freedom = expected_error(difference.components, seeds, difference.queries)
+    reach = student(freedom).ppf(0.5 + level / 2) * error
+    return difference.effect - reach, difference.effect + reach
 
 
 def prediction_interval(

@@ -276,7 +276,13 @@ def sum_up(claim: Claim, found: Iterable[Verdict | Mapping[str, object]]) -> str
     if held:
         against = f", {count} contradicted" if (count := words.count(CONTRADICTED)) else ""
         return f"holds in part ({held} of {len(words)}{against})"
-    return OPEN if OPEN in words else "does not hold"
+    if OPEN in words:
+        return (
+            f"{OPEN} ({against} of {len(words)} contradicted)"
+            if (against := words.count(CONTRADICTED))
+            else OPEN
+        )
+    return "does not hold"
 
 
 def kind(word: str) -> str:

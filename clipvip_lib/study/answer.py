@@ -59,9 +59,9 @@ def sentence(found: Mapping) -> str:
     counts = [f"{each}{_refuted(rows)}" if "in part" in each else each for each in counts]
     return (
         f"In the reference run, of the paper's {len(words)} claims {_listed(counts)}; {decided} of their {len(rows)} "
-        f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is a statement's effect on "
-        "the benchmark that is less favourable to it, or on both where their verdicts differ; plus speaks for the "
-        f"statement, minus against it.{_together(rows)}"
+        f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is the "
+        "effect of the contrast whose interval reaches furthest against the statement, or one for each benchmark where "
+        f"their verdicts differ; plus speaks for the statement, minus against it.{_twice(rows)}{_together(rows)}"
     )
 
 
@@ -75,6 +75,16 @@ def _refuted(rows: Sequence[Mapping]) -> str:
                 f"claim {claim.id} with {own.count(rule.CONTRADICTED)} of its {len(own)} statements contradicted"
             )
     return f" ({_listed(told)})" if told else ""
+
+
+def _twice(rows: Sequence[Mapping]) -> str:
+    """Statements that rest on the same contrasts under two names: their numbers are the same."""
+    by_numbers: dict[str, list[str]] = {}
+    for row in rows:
+        if any(each["by_seed"] for each in row["contrasts"]):
+            by_numbers.setdefault(repr([each["by_seed"] for each in row["contrasts"]]), []).append(row["id"])
+    same = [ids for ids in by_numbers.values() if len(ids) > 1]
+    return "".join(f" {_listed(ids)} are one result, asked by two claims." for ids in same)
 
 
 def _together(rows: Sequence[Mapping]) -> str:
@@ -98,6 +108,18 @@ def how_judged() -> str:
         "the other losses lie within a point of the best, is reproduced if all intervals do, and contradicted if one "
         "lies outside. NMI says how well two kinds of texts can be told apart, from 0 to 1."
     )
+
+
+def to_decide(rows: Sequence[Mapping]) -> str:
+    """What would decide the statements that are open; "" if none is."""
+    told = [
+        f"{row['id']} {row['to_decide']}"
+        for row in rows
+        if row["verdict"] == rule.OPEN and "to_decide" in row
+    ]
+    if not told:
+        return ""
+    return f"What would decide the open ones, if effects and spreads are as measured: {'; '.join(told)}."
 
 
 def by_claim(found: Mapping) -> list[tuple[claims.Claim, str, str]]:
@@ -273,9 +295,11 @@ def _apart(rows: Sequence[Mapping]) -> str:
         return ""
     level = sum(row["low"] <= 0 <= row["high"] for row in rows)
     mean = sum(abs(row["effect"]) for row in rows) / len(rows)
+    reach = sum(row["high"] - row["low"] for row in rows) / 2 / len(rows)
     return (
         f" Effects of the seeds that both have differ by {mean:.1f} points on average; of {len(rows)} differences "
-        f"{level} have a 95 % interval that includes zero (chance alone leaves it out once in twenty)."
+        f"{level} have a 95 % interval that includes zero (chance alone leaves it out once in twenty). They "
+        f"reach {reach:.1f} points to either side on average, so a smaller shift would not be seen."
     )
 
 
@@ -294,7 +318,7 @@ def lead(found: Mapping | None) -> str:
     first += " How the reference came about is told in the project's reports/README.md."
     answer = (
         f'<section class="answer"><h2>The answer</h2><p>{first}</p>{claims_html(found)}'
-        f"<p>{html.escape(how_judged())}</p>{shown}</section>"
+        f"<p>{html.escape(how_judged())} {html.escape(to_decide(rows))}</p>{shown}</section>"
     )
     return answer + robustness.lead(found)
 
@@ -318,6 +342,11 @@ def readme(text: str, found: Mapping) -> str:
     """README with the answer written into its block."""
     lines = [f"* Claim {claim.id} **{word}**: {said}." for claim, word, said in by_claim(found)]
     picture = f"![{alt(found['statements'])}](reports/reference/{FIGURE})"
-    parts = [sentence(found), "\n".join(lines), picture, how_judged()]
+    parts = [
+        sentence(found),
+        "\n".join(lines),
+        picture,
+        f"{how_judged()} {to_decide(found['statements'])}".rstrip(),
+    ]
     block = "\n".join(["<!--answer-->", "\n\n".join(parts), "<!--/answer-->"])
     return BLOCK.sub(lambda _: block, text)

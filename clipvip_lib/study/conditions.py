@@ -39,6 +39,9 @@ class Condition:
     seeds: int
     change: Callable[[Profile], Profile]
     dose: float = 1.0
+    of: tuple[str, ...] = tuple(
+        statement.id for statement in HEADLINES
+    )  # the statements whose arms it changes
 
 
 def _dose(part: str, kind: str, dose: float, name: str) -> Condition:
@@ -94,7 +97,8 @@ CONDITIONS = {
             5, _part("world", rewritten=True),
         ),
         Condition(
-            "patches-dropped", RIVAL, "full attention does not see 75 % of the patches in training", 5, _patches_dropped
+            "patches-dropped", RIVAL, "full attention does not see 75 % of the patches in training", 5,
+            _patches_dropped, of=("6",),
         ),
     )
 }  # fmt: skip
@@ -108,8 +112,8 @@ def condition(name: str) -> Condition:
 
 
 def effects(folder: Path) -> list[dict]:
-    """A row for each headline contrast under each condition whose evidence lies in ``folder``: condition, kind, what,
-    dose, statement, contrast, effect, low, high (95 %), seeds, metric. Raises ClipVipError for evidence of another."""
+    """A row for each headline contrast that a condition changes, if its evidence lies in ``folder``: condition, kind,
+    what, dose, statement, contrast, effect, low, high (95 %), seeds, metric. Raises ClipVipError for another's."""
     from clipvip_lib.study import evidence_file
 
     rows = []
@@ -123,7 +127,8 @@ def effects(folder: Path) -> list[dict]:
                     f"NAME={name}` again, or take the file away"
                 )
             about = {"condition": name, "kind": each.kind, "what": each.what, "dose": each.dose}
-            rows += [about | row for row in headlines(stored.found(), len(stored.seeds), stored.metric)]
+            found = headlines(stored.found(), len(stored.seeds), stored.metric)
+            rows += [about | row for row in found if row["statement"] in each.of]
     return rows
 
 

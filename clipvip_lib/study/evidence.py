@@ -42,6 +42,7 @@ DIFFER = {
 if TYPE_CHECKING:
     import pandas as pd
 
+MOST_SEEDS = 200  # with more, more queries are the better choice
 VERIFY = "expected arrays as a stage stores them; run `clipvip reproduce --verify`, which makes it again"
 TEXT_TO_VIDEO = "text_to_video"
 PLACES = {RECALL: (1, 5, 10), R1: (1,)}  # over which K a metric takes the mean of R@K
@@ -477,29 +478,27 @@ def basis(profile: Profile, seeds: Sequence[int]) -> str:
     return text
 
 
-def to_decide(statement: Statement, found: Mapping[Contrast, object]) -> list[dict[str, object]]:
-    """What would decide an open statement if effects and spreads are as measured: a row for each open contrast, the
-    one that needs most seeds first, because the others are decided by then.
+def to_decide(judged: rule.Verdict, found: Mapping[Contrast, object]) -> dict[str, object]:
+    """With how many seeds the rule would decide an open statement, if effects and spreads are as measured.
 
-    A contrast is decided when its interval leaves zero or lies within the margin, whichever comes first. Rows: id,
-    contrast, effect, seeds (None: more than 200, or the spread is not known), needs (in words).
+    Returns {"id", "effect", "seeds" (None: more than 200, or the spread is not known), "verdict" (what it would be),
+    "needs" (in words)}.
     """
-    judged, rows = rule.verdict(statement, found), []
-    for contrast, result in zip(statement.contrasts, judged.contrasts, strict=True):
-        if result.verdict != rule.OPEN:
-            continue
-        d, seeds = rule.difference(found[contrast]), None
-        size = abs(d.effect)
-        width = abs(statement.margin - size) if statement.level else max(size, statement.margin - size)
-        if d.components and d.seeds > 1:
-            seeds = intervals.seeds_for_width(d, width, rule.confidence(statement))
-            more = "texts" if statement.metric == NMI else "queries"
-            needs = f"{seeds} seeds" if seeds else f"more {more}: 200 seeds would not do"
-        else:
-            needs = f"{rule.MIN_SEEDS} seeds or more: one does not tell the spread"
-        row = {"id": statement.id, "contrast": contrast.name, "effect": d.effect, "seeds": seeds}
-        rows.append(row | {"needs": needs})
-    return sorted(rows, key=lambda row: -(row["seeds"] or np.inf))
+    statement, row = (
+        judged.statement,
+        {"id": judged.id, "effect": judged.effect, "seeds": None, "verdict": rule.OPEN},
+    )
+    measured = [rule.difference(found[contrast]) for contrast in statement.contrasts]
+    if any(d.seeds < 2 for d in measured):
+        return row | {"needs": f"{rule.MIN_SEEDS} seeds or more: one does not tell the spread"}
+    for seeds in range(max(d.seeds for d in measured) + 1, MOST_SEEDS + 1):
+        ends = [intervals.expected_interval(d, seeds, rule.confidence(statement)) for d in measured]
+        words = [rule.word_of(low, high, statement.margin, statement.level) for low, high in ends]
+        within = all(-statement.margin < low and high < statement.margin for low, high in ends)
+        if (word := rule.combined(words, within)) != rule.OPEN:
+            return row | {"seeds": seeds, "verdict": word, "needs": f"{seeds} seeds"}
+    more = "texts" if statement.metric == NMI else "queries"
+    return row | {"needs": f"more {more}: {MOST_SEEDS} seeds would not do"}
 
 
 def gaps(profile: Profile, seeds: Sequence[int], home: Path | None = None) -> list[dict[str, object]]:

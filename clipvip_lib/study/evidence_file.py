@@ -123,6 +123,14 @@ def registration() -> str:
     return hashlib.sha256(REGISTRATION.read_bytes()).hexdigest() if REGISTRATION.is_file() else ""
 
 
+def is_registered(stored: Stored) -> bool:
+    """Whether evidence was made under the registration in force, and its seeds are those registered."""
+    if not REGISTRATION.is_file():
+        return False
+    made_under = {run.get("registration") for run in stored.runs}
+    return made_under == {registration()} and list(stored.seeds) == files.read_json(REGISTRATION)["seeds"]
+
+
 def versions(
     profile: Profile, seeds: Sequence[int], statements: Sequence[Statement] = STATEMENTS
 ) -> dict[str, int]:

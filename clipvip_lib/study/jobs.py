@@ -45,7 +45,14 @@ def add_evidence(
     name: str, seeds: str, file: str = reference.EVIDENCE, folder: Path = reference.FOLDER
 ) -> None:
     """Run what the statements need and is not in the cache, add its evidence to a file of the reference, or begin it,
-    and judge all again."""
+    and judge all again. Raises ClipVipError for a seed that is not registered, because none is added afterwards."""
+    if folder / file == reference.FOLDER / reference.EVIDENCE:
+        fixed = files.read_json(preregistration.REGISTRATION)["seeds"]
+        if late := sorted(set(listed(seeds)) - set(fixed)):
+            raise ClipVipError(
+                f"seeds {late} are not registered: expected some of {fixed[0]} to {fixed[-1]}, because none is added "
+                "afterwards; begin a file of your own"
+            )
     _add(outline.runnable_profile(name), listed(seeds), folder / file)
     tell_answer(folder)
 
@@ -57,7 +64,9 @@ def add_condition(name: str, which: str, seeds: str = "", folder: Path = referen
     numbers = listed(seeds) if seeds else list(range(chosen.seeds))
     profile = chosen.change(outline.runnable_profile(name))
     path = files.make_folder(folder / conditions.FOLDER) / f"{which}.npz"
-    _add(profile, numbers, path, conditions.HEADLINES)
+    _add(
+        profile, numbers, path, [statement for statement in conditions.HEADLINES if statement.id in chosen.of]
+    )
 
 
 def _add(

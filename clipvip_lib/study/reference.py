@@ -54,9 +54,7 @@ def judge(folder: Path = FOLDER) -> dict:
         machines[title] = [row for row in judged(other, stored.metric) if row["verdict"] != rule.NOT_RUN]
         compared[title] = apart(stored, other, stored.metric)
     found = {
-        "registered": all(
-            run.get("registration") == evidence_file.registration() != "" for run in stored.runs
-        ),
+        "registered": evidence_file.is_registered(stored),
         "metric": stored.metric,
         "profile": stored.profile,
         "seeds": list(stored.seeds),
@@ -72,8 +70,15 @@ def judge(folder: Path = FOLDER) -> dict:
 
 
 def judged(stored: Stored, metric: str) -> list[dict]:
-    """All statements judged on a file's evidence, as rows of claims.json; those on retrieval in this metric."""
-    rows = [v.row() for v in rule.verdicts(stored.found(metric), stored.seeds)]
+    """All statements judged on a file's evidence, as rows of claims.json; those on retrieval in this metric. An open
+    one has "to_decide", what would decide it."""
+    from clipvip_lib.study import evidence
+
+    found, rows = stored.found(metric), []
+    for verdict in rule.verdicts(found, stored.seeds):
+        rows.append(verdict.row())
+        if verdict.verdict == rule.OPEN:
+            rows[-1]["to_decide"] = evidence.to_decide(verdict, found)["needs"]
     return [row | {"metric": metric if row["metric"] == claims.RECALL else row["metric"]} for row in rows]
 
 
@@ -87,9 +92,11 @@ def apart(here: Stored, there: Stored, metric: str) -> list[dict]:
     if not both or _recipe(here.profile) != _recipe(there.profile):
         return []
     ours, theirs = here.found(metric), there.found(metric)
-    rows = []
+    rows, measured = [], set()
     for contrast in ours:
-        if contrast in theirs and claims.metric_of(contrast) != claims.NMI:
+        arrays = ours[contrast].tobytes() if claims.metric_of(contrast) != claims.NMI else b""
+        if contrast in theirs and arrays and arrays not in measured:  # some contrasts have two names
+            measured.add(arrays)
             tables = (
                 found[contrast][[stored.seeds.index(seed) for seed in both]]
                 for stored, found in ((there, theirs), (here, ours))

@@ -6,6 +6,7 @@ The index shows them under the answer, from the rows that verdicts.json holds (c
 from __future__ import annotations
 
 import html
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -129,22 +130,28 @@ def _agreement(own: Rows, known: Mapping) -> tuple[int, int, list[str]]:
 
 
 def by_dose(rows: Rows, base: Rows) -> str:
-    """What the amount of training changes: for each of its kinds the headline contrast that moves most."""
+    """What the amount of training changes: for each of its kinds the headline contrast that moves most, of those whose
+    effects at the least and the largest amount are further apart than their intervals explain."""
     found = []
     for kind in (TUNING, POST):
         points = [row for row in rows if row["kind"] == kind] + [row | {"dose": 1.0} for row in base]
         moved = []
         for statement in HEADLINES:
             name = statement.contrasts[0].name
-            amounts = {row["dose"]: row["effect"] for row in points if row["contrast"] == name}
-            least, most = min(amounts), max(amounts)
-            moved.append((abs(amounts[most] - amounts[least]), statement.id, least, most, amounts))
-        distance, name, least, most, amounts = max(moved, key=lambda each: each[0])
-        if distance:
-            found.append(
-                f"{kind} from {least:.2g} to {most:.2g} times the study's moves {name} most, from "
-                f"{signed(amounts[least], 1)} to {signed(amounts[most], 1)} points"
-            )
+            amounts = {row["dose"]: row for row in points if row["contrast"] == name}
+            least, most = (amounts[end] for end in (min(amounts), max(amounts)))
+            distance = abs(most["effect"] - least["effect"])
+            reach = math.hypot(*((row["high"] - row["low"]) / 2 for row in (least, most)))
+            moved.append((distance > reach, distance, statement.id, least, most))
+        clear, distance, name, least, most = max(moved, key=lambda each: each[:2])
+        if least["dose"] == most["dose"]:
+            continue
+        amount = f"{kind} from {least['dose']:.2g} to {most['dose']:.2g} times the study's"
+        found.append(
+            f"{amount} moves {name} most, from {signed(least['effect'], 1)} to {signed(most['effect'], 1)} points"
+            if clear
+            else f"{amount} moves no contrast by more than chance does"
+        )
     text = "; ".join(found)
     return _capital(text)
 
