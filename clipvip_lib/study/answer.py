@@ -78,13 +78,15 @@ def _refuted(rows: Sequence[Mapping]) -> str:
 
 
 def _twice(rows: Sequence[Mapping]) -> str:
-    """Statements that rest on the same contrasts under two names: their numbers are the same."""
-    by_numbers: dict[str, list[str]] = {}
+    """Statements of several claims that rest on the same contrasts under other names: their numbers are the same."""
+    by_numbers: dict[str, list[Mapping]] = {}
     for row in rows:
         if any(each["by_seed"] for each in row["contrasts"]):
-            by_numbers.setdefault(repr([each["by_seed"] for each in row["contrasts"]]), []).append(row["id"])
-    same = [ids for ids in by_numbers.values() if len(ids) > 1]
-    return "".join(f" {_listed(ids)} are one result, asked by two claims." for ids in same)
+            by_numbers.setdefault(repr([each["by_seed"] for each in row["contrasts"]]), []).append(row)
+    same = [group for group in by_numbers.values() if len({row["claim"] for row in group}) > 1]
+    return "".join(
+        f" {_listed([row['id'] for row in group])} are one result, asked by two claims." for group in same
+    )
 
 
 def _together(rows: Sequence[Mapping]) -> str:

@@ -78,7 +78,8 @@ def judged(stored: Stored, metric: str) -> list[dict]:
     for verdict in rule.verdicts(found, stored.seeds):
         rows.append(verdict.row())
         if verdict.verdict == rule.OPEN:
-            rows[-1]["to_decide"] = evidence.to_decide(verdict, found)["needs"]
+            told = evidence.to_decide(verdict, found)
+            rows[-1]["to_decide"] = told["needs"] + (f", then {told['verdict']}" if told["seeds"] else "")
     return [row | {"metric": metric if row["metric"] == claims.RECALL else row["metric"]} for row in rows]
 
 
