@@ -258,8 +258,8 @@ def test_pages_come_out_of_what_is_there(data, tmp_path, monkeypatch, capsys):
 
 def test_paths_are_written_out_because_pages_work_elsewhere(data, monkeypatch):
     monkeypatch.chdir(data)
-    _, further = split_settings("mini", {"data_root": "."})
-    assert further == {"data_root": "."}
+    with pytest.raises(ClipVipError, match=r"--set data_root=\.\.\.: expected --profile paper, .* got mini"):
+        split_settings("mini", {"data_root": "."})
     of_profile, further = split_settings("paper", {"data_root": ".", "weights": "weights", "gpus": 1})
     assert further == {} and of_profile["at_hand"]["weights"] == str(data / "weights")
     monkeypatch.chdir("/")

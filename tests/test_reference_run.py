@@ -51,6 +51,7 @@ def test_the_verdicts_follow_from_the_evidence():
     require_same_rows(FOUND["statements"], reference.judged(stored, stored.metric))
 
 
+@pytest.mark.thorough
 def test_what_stands_beside_the_verdicts_follows_from_its_files():
     stored = evidence_file.read(FOLDER / reference.EVIDENCE)
     assert FOUND["registered"] and evidence_file.is_registered(stored)
