@@ -96,12 +96,11 @@ def seconds(text: str) -> Fraction:
 
 def device(text: str) -> str:
     """A device's name. Which GPUs are there, torch knows; that there is none without a driver, anyone can see."""
-    why = None if re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text, re.ASCII) else ""
-    if why is None and text.startswith("cuda") and not _has_driver():
-        why = " (no driver of an NVIDIA GPU was found)"
-    if why is not None:
-        raise argparse.ArgumentTypeError(f"device {text!r} cannot be used{why}; expected cpu, cuda or cuda:1")
-    return text
+    known = re.fullmatch(r"auto|cpu|cuda(:\d{1,4})?", text, re.ASCII)
+    if known and (not text.startswith("cuda") or _has_driver()):
+        return text
+    why = " (no driver of an NVIDIA GPU was found)" if known else ""
+    raise argparse.ArgumentTypeError(f"device {text!r} cannot be used{why}; expected cpu, cuda or cuda:1")
 
 
 def _has_driver() -> bool:

@@ -22,7 +22,7 @@ from clipvip_lib import __version__
 from clipvip_lib.data.clips import Clip, workers_of
 from clipvip_lib.data.video import VideoError
 from clipvip_lib.data.windows import Windows, expect_ids
-from clipvip_lib.errors import ClipVipError
+from clipvip_lib.errors import ClipVipError, first_line
 from clipvip_lib.features.query_settings import weights_of
 from clipvip_lib.features.writer import PART, FeatureWriter
 from clipvip_lib.files import kind_of
@@ -106,9 +106,8 @@ def device_of(name: str | torch.device) -> torch.device:
             raise RuntimeError(f"it is not {' or '.join(DEVICES)}")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error:  # torch's word for a torch without CUDA is an assertion
-        reason = (str(error).strip().splitlines() or ["unknown"])[0]
         raise ClipVipError(
-            f"device {name!r} cannot be used ({reason:.120}); expected cpu, cuda or cuda:1"
+            f"device {name!r} cannot be used ({first_line(error):.120}); expected cpu, cuda or cuda:1"
         ) from error
     return device
 

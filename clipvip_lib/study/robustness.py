@@ -152,8 +152,7 @@ def by_dose(rows: Rows, base: Rows) -> str:
             if clear
             else f"{amount} moves no contrast by more than chance does"
         )
-    text = "; ".join(found)
-    return _capital(text)
+    return _capital("; ".join(found))
 
 
 def by_world(rows: Rows, base: Rows) -> str:
