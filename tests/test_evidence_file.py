@@ -128,6 +128,11 @@ def test_the_job_runs_what_the_statements_need_and_nothing_else(smoke, tmp_path,
     capsys.readouterr()
 
 
+def test_no_seed_is_added_to_the_registered_run():
+    with pytest.raises(ClipVipError, match=r"seeds \[16\] are not registered: expected some of 0 to 15"):
+        jobs.add_evidence("mini", "15,16")
+
+
 def test_the_job_adds_seeds_and_judges_again(stages_have_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jobs, "run_stages", lambda *stages, **options: {})  # as if all had run
     monkeypatch.setenv("CLIPVIP_HOME", str(tmp_path / "home"))

@@ -484,10 +484,8 @@ def to_decide(judged: rule.Verdict, found: Mapping[Contrast, object]) -> dict[st
     Returns {"id", "effect", "seeds" (None: more than 200, or the spread is not known), "verdict" (what it would be),
     "needs" (in words)}.
     """
-    statement, row = (
-        judged.statement,
-        {"id": judged.id, "effect": judged.effect, "seeds": None, "verdict": rule.OPEN},
-    )
+    statement = judged.statement
+    row = {"id": judged.id, "effect": judged.effect, "seeds": None, "verdict": rule.OPEN}
     measured = [rule.difference(found[contrast]) for contrast in statement.contrasts]
     if any(d.seeds < 2 for d in measured):
         return row | {"needs": f"{rule.MIN_SEEDS} seeds or more: one does not tell the spread"}

@@ -74,7 +74,8 @@ def judged(stored: Stored, metric: str) -> list[dict]:
     one has "to_decide", what would decide it."""
     from clipvip_lib.study import evidence
 
-    found, rows = stored.found(metric), []
+    found = {contrast: rule.difference(value) for contrast, value in stored.found(metric).items()}
+    rows = []
     for verdict in rule.verdicts(found, stored.seeds):
         rows.append(verdict.row())
         if verdict.verdict == rule.OPEN:
@@ -95,9 +96,10 @@ def apart(here: Stored, there: Stored, metric: str) -> list[dict]:
     ours, theirs = here.found(metric), there.found(metric)
     rows, measured = [], set()
     for contrast in ours:
-        arrays = ours[contrast].tobytes() if claims.metric_of(contrast) != claims.NMI else b""
-        if contrast in theirs and arrays and arrays not in measured:  # some contrasts have two names
-            measured.add(arrays)
+        if claims.metric_of(contrast) == claims.NMI or contrast not in theirs:
+            continue
+        if (values := ours[contrast].tobytes()) not in measured:  # some contrasts have two names
+            measured.add(values)
             tables = (
                 found[contrast][[stored.seeds.index(seed) for seed in both]]
                 for stored, found in ((there, theirs), (here, ours))
