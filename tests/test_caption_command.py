@@ -108,6 +108,7 @@ def stop_in_the_middle(process: subprocess.Popen, out: Path, least_done: int = 1
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_torchruns_ranks_share_the_work(place, line, tmp_path, main, capsys):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

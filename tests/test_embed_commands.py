@@ -214,7 +214,7 @@ def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
     """SIGKILL in the middle: no half file, no result that looks whole; the next start resumes from the parts."""
     some, many, out = write_videos(tmp_path / "some", 10), tmp_path / "many", tmp_path / "out"
     many.mkdir()
-    for i in range(400):
+    for i in range(240):
         shutil.copy(some[i % 10], many / f"{i:03d}.mp4")
     code = "import sys; from test_embed_commands import run; run(*sys.argv[1:])"
     line = ["embed", many, "--weights", weights, "--out", out, "--part", 8]
@@ -227,16 +227,16 @@ def test_a_killed_process_loses_at_most_a_part(weights, tmp_path):
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     before = {path: path.read_bytes() for path in out.glob("parts/*.npz")}
-    assert 3 <= len(before) < 50 and not (out / "meta.json").exists()
+    assert 3 <= len(before) < 30 and not (out / "meta.json").exists()
     with pytest.raises(ClipVipError, match="not finished; run the same `clipvip embed` again"):
         Features(out)
     assert run(*line) == 0
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert len(list(out.glob("parts/*.npz"))) == 50  # 400 videos in parts of 8: nothing was done twice
+    assert len(list(out.glob("parts/*.npz"))) == 30  # 240 videos in parts of 8: nothing was done twice
     found = Features(out)
     expected = ClipViP.from_pretrained(weights).eval().encode_videos(some)
-    assert [found.row(i)["id"] for i in range(400)] == [f"{i:03d}" for i in range(400)]
-    assert np.abs(found.array - np.tile(expected, (40, 1))).max() < 1e-6
+    assert [found.row(i)["id"] for i in range(240)] == [f"{i:03d}" for i in range(240)]
+    assert np.abs(found.array - np.tile(expected, (24, 1))).max() < 1e-6
 
 
 @pytest.mark.bad_input(

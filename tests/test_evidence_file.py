@@ -108,6 +108,7 @@ def test_half_a_run_is_refused(stages_have_run):
         of_run(SMOKE, SEEDS)
 
 
+@pytest.mark.thorough
 def test_the_job_runs_what_the_statements_need_and_nothing_else(smoke, tmp_path, monkeypatch, capsys):
     """On the smoke run's stages, of which it must take just those, and train what is missing."""
     shutil.copytree(smoke.home / "stages", tmp_path / "home/stages", copy_function=os.link)

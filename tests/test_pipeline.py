@@ -105,26 +105,22 @@ def test_only_runs_what_is_asked_and_keeps_the_other_pages(house, first):
     assert "<dt>precision</dt>" not in index  # its pages have none
 
 
-def test_the_index_names_the_precision_of_its_pages(house, first):
+def test_pages_of_smoke_never_take_the_place_of_a_study_and_tell_their_precision(house, first, monkeypatch):
     def profile(name, **_):
         return SimpleNamespace(**vars(small_study.profile(name)), precision="float32")
 
+    monkeypatch.setattr(files, "workplace", lambda: house.out.parent)
     outline = dataclasses.replace(small_study.OUTLINE, profile=profile)
-    assert house.run(only=["01"], outline=outline)[0] == 0
-    assert json.loads((house.out / "results/01_second.json").read_text())["run"]["precision"] == "float32"
-    index = (house.out / "index.html").read_text()
+    assert house.run("smoke", only=["01"], out=None, outline=outline)[0] == 0
+    pages = house.out.parent / "reports/smoke"
+    assert (pages / "01_second.html").is_file() and not (house.out.parent / "reports/index.html").exists()
+    assert json.loads((pages / "results/01_second.json").read_text())["run"]["precision"] == "float32"
+    index = (pages / "index.html").read_text()
     assert "<dt>precision</dt><dd>float32</dd>" in index
     assert re.search(r"<dt>this run took</dt><dd>\d+ s</dd>", index)
     assert re.search(
         r"<dt>all stages took</dt><dd>\d+ s of computing, in this run and in earlier ones", index
     )
-
-
-def test_pages_of_smoke_never_take_the_place_of_a_study(house, first, monkeypatch):
-    monkeypatch.setattr(files, "workplace", lambda: house.out.parent)
-    assert house.run("smoke", only=["01"], out=None)[0] == 0
-    assert (house.out.parent / "reports/smoke/01_second.html").is_file()
-    assert not (house.out.parent / "reports/index.html").exists()
 
 
 def test_force_discards_a_stage_and_what_rests_on_it(house, first, monkeypatch):
