@@ -33,7 +33,7 @@ def draw_qkv(shape, seed, dtype=torch.float64, count=3):
 
 @pytest.mark.parametrize("explicit_scores", [0, 10**9], ids=["fused", "explicit"])
 def test_equals_the_masked_softmax_forward_and_gradient(explicit_scores, equals, monkeypatch):
-    monkeypatch.setattr(module, "EXPLICIT_SCORES", explicit_scores)
+    monkeypatch.setitem(module.EXPLICIT_SCORES, "training", explicit_scores)
     against = "a softmax under the dense mask, float64"
 
     @settings(max_examples=25, deadline=None)

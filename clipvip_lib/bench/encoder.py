@@ -27,7 +27,8 @@ from clipvip_lib.bench.measure import PRODUCT, about, in_turns, product, set_thr
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.flops import ClipSizes, video_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
-from clipvip_lib.precision import autocast
+from clipvip_lib.models.encoding import cast_once
+from clipvip_lib.precision import autocast, choose
 
 
 def measure(
@@ -42,7 +43,7 @@ def measure(
     side = config.vision_config.image_size
     torch.manual_seed(0)
     pixels = torch.randn(batch, frames, 3, side, side, device=place)
-    calls, sizes = _forms(config, pixels, place)
+    calls, sizes = _forms(config, pixels, choose(precision, place))
     with torch.inference_mode(), autocast(precision, place):
         _agree(calls)
         forms: dict[str, Callable[[], object]] = dict(calls)
@@ -73,18 +74,20 @@ def measure(
 
 
 def _forms(
-    config: ClipViPConfig, pixels: Tensor, device: torch.device
+    config: ClipViPConfig, pixels: Tensor, precision: str
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, ClipSizes]]:
+    device = pixels.device
     proxy = _built(config, "proxy", device)
     written_out = _built(config, "proxy", device)
     written_out.load_state_dict(proxy.state_dict())
     written_out.config.vision_config._attn_implementation = authors_attention.NAME
     full, mean = (_built(config, attention, device) for attention in ("full", "mean_pool"))
+    as_embed_does = [cast_once(model, precision) for model in (proxy, full, mean)]
     calls = {
-        "ours": lambda: proxy.encode_video(pixels),
+        "ours": lambda: as_embed_does[0].encode_video(pixels),
         "authors": lambda: _all_tokens(written_out, pixels),
-        "ours, full": lambda: full.encode_video(pixels),
-        "ours, mean pooling": lambda: mean.encode_video(pixels),
+        "ours, full": lambda: as_embed_does[1].encode_video(pixels),
+        "ours, mean pooling": lambda: as_embed_does[2].encode_video(pixels),
         "Hugging Face": _hugging_face(mean, pixels),
     }
     models = {"ours": proxy, "authors": proxy, "ours, full": full}

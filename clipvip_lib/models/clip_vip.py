@@ -31,6 +31,7 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AttentionInterface, AutoConfig, AutoModel, CLIPConfig, CLIPModel
 from transformers import initialization as init
+from transformers.activations import QuickGELUActivation
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.clip.configuration_clip import CLIPTextConfig
 from transformers.models.clip.modeling_clip import CLIPEncoder, CLIPVisionEmbeddings
@@ -43,6 +44,7 @@ from clipvip_lib.models.attentions import ATTENTIONS, JOINT
 from clipvip_lib.models.load_report import not_finite, one_sentence
 from clipvip_lib.models.model_card import model_card
 from clipvip_lib.models.proxy_attention import attend, attention_interface
+from clipvip_lib.models.quick_gelu import QuickGELU
 from clipvip_lib.models.weight_files import read_folder
 
 AttentionInterface.register(proxy_attention.NAME, attention_interface)
@@ -314,6 +316,9 @@ class ClipViP(CLIPModel):
         )
         if config.attention == "sequential":
             self.frame_transformer = FrameTransformer(config)
+        for module in self.modules():
+            if isinstance(getattr(module, "activation_fn", None), QuickGELUActivation):
+                module.activation_fn = QuickGELU()
         # transformers' code for "the first largest id", CLIP's and the authors' rule for the end of a text.
         self.text_model.eos_token_id = 2
         self.post_init()
