@@ -126,8 +126,14 @@ def test_attention_forms_agree_before_they_are_timed(monkeypatch):
         attention.measure(repeats=1, batch=1, frames=2)
 
 
-def test_the_encoder_beside_its_peers():
-    found = encoder.measure(repeats=1, batch=1, frames=4, config=SMALL)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("backward", [False, True])
+def test_the_encoder_beside_its_peers(precision, backward, monkeypatch):
+    passes, run = [], torch.Tensor.backward
+    monkeypatch.setattr(torch.Tensor, "backward", lambda loss: passes.append(run(loss)))
+    options = {"precision": precision, "backward": backward, "config": SMALL}
+    found = encoder.measure(repeats=2, batch=1, frames=4, **options)
+    assert ("backward" in found["what"]) == backward and (len(passes) >= 2 * len(found["rows"])) == backward
     names = [row["form"] for row in found["rows"]]
     assert names == ["ours", "authors", "ours, full", "ours, mean pooling", "Hugging Face"]
     assert {"transformers", "open_clip_torch"} <= found["versions"].keys()

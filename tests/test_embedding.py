@@ -94,23 +94,6 @@ def test_frames_antialias_and_precision_are_passed_on(clips):
     assert rough.dtype == np.float32 and 0 < np.abs(rough - expected).max() < 0.05
 
 
-@pytest.mark.parametrize("attention", ["proxy", "sequential"])
-def test_weights_are_cast_once_and_features_are_autocasts_bit_for_bit(attention):
-    model = small_model(attention=attention).eval()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    pixels = torch.randint(0, 256, (3, 3, SIZE, SIZE, 3), dtype=torch.uint8)
-    once = encoding.cast_once(model, "bfloat16")
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(once.encode_video(pixels), model.encode_video(pixels))
-    assert once.visual_projection.weight.dtype == torch.bfloat16
-    assert once.vision_model.pre_layrnorm.weight is model.vision_model.pre_layrnorm.weight
-    after = model.state_dict()
-    assert all(
-        after[name].dtype == value.dtype and torch.equal(after[name], value) for name, value in before.items()
-    )
-    assert encoding.cast_once(model, "float32") is model
-
-
 def test_decoding_leaves_the_callers_threads_alone(clips):
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -33,7 +33,7 @@ def draw_qkv(shape, seed, dtype=torch.float64, count=3):
 
 @pytest.mark.parametrize("explicit_scores", [0, 10**9], ids=["fused", "explicit"])
 def test_equals_the_masked_softmax_forward_and_gradient(explicit_scores, equals, monkeypatch):
-    monkeypatch.setitem(module.EXPLICIT_SCORES, "training", explicit_scores)
+    monkeypatch.setattr(module, "EXPLICIT_SCORES", explicit_scores)
     against = "a softmax under the dense mask, float64"
 
     @settings(max_examples=25, deadline=None)
@@ -102,6 +102,14 @@ def test_bfloat16_stays_near_float64():
     qkv = draw_qkv((2, 4, 4 + 3 * 9, 16), 3)
     half = [x.detach().bfloat16().requires_grad_() for x in qkv]
     assert (proxy_attention(*half, 3, 9, 4).double() - proxy_attention(*qkv, 3, 9, 4)).abs().max() < 0.03
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_scale_of_released_models_is_exact_in_either_place(dtype):
+    """Heads of 64: queries divided by 8, or scores, the same bits."""
+    q, k, v = draw_qkv((2, 3, 20, 64), 5, dtype)
+    scores = (q @ k.transpose(-1, -2)) * 64**-0.5
+    assert torch.equal(attend(q, k, v), scores.softmax(-1, dtype=torch.float32).to(dtype) @ v)
 
 
 def test_a_shape_that_does_not_add_up_is_refused():

@@ -149,8 +149,7 @@ def _timed_row(
     batches = -(-len(clips) // options["batch"])
     model = Timed(encoder.model, simulate / 1e3 or 1.5 * decoding / batches)
     whole, _ = _timed(
-        lambda: embed_videos(replace(encoder, model=model), clips, out, **options | {"precision": "float32"}),
-        torch.device("cpu"),
+        lambda: embed_videos(replace(encoder, model=model), clips, out, **options), torch.device("cpu")
     )
     waits = model.waits()
     return {

@@ -17,6 +17,7 @@ import contextlib
 import logging
 import statistics
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -27,45 +28,56 @@ from clipvip_lib.bench.measure import PRODUCT, about, in_turns, product, set_thr
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.flops import ClipSizes, video_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
-from clipvip_lib.models.encoding import cast_once
-from clipvip_lib.precision import autocast, choose
+from clipvip_lib.precision import autocast
 
 
 def measure(
     repeats: int = 5, batch: int = 2, frames: int = 12, patch: int = 32, precision: str = "float32",
-    device: str = "cpu", threads: int = 1, config: ClipViPConfig | None = None,
+    device: str = "cpu", threads: int = 1, backward: bool = False, config: ClipViPConfig | None = None,
 ) -> dict:  # fmt: skip
-    """Rows of form: milliseconds a video, times as fast as the authors', share of the product's rate. ``config``: of
-    another size than the released one. Raises ClipVipError if forms that must agree do not."""
+    """Rows of form: milliseconds a video, times as fast as the authors', share of the product's rate.
+
+    backward: the gradient of the encoder's weights, too, counted as twice the work of the forward pass; it adds up over
+    the turns. ``config``: of another size than the released one. Raises ClipVipError if forms that must agree do not.
+    """
     set_threads(threads)
     place = torch.device(device)
     config = config or ClipViPConfig(vision_config={"patch_size": patch}, temporal_size=frames)
     side = config.vision_config.image_size
     torch.manual_seed(0)
     pixels = torch.randn(batch, frames, 3, side, side, device=place)
-    calls, sizes = _forms(config, pixels, choose(precision, place))
+    calls, sizes = _forms(config, pixels, place)
     with torch.inference_mode(), autocast(precision, place):
         _agree(calls)
-        forms: dict[str, Callable[[], object]] = dict(calls)
-        forms[PRODUCT], product_flops = product(place, precision)
-        seconds = in_turns(forms, repeats, place)
+
+    def run(call: Callable[[], Tensor]) -> None:
+        with torch.inference_mode(not backward):
+            with autocast(precision, place):
+                features = call()
+            if backward:
+                features.sum().backward()
+
+    forms: dict[str, Callable[[], object]] = {name: partial(run, call) for name, call in calls.items()}
+    forms[PRODUCT], product_flops = product(place, precision)
+    seconds = in_turns(forms, repeats, place)
     medians = {name: statistics.median(found) for name, found in seconds.items()}
     rate = product_flops / medians[PRODUCT]
+    work = {name: (3 if backward else 1) * video_flops(sizes[name]) for name in calls}
     rows = [
         {
             "form": name,
             "ms_a_video": round(1e3 * medians[name] / batch, 1),
             "ms_min": round(1e3 * min(seconds[name]) / batch, 1),
             "ms_max": round(1e3 * max(seconds[name]) / batch, 1),
-            "gflop_a_video": round(video_flops(sizes[name]) / 1e9, 1),
+            "gflop_a_video": round(work[name] / 1e9, 1),
             "times_authors": round(medians["authors"] / medians[name], 2),
-            "share_of_the_product": round(batch * video_flops(sizes[name]) / medians[name] / rate, 3),
+            "share_of_the_product": round(batch * work[name] / medians[name] / rate, 3),
         }
         for name in calls
     ]
     return {
-        "what": f"the encoder's forward pass, ViT-B/{config.vision_config.patch_size}, {frames} frames of {side} "
-        f"pixels, batch {batch}",
+        "what": f"the encoder's forward {'and backward ' * backward}pass, ViT-B/{config.vision_config.patch_size}, "
+        f"{frames} frames of {side} pixels, batch {batch}",
         "precision": precision,
         "gflop_per_second_of_the_product": round(rate / 1e9, 1),
         "rows": rows,
@@ -74,20 +86,18 @@ def measure(
 
 
 def _forms(
-    config: ClipViPConfig, pixels: Tensor, precision: str
+    config: ClipViPConfig, pixels: Tensor, device: torch.device
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, ClipSizes]]:
-    device = pixels.device
     proxy = _built(config, "proxy", device)
     written_out = _built(config, "proxy", device)
     written_out.load_state_dict(proxy.state_dict())
     written_out.config.vision_config._attn_implementation = authors_attention.NAME
     full, mean = (_built(config, attention, device) for attention in ("full", "mean_pool"))
-    as_embed_does = [cast_once(model, precision) for model in (proxy, full, mean)]
     calls = {
-        "ours": lambda: as_embed_does[0].encode_video(pixels),
+        "ours": lambda: proxy.encode_video(pixels),
         "authors": lambda: _all_tokens(written_out, pixels),
-        "ours, full": lambda: as_embed_does[1].encode_video(pixels),
-        "ours, mean pooling": lambda: as_embed_does[2].encode_video(pixels),
+        "ours, full": lambda: full.encode_video(pixels),
+        "ours, mean pooling": lambda: mean.encode_video(pixels),
         "Hugging Face": _hugging_face(mean, pixels),
     }
     models = {"ours": proxy, "authors": proxy, "ours, full": full}

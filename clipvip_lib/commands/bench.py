@@ -30,6 +30,7 @@ OPTIONS = {
         "help": "a timed encoder in the model's place: MS per batch, 0: half as much again as decoding takes",
     },
     "quality": {"type": at_least(0), "metavar": "QP", "help": "of the packs"},
+    "backward": {"action": "store_true", "help": "the gradient of its weights, too"},
     "chunk": {"type": at_least(0), "metavar": "N", "help": "gradient caching: clips at a time"},
     "checkpointing": {"action": "store_true", "help": "compute layers again in the backward pass"},
     "compile": {"action": "store_true", "help": "torch.compile"},
@@ -57,7 +58,7 @@ BENCHES = {
     ),
     "encoder": (
         "the video encoder, beside the authors' formulation, Hugging Face's CLIP and open_clip",
-        ("repeats", "patch", *MODEL),
+        ("repeats", "patch", *MODEL, "backward"),
     ),
     "train": ("a training step", ("repeats", "patch", *MODEL, "chunk", "checkpointing", "compile")),
     "ranks": (

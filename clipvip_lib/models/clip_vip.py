@@ -128,8 +128,7 @@ class ClipViPConfig(CLIPConfig):
     ) -> ClipViPConfig:
         """A CLIP of any size in CLIP's proportions (MLP 4 x width), the text tower as the vision tower if not given.
 
-        The activation is open_clip's GELU, one kernel where OpenAI's QuickGELU takes three: a training step of the
-        mini model is a fifth shorter.
+        The activation is open_clip's GELU, one kernel where OpenAI's QuickGELU takes three.
         """
         vision = {
             "hidden_size": width,

@@ -7,7 +7,6 @@ floats would take moves from the decoding threads to the device. Post-pretrainin
 from __future__ import annotations
 
 import contextlib
-import copy
 import hashlib
 import json
 import threading
@@ -25,7 +24,7 @@ from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.models.hub import TOKENIZER, local
-from clipvip_lib.precision import autocast, choose
+from clipvip_lib.precision import autocast
 
 TEXT_BATCH = 256
 
@@ -104,7 +103,6 @@ def encode_clips(
     frames = model.config.temporal_size if frames is None else frames
     batch = batch_of(model, frames, batch)
     size, antialias = image_size(model), resize_rule(model, antialias)
-    model = cast_once(model, choose(precision, model.device))
     decoded = decode_ahead(clips, frames, size, antialias, workers, 2 * batch, damaged, windows, wanted)
     with ahead(_batches(decoded, batch, model.device), 1, threading.Event()) as batches:
         for shown, pixels in batches:
@@ -131,25 +129,6 @@ def _batches(
                     pixels = pixels.to(device, non_blocking=True)
                 stream.synchronize()
             yield some, pixels
-
-
-def cast_once(model, precision: str):
-    """The model, or in bfloat16 a copy of it for encoding videos that holds the weights of its products in bfloat16.
-
-    Autocast would cast them for every batch: on a CPU a twentieth of the time for two videos. Features are the same bit
-    for bit. All other weights are shared with ``model``, which stays as it is. precision: as ``choose`` gives it.
-    """
-    if precision != "bfloat16":
-        return model
-    shared = {id(each): each for each in (*model.parameters(), *model.buffers())}
-    copied = copy.deepcopy(model, shared)
-    towers = (part for name, part in copied.named_children() if not name.startswith("text_"))
-    for module in (module for tower in towers for module in tower.modules()):
-        if isinstance(module, torch.nn.Linear):
-            for name, weight in list(module.named_parameters(recurse=False)):
-                cast = weight.detach().to(torch.bfloat16)
-                setattr(module, name, torch.nn.Parameter(cast, requires_grad=False))
-    return copied
 
 
 def _encode(model, pixels: torch.Tensor, precision: str) -> np.ndarray:

@@ -24,6 +24,8 @@ Legend: B batch, H heads, K head width, M proxies, N frames, L patches per frame
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -33,9 +35,8 @@ from clipvip_lib.errors import ClipVipError
 #: The name under which ``attention_interface`` is plugged into transformers (see clip_vip.py).
 NAME = "clip_vip"
 
-#: Up to this many scores per head, explicit attention is the faster one on a CPU, because they stay in the cache: in
-#: training, and for encoding in bfloat16 (there in float32 it never is).
-EXPLICIT_SCORES = {"training": 512 * 512, "encoding": 128 * 128}
+#: Up to this many scores per head, training on a CPU is faster with explicit attention: they stay in the cache.
+EXPLICIT_SCORES = 512 * 512
 
 
 def proxy_attention(q: Tensor, k: Tensor, v: Tensor, frames: int, patches: int, proxies: int) -> Tensor:
@@ -79,20 +80,17 @@ def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool = False, seen: Tensor |
     """softmax(q k^T / sqrt(K)) v for q [B, H, Q, K] and k, v [B, H, T, K]; causal: token t sees 1..t only;
     seen: bool, broadcast to [B, H, Q, T]: which tokens each query sees.
 
-    The one place where the kernel is chosen: the fused one, except for short sequences on a CPU. Its backward pass
-    is slow there, above all in bfloat16 (forward + backward of 256 x 68 tokens of width 24 on one thread: 53 to 85
-    ms, the three steps written out 9 to 11 ms), and so is its forward pass in bfloat16 (288 x 53 tokens of width 64:
-    8 ms, written out 4.5).
+    The one place where the kernel is chosen: the fused one, except for training on short sequences on a CPU.
+    Its backward pass is slow there, above all in bfloat16 (forward + backward of 256 x 68 tokens of width 24
+    on one thread: 53 to 85 ms, the three steps written out 9 to 11 ms).
     """
     training = torch.is_grad_enabled() and q.requires_grad
-    most = EXPLICIT_SCORES["training" if training else "encoding"]
-    written_out = training or q.dtype == torch.bfloat16
-    if q.device.type != "cpu" or not written_out or q.shape[-2] * k.shape[-2] > most:
+    if q.device.type != "cpu" or not training or q.shape[-2] * k.shape[-2] > EXPLICIT_SCORES:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
-    # The product scales its own sums: no pass over the scores, and in bfloat16 one rounding instead of two.
-    rows, columns = q.flatten(0, 1), k.flatten(0, 1).transpose(1, 2)
-    scores = torch.baddbmm(rows.new_zeros(()), rows, columns, beta=0, alpha=q.shape[-1] ** -0.5)
-    scores = scores.unflatten(0, q.shape[:2])
+    scale, keys = q.shape[-1] ** -0.5, k.transpose(-1, -2)
+    # A power of two, as in all released CLIPs, is exact wherever it is applied: then to K numbers a query, not T.
+    exact = math.frexp(scale)[0] == 0.5
+    scores = (q * scale) @ keys if exact else (q @ keys) * scale
     if causal:
         future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         scores = scores.masked_fill(future, float("-inf"))
