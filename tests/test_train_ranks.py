@@ -112,14 +112,6 @@ def interrupted(made, out: str, send: int, ranks: int = 2, **how) -> str:
     return err
 
 
-def assert_lost(err: str, out: str, ranks: int) -> None:
-    """One message of a lost rank, which names the checkpoint, and torchrun's report, which names the rank."""
-    lost = f"clipvip: expected {ranks} ranks, one of them died or gave no answer within {ANSWER} s"
-    assert err.count(lost) == 1
-    assert re.search(rf"start the same command again; \S+/{out}/checkpoint.pt of step \d+ is kept", err)
-    assert "Signal 9 (SIGKILL) received" in err
-
-
 def pid_of_rank(torchrun_pid: int, rank: int) -> int:
     for child in small_runs.children(torchrun_pid):
         if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
@@ -290,7 +282,10 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(made, two):
 @pytest.mark.thorough
 def test_a_killed_rank_stops_the_other_and_the_resumed_run_ends_the_same(made, two):
     err = interrupted(made, "killed", signal.SIGKILL)
-    assert_lost(err, "killed", 2)
+    lost = f"clipvip: expected 2 ranks, one of them died or gave no answer within {ANSWER} s"
+    assert err.count(lost) == 1
+    assert re.search(r"start the same command again; \S+/killed/checkpoint.pt of step \d+ is kept", err)
+    assert "Signal 9 (SIGKILL) received" in err  # torchrun's report, which names the rank
     assert made.runs("again", 2, {"killed": made.options("killed", **LONG)})["killed"] == two["two-long"]
     assert made.weights("killed") == made.weights("two-long")
     assert made.losses("killed") == made.losses("two-long")
@@ -316,7 +311,10 @@ def test_on_another_number_of_ranks_the_batches_are_the_same(made, two):
 def test_one_of_four_ranks_is_killed_on_uneven_shards_and_the_run_goes_on(made):
     """Two shards of 16 and 8 clips, shared sample by sample: 6 clips per rank and epoch."""
     err = interrupted(made, "four-killed", signal.SIGKILL, ranks=4, store=False)
-    assert_lost(err, "four-killed", 4)
+    lost = f"clipvip: expected 4 ranks, one of them died or gave no answer within {ANSWER} s"
+    assert err.count(lost) == 1
+    assert re.search(r"start the same command again; \S+/four-killed/checkpoint.pt of step \d+ is kept", err)
+    assert "Signal 9 (SIGKILL) received" in err  # torchrun's report, which names the rank
     before = len(read_metrics(made.folder / "four-killed/metrics.jsonl"))
     done = made.runs(
         "four",
