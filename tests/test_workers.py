@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import patience
@@ -137,13 +136,6 @@ def alive(home: Path) -> list[int]:
     return found
 
 
-def wait_until(condition, seconds=300):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
 @pytest.mark.fault(
     "stages: SIGKILL, SIGTERM or Ctrl-C to the process that runs them",
     sees="it ends, after SIGTERM with exit code 143, and no worker outlives it",
@@ -152,12 +144,14 @@ def wait_until(condition, seconds=300):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_no_worker_outlives_its_parent_and_the_cache_is_consistent(tmp_path, number):
     process = parent(tmp_path)
-    wait_until(lambda: len(list((tmp_path / "stages").rglob("count.json"))) == 2)
+    patience.until(
+        lambda: len(list((tmp_path / "stages").rglob("count.json"))) == 2, "both to count", process
+    )
     assert len(alive(tmp_path)) == 3  # and the warm process
     process.send_signal(number)
     code = process.wait(300)
     assert code == {signal.SIGKILL: -9, signal.SIGTERM: 143, signal.SIGINT: -2}[number]
-    wait_until(lambda: not alive(tmp_path))
+    patience.until(lambda: not alive(tmp_path), "the end of all workers")
     left = [path.name for path in (tmp_path / "stages").iterdir()]
     assert len(left) == 2 and all(name.endswith(".partial") for name in left)
 

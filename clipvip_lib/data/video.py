@@ -105,9 +105,6 @@ def count_frames(source: Source, name: str | None = None) -> int:
     return _decode(source, look(source, name), (), describe(source, name)).total
 
 
-#: For checks of a corpus: raises VideoError for whatever is not a whole, undamaged video.
-
-
 def read_frames(
     source: Source, indices: Indices, name: str | None = None, damaged: str = "refuse"
 ) -> np.ndarray:

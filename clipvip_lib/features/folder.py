@@ -44,9 +44,9 @@ COLUMNS = {
     "texts": {"id": "string", "text": "string", "stamp": "string"},
 }
 
+PARQUET = "features.parquet"
 #: Up to this many bytes of features.npy are read for the checksum each time they are opened, about half a second; a
 #: larger file only if its size or time is not that of meta.json (it was copied, or changed).
-PARQUET = "features.parquet"
 ALWAYS_CHECKED = 2**28
 
 

@@ -99,12 +99,11 @@ class ClipTokenizer:
             for text, row in zip(texts, rows, strict=True)
             if len(row) == self.context_length
         )
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        return ids, mask
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        ids = torch.zeros(mask.shape, dtype=torch.long)
+        ids[mask] = torch.tensor([each for row in rows for each in row])
+        return ids, mask.long()
 
     def save(self, path: str | Path) -> Path:
         """Write what distinguishes this tokenizer as JSON: context length and kept ids."""

@@ -18,19 +18,13 @@ class QuickGELU(nn.Module):
     """x * sigmoid(1.702 x), of any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return _QuickGELU.apply(x) if x.requires_grad else _value(x)
-
-
-def _value(x: Tensor) -> Tensor:
-    return F.silu(x * SLOPE, inplace=True).mul_(1 / SLOPE)
+        return _QuickGELU.apply(x)
 
 
 class _QuickGELU(Function):
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(x: Tensor) -> Tensor:
-        return _value(x)
+        return F.silu(x * SLOPE, inplace=True).mul_(1 / SLOPE)
 
     @staticmethod
     def setup_context(context, inputs: tuple[Tensor], output: Tensor) -> None:

@@ -205,12 +205,10 @@ def _told(fig: Figure) -> list[list]:
     return [[round(x / width, 4), round(1 - y / height, 4), text] for (x, y), text in places]
 
 
-def film_strip(
-    clips: Sequence[np.ndarray], labels: Sequence[str] | None = None, *, height: float = 0.8, gap: int = 2
-) -> Figure:
+def film_strip(clips: Sequence[np.ndarray], labels: Sequence[str] | None = None) -> Figure:
     """Clips as rows of frames with a label above each: a matplotlib figure for ``Study.figure``.
 
-    clips: uint8 [N, H, W, 3] each, all frames of one size. height: inches of a row.
+    clips: uint8 [N, H, W, 3] each, all frames of one size.
     Raises ClipVipError for frames of another kind, or another number of labels than clips.
     """
     import matplotlib.pyplot as plt
@@ -225,7 +223,8 @@ def film_strip(
         raise ClipVipError(
             f"film strip of {len(clips)} clips and {len(labels or [])} labels: expected one each"
         )
-    rows = [_joined(clip, gap) for clip in clips]
+    rows = [_joined(clip, gap=2) for clip in clips]
+    height = 0.8  # inches of a row
     width = height * max(row.shape[1] / row.shape[0] for row in rows)
     extra = 0.3 if labels is not None else 0.08
     fig, axes = plt.subplots(len(rows), 1, squeeze=False, figsize=(width + 0.2, len(rows) * (height + extra)))
