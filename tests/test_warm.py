@@ -15,6 +15,7 @@ import patience
 import psutil
 import pytest
 import small_study
+import test_heap
 import videos
 
 from clipvip_lib import files
@@ -113,6 +114,16 @@ assert threading.active_count() == 1 and "transformers" in sys.modules
     command = [sys.executable, "-P", "-c", code, json.dumps(modules)]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+@test_heap.glibc
+def test_copies_keep_freed_memory(start):
+    _, connection = call(start("numpy"), "count_faults")
+    assert connection.recv() < test_heap.PAGES / 20
+
+
+def count_faults(connection: Connection) -> None:
+    connection.send(test_heap.faults())
 
 
 def test_after_an_import_that_starts_a_thread_children_are_fresh_interpreters(start, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import sys
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
 
+from clipvip_lib.heap import keep_freed_memory
 from clipvip_lib.precision import PRECISIONS, slower
 from clipvip_lib.say import say
 from clipvip_lib.stop_signals import signals_held
@@ -117,6 +118,7 @@ def _has_driver() -> bool:
 
 def load_torch(aloud: bool = True) -> None:
     """Between the checks and the model: say that it is loaded, and import torch, which takes seconds."""
+    keep_freed_memory()
     if aloud:
         say("clipvip: loading the model", sys.stderr)
     with signals_held():

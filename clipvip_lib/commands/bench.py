@@ -108,6 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.data.clips import list_clips
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.files import write_json
+    from clipvip_lib.heap import keep_freed_memory
 
     if arguments.json is not None and (not arguments.json.strip() or Path(arguments.json).is_dir()):
         raise ClipVipError(
@@ -118,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     _expect_device(getattr(arguments, "device", None))
     given = {name: getattr(arguments, name) for name in BENCHES[arguments.bench][1]}
     given = {name: value for name, value in given.items() if value not in (None, False)}
+    keep_freed_memory()
     found = importlib.import_module(f"clipvip_lib.bench.{arguments.bench}").measure(**given)
     if arguments.json is not None:
         write_json(arguments.json, found)

@@ -31,6 +31,7 @@ from multiprocessing.reduction import recv_handle, send_handle
 from pathlib import Path
 
 from clipvip_lib.children import Child
+from clipvip_lib.heap import keep_freed_memory
 from clipvip_lib.workshop.stages import load_function
 
 GRACE_SECONDS = 3.0  # how long a copy may take to end its children before it is killed
@@ -144,6 +145,7 @@ class Warm(Link):
 
 def main(given: Sequence[str]) -> None:
     """The warm process or, with ``--task``, a fresh interpreter in place of a copy."""
+    keep_freed_memory()
     if given[0] == "--task":
         _call(json.loads(given[1]))
         return
