@@ -126,6 +126,7 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.data.clips import list_clips, workers_of
+    from clipvip_lib.data.container import look
     from clipvip_lib.data.windows import Windows, expect_ids
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.text_files import read_texts
@@ -157,6 +158,9 @@ def run(arguments: argparse.Namespace) -> int:
         expect_ids(clip.id for clip in clips)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
     _expect_settings(arguments)
+    first = clips[0] if clips and not arguments.skip_bad else None
+    if first and not first.entry and Path(first.path).is_file():
+        look(first.path)  # `embed FILE` that is no video
     make_folder(arguments.out)
     load_torch()
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder

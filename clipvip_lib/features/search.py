@@ -248,6 +248,7 @@ def _index(faiss, features: Features):
         )
         index = faiss.IndexIVFRaBitQ(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
         index.cp.niter = 10  # of k-means: a quarter of the usual time, and cells hardly worse
+        index.cp.min_points_per_centroid = 1  # else FAISS warns of folders with a few rows
         picked = np.zeros(len(features), bool)
         picked[np.random.default_rng(0).permutation(len(features))[: SAMPLE * cells]] = True
         # In order, so that memory holds no more; and a row that is not a unit vector is named before FAISS fails on it.
