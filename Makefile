@@ -111,10 +111,10 @@ smoke-results: setup ## run the study at smoke size and keep its results for mak
 registration: setup ## write what is fixed before the next reference run: reports/reference/registration.json (commit it, then run)
 	@$(PY) -m clipvip_lib.study.jobs registration
 
-evidence: setup ## train what the statements need (SEEDS=0,1,2) and add what every query gave to reports/reference/FILE
+evidence: setup ## train what the statements need (SEEDS=0,1,2) and add each query's result to reports/reference/evidence.npz (FILE=evidence-NAME.npz: to another file there)
 	@$(PY) -m clipvip_lib.study.jobs evidence $(PROFILE) $(SEEDS) $(FILE)
 
-condition: setup ## the same for the headline contrasts under another condition (NAME=no-order; study/conditions.py lists them)
+condition: setup ## the same for statements 3a, 6, 7a, 8d and 10a under another condition (NAME=no-order; study/conditions.py lists them)
 	@$(PY) -m clipvip_lib.study.jobs condition $(PROFILE) $(NAME)
 
 answer: setup ## judge that evidence again: verdicts, figure, and README's answer
@@ -123,7 +123,7 @@ answer: setup ## judge that evidence again: verdicts, figure, and README's answe
 faults: setup ## write docs/faults.md from the marks of the tests
 	@$(PY) tests/faults.py
 
-soak: setup ## read, search and kill for MINUTES (20), at least; writes docs/soak.md
+soak: setup ## read, search and kill for about MINUTES (20); writes docs/soak.md
 	@$(PY) tests/soak.py $(MINUTES)
 
 docs: setup ## build the documentation as a site that opens from the disk, build/site/index.html

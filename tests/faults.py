@@ -29,12 +29,10 @@ Python makes of it. Where the test does not look at what survives, the row says 
 NOT_SHOWN = (
     "**A power cut.** Tests empty the files that one may leave, and `test_stages.py` holds the order of syncs and "
     "renames. None stops the machine, or drops what the disk has not written.",
-    "**A sentence after a decoder's crash.** `embed`, `caption`, `check-data` and frame stores decode in their own "
-    "process, which is gone with it. What was done is kept; the video is found by leaving some out.",
     "**A clock that is changed.** Tests date files into the future, which is what a clock that was set back leaves. "
     "None changes the system's time.",
-    "**The killer of the kernel.** Memory is exhausted by a limit on a process, which gets an error; where the system "
-    "itself runs out of it, it sends SIGKILL, as other tests do.",
+    "**The kernel's out-of-memory killer.** Memory is exhausted by a limit on a process, which gets an error; where the "
+    "system itself runs out of it, it sends SIGKILL, as other tests do.",
     "**A rank whose machine or network is lost.** All ranks of the tests are on one machine.",
     "**A GPU that fails or runs out of memory.** No test provokes it.",
 )

@@ -291,8 +291,11 @@ def soak(minutes: float, folder: Path, seed: int) -> tuple[list[tuple[str, str]]
         ("memory while searching, MiB per 1,000 searches", f"{searches.slopes[0]:+.3f}"),
         ("open descriptors while searching, per 1,000 searches", f"{searches.slopes[1]:+.3f}"),
         ("kills of the study or of one of its workers", f"{sum(each.kills for each in studies)}"),
-        ("processes that outlived their run", f"{sum(each.orphans for each in (undisturbed, *studies))}"),
-        ("longest that one ended after its run, seconds", f"{max(each.longest for each in studies):.1f}"),
+        (
+            "processes left after the wait for them",
+            f"{sum(each.orphans for each in (undisturbed, *studies))}",
+        ),
+        ("longest that one took to end, seconds", f"{max(each.longest for each in studies):.1f}"),
         ("half-written files after the last start", f"{sum(each.half for each in (undisturbed, *studies))}"),
         ("studies with the undisturbed one's results, byte for byte", f"{equal} of {len(studies)}"),
         ("whatever else was wrong", f"{len(faults)}"),

@@ -40,7 +40,8 @@ def add(commands) -> None:
         type=_seconds,
         default=45.0,
         metavar="S",
-        help="stop decoding after half of these seconds, and opening files after all of them (default 45)",
+        help="stop decoding after half of these seconds, and opening files after all of them (default 45; with "
+        "--sample 0 neither stops)",
     )
     parser.add_argument("--json", type=_file, metavar="FILE", help="write everything that was found as JSON")
     parser.add_argument(

@@ -104,7 +104,7 @@ def add(commands) -> None:
         help="videos encoded together (default: 2 on a CPU, 32 on a GPU)",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="threads that decode (default: one per core)"
+        "--workers", type=int, metavar="N", help="threads that decode (default: one per core, at most 16)"
     )
     parser.add_argument(
         "--part",

@@ -67,7 +67,9 @@ def add(commands) -> None:
         default="refuse",
         help="accept damaged videos with the pictures that the decoder makes up (default: refuse)",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="threads (default: one per core)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="threads (default: one per core, at most 16)"
+    )
     parser.add_argument("--json", action="store_true", help="print the summary as one JSON line")
     parser.set_defaults(run=run)
 

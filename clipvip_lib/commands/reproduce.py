@@ -48,7 +48,8 @@ def add(commands) -> None:
         type=assignment,
         default=[],
         metavar="NAME=VALUE",
-        help="a further parameter of the notebooks; may be repeated",
+        help="a parameter of the run, such as precision=float32; at paper data_root=DIR, weights=PATH, ofa=PATH, "
+        "gpus=N, postpretrain.FIELD=VALUE, finetune.FIELD=VALUE; may be repeated",
     )
     parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
     parser.add_argument(
@@ -59,8 +60,8 @@ def add(commands) -> None:
     parser.add_argument(
         "--plan",
         action="store_true",
-        help="print stages, data needed, time and disk, and run nothing; at paper --set data_root=DIR, weights=FILE, "
-        "ofa=PATH, gpus=N, postpretrain.steps=N, or any assumption=VALUE",
+        help="print stages, data needed, time and disk, and run nothing; takes the same --set, and at paper any "
+        "assumption=VALUE",
     )
     parser.add_argument("--json", action="store_true", help="of --plan: print it as one JSON line")
     parser.set_defaults(run=run)

@@ -61,7 +61,7 @@ def add(commands) -> None:
         nargs="?",
         const="",
         metavar="WORD",
-        help="of --serve: who asks must know it; without WORD one is made; needed where other machines reach HOST",
+        help="with --serve: who asks must send it; without WORD one is made; required where other machines reach HOST",
     )
     parser.set_defaults(run=run)
 

@@ -93,7 +93,11 @@ def add(commands) -> None:
         help="decoding processes of each rank (default 0)",
     )
     data.add_argument(
-        "--skip-share", type=share, default=0.0, metavar="X", help="share of bad samples to skip (default: 0)"
+        "--skip-share",
+        type=share,
+        default=0.0,
+        metavar="X",
+        help="share of the samples that may be bad and are skipped (default: 0)",
     )
     data.add_argument(
         "--damaged",

@@ -59,9 +59,10 @@ def sentence(found: Mapping) -> str:
     counts = [f"{each}{_refuted(rows)}" if "in part" in each else each for each in counts]
     return (
         f"In the reference run, of the paper's {len(words)} claims {_listed(counts)}; {decided} of their {len(rows)} "
-        f"statements are decided ({reference.basis(found).rstrip('.')}). Each number is the "
-        "effect of the contrast whose interval reaches furthest against the statement, or one for each benchmark where "
-        f"their verdicts differ; plus speaks for the statement, minus against it.{_twice(rows)}{_together(rows)}"
+        f"statements are decided ({reference.basis(found).rstrip('.')}). Where a "
+        "statement has several contrasts, its number is the effect of the least favourable one, or one for each "
+        "benchmark where their verdicts differ; plus supports the statement, minus contradicts it."
+        f"{_twice(rows)}{_together(rows)}"
     )
 
 

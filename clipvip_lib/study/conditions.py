@@ -2,8 +2,8 @@
 
 Each condition changes one thing of the profile. *Dose*: the amount of fine-tuning, and of post-pretraining. *World*:
 what the embedded world is like. *Rival*: another explanation of a claim, made true. Conditions tell how far an answer
-reaches; no statement is judged on them. ``make condition NAME=.. SEEDS=..`` trains one and keeps its evidence in
-reports/reference/conditions/.
+reaches; no statement is judged on them. ``make condition NAME=..`` trains one, with as many seeds as it asks for, and
+keeps its evidence in reports/reference/conditions/.
 """
 
 from __future__ import annotations
