@@ -107,6 +107,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def sha256(path: str | Path) -> str:
+    """The checksum of a file, as 64 hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync(path: str | Path) -> None:
     """Wait until a file, or a folder's list of names, is on the disk; some disks cannot promise it for a folder."""
     handle = os.open(path, os.O_RDONLY)

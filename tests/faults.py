@@ -31,8 +31,8 @@ NOT_SHOWN = (
     "renames. None stops the machine, or drops what the disk has not written.",
     "**A clock that is changed.** Tests date files into the future, which is what a clock that was set back leaves. "
     "None changes the system's time.",
-    "**The kernel's out-of-memory killer.** Memory is exhausted by a limit on a process, which gets an error; where the "
-    "system itself runs out of it, it sends SIGKILL, as other tests do.",
+    "**The kernel's out-of-memory killer.** Memory is exhausted by a limit on a process, which gets an error; where "
+    "the system itself runs out of it, it sends SIGKILL, as other tests do.",
     "**A rank whose machine or network is lost.** All ranks of the tests are on one machine.",
     "**A GPU that fails or runs out of memory.** No test provokes it.",
 )

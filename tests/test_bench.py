@@ -210,6 +210,13 @@ def test_the_command_prints_a_table_and_writes_json(folder, tmp_path, capsys):
     assert len(said) == 2 + len(found["rows"]) + 1 and json.loads(said[-1])["machine"] == found["machine"]
 
 
+def test_a_number_of_zero_is_an_option_like_others(monkeypatch, capsys):
+    given = {}
+    monkeypatch.setattr(embed, "measure", lambda **options: given.update(options) or {"rows": [{"a": 1}]})
+    assert main(["bench", "embed", "--simulate", "0"]) == 0
+    assert given["simulate"] == 0 and "folder" not in given
+
+
 @pytest.mark.bad_input("bench: unknown names and options", says="one sentence, exit code 2")
 @pytest.mark.parametrize(
     ("line", "words"),
@@ -219,7 +226,7 @@ def test_the_command_prints_a_table_and_writes_json(folder, tmp_path, capsys):
         (["decode", "--repeats", "0"], "whole number of at least 1"),
         (["decode", "--folder", "/none"], "no file or folder /none"),
         (["encoder", "--device", "tpu"], "device 'tpu' cannot be used"),
-        (["attention", "--json", "/"], "--json expected a file to write"),
+        (["attention", "--json", "/"], "--json: expected a file to write"),
     ],
 )
 def test_what_makes_no_sense_is_one_sentence(line, words, capsys):

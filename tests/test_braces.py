@@ -26,6 +26,8 @@ PARTS = st.sampled_from(
         "{03..1}",
         "{1..9..2}",
         "{b..d}",
+        "{Y..b}",
+        "{h..a..3}",
         "{a}",
         "\\",
         "-2",
@@ -38,6 +40,7 @@ ENDLESS = (
     "{0..9999999}.tar",
     "{0..9999}/{0..9999}.tar",
     "{a,b}" * 40 + ".tar",
+    "{a..z}{A..Z}{z..a}{a..z}{a..z..2}.tar",
     "{{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{a,b}{0..9999},x}.tar",
     "{0.." + "9" * 5000 + "}.tar",
 )
@@ -52,7 +55,7 @@ def test_names_are_those_of_braceexpand_and_are_counted(pattern):
             names_of(pattern)
         return
     assert names_of(pattern) == expected
-    assert _sequence(pattern, 0, inside=False)[0] >= len(expected) or "{b..d}" in pattern
+    assert _sequence(pattern, 0, inside=False)[0] >= len(expected)
 
 
 @pytest.mark.bad_input(

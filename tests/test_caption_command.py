@@ -274,7 +274,7 @@ def test_bad_samples_and_the_share_that_may_be_skipped(line, tmp_path, main, cap
         (["--weights", "none.pt"], "no file or folder 'none.pt'"),
         (["--shards", "none/{00000..00003}.tar"], "none/00000.tar"),
         (["--hugging-face", "x"], "not allowed with argument"),
-        (["--out="], "expected a folder, got ''"),
+        (["--out="], "expected the name of a file or folder, got ''"),
     ],
 )
 def test_bad_input_is_one_sentence(line, main, capsys, change, words):

@@ -84,6 +84,17 @@ def test_every_code_has_a_variant():
     assert len(VARIANTS) >= 50
 
 
+@pytest.mark.bad_input("check-data: a frame folder with a link to nothing", says="`unreadable-video`")
+def test_a_picture_that_leads_nowhere_is_named(written, tmp_path):
+    shutil.copytree(written / "frames", tmp_path / "set")
+    picture = sorted((tmp_path / "set").rglob("*_001.jpg"))[0]
+    picture.unlink()
+    picture.symlink_to("nothing.jpg")
+    report = check_set("jsonl", tmp_path / "set", sample=0)
+    assert codes(report) == {"unreadable-video"}
+    assert picture.parent.name in report.findings[0].sentences[0]
+
+
 @pytest.mark.fault(
     "check-data: the disk fails under a video (simulated)",
     sees="`expected a video file, got Input/output error`",

@@ -67,7 +67,7 @@ def test_arguments_reach_the_pipeline(called):
         ("reproduce --seeds 0-9999999999", "expected whole numbers like 0,1,2 or 0-2, got '0-9999999999'"),
         ("reproduce --only=", "expected names like 04,05, got ''"),
         ("reproduce --only ,", "expected names like 04,05, got ','"),
-        ("reproduce --out=", "expected a folder, got ''"),
+        ("reproduce --out=", "expected the name of a file or folder, got ''"),
         ("reproduce --set x", "expected NAME=VALUE"),
         ("reproduce --set 1x=2", "expected NAME=VALUE"),
         ("reproduce --workers two", "invalid int value: 'two'"),

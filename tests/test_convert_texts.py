@@ -247,8 +247,8 @@ def test_a_deep_json_is_one_sentence(tmp_path):
         (("--subtitles", ""), "expected the name of a file or folder, got ''"),
         (("--captions", ""), "expected the name of a file or folder, got ''"),
         (("--csv", " "), "expected the name of a file or folder, got ' '"),
-        (("--own-subtitles", "--allow-missing", "-1"), "expected a whole number of 0 or more, got '-1'"),
-        (("--own-subtitles", "--allow-missing", "x"), "expected a whole number of 0 or more, got 'x'"),
+        (("--own-subtitles", "--allow-missing", "-1"), "expected a whole number of at least 0, got '-1'"),
+        (("--own-subtitles", "--allow-missing", "x"), "expected a whole number of at least 0, got 'x'"),
         (("--own-subtitles", "--id", "{key}"), "expected no --id"),
         (("--own-subtitles", "--metadata", "m.jsonl"), "expected no --metadata"),
         (("--own-subtitles", "--columns", "a,b"), "--columns names those of a table: expected --csv"),
@@ -258,7 +258,7 @@ def test_a_deep_json_is_one_sentence(tmp_path):
         (("--subtitles", "x", "--id", "{clip"), "expected an id such as"),
         (("--csv", "x.csv", "--columns", "a"), "expected two columns as ID,TEXT, got 'a'"),
         ((), "one of the arguments --subtitles --captions --csv --own-subtitles is required"),
-        (("--own-subtitles", "--out="), "expected a folder, got ''"),
+        (("--own-subtitles", "--out="), "expected the name of a file or folder, got ''"),
     ),
 )
 def test_a_bad_argument_is_one_sentence(corpus, line, message):

@@ -276,3 +276,9 @@ def test_a_bad_row_of_a_table_is_named(tmp_path, rows, message):
     (tmp_path / "a.csv").write_text("videoid,name\n" + rows)
     with pytest.raises(ClipVipError, match=message):
         webvid.read_texts(tmp_path / "a.csv")
+
+
+def test_a_row_that_ends_before_its_id_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text("name,videoid\na dog\n")
+    with pytest.raises(ClipVipError, match="line 2: expected 2 columns"):
+        webvid.read_texts(tmp_path / "a.csv")

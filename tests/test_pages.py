@@ -183,9 +183,10 @@ def test_a_cell_tagged_open_is_not_folded():
 def test_a_notebook_without_a_title_is_refused(tmp_path):
     with pytest.raises(ClipVipError, match="no title"):
         pages.question({"cells": [{"cell_type": "code", "source": "# no"}]})
-    (tmp_path / "x.ipynb").write_text("{}")
-    with pytest.raises(ClipVipError, match="is not a notebook"):
-        pages.notebook_question(tmp_path / "x.ipynb")
+    for content in (b"{}", b"\xff"):
+        (tmp_path / "x.ipynb").write_bytes(content)
+        with pytest.raises(ClipVipError, match="is not a notebook"):
+            pages.notebook_question(tmp_path / "x.ipynb")
 
 
 def test_navigation_is_renewed_not_repeated(page):

@@ -148,6 +148,13 @@ def test_faiss_finds_nearly_all_and_with_all_cells_all(clustered):
         faiss_search(clustered, queries, 10, probes=0)
 
 
+def test_an_index_of_a_few_rows_says_nothing(tmp_path, capfd):
+    pytest.importorskip("faiss", reason="faiss-cpu is not installed")
+    rows = np.eye(3, 16, dtype=np.float32)
+    assert faiss_search(folder_of(tmp_path, rows), rows[1:2], 1)[0].tolist() == [[1]]
+    assert capfd.readouterr() == ("", "")
+
+
 def test_the_index_is_kept_and_belongs_to_its_features(tmp_path):
     pytest.importorskip("faiss", reason="faiss-cpu is not installed")
     rng = np.random.default_rng(4)

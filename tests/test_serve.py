@@ -244,6 +244,11 @@ def test_other_hosts_and_other_pages_are_refused(served):
         assert raw.recv(100).startswith(b"HTTP/1.1 403 ")
 
 
+def test_a_default_of_more_results_than_may_be_asked_for_is_cut(served, monkeypatch):
+    monkeypatch.setattr(served.server, "top", 300)
+    assert served.ask("/api/search?q=dog")[0] == 200
+
+
 @pytest.mark.bad_input("search --serve: a question that is none", says="400, 411 or 413 and a sentence")
 @pytest.mark.parametrize(
     ("path", "method", "status", "words"),

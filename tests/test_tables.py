@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -34,6 +35,10 @@ def test_every_number_is_said_once_and_as_shortly_as_can_be(numbers):
     for before, after in itertools.pairwise(runs):
         if len(before) > 1 or len(after) > 1:  # else two numbers in a row stand by themselves
             assert after[0] > before[-1] + 1
+
+
+def test_truth_is_said_in_words_whatever_its_type():
+    assert [tables.cell_text(value, 1) for value in (True, np.True_, np.False_)] == ["yes", "yes", "no"]
 
 
 def test_a_float_that_rounds_to_zero_has_no_sign():

@@ -22,9 +22,8 @@ from clipvip_lib.training import run as training_run
 from clipvip_lib.training.batches import Pairs, StoreBatches, Tokens
 from clipvip_lib.training.evaluation import encode_pairs, encode_store
 from clipvip_lib.training.ranks import Ranks
-from clipvip_lib.training.recipes import get_recipe
+from clipvip_lib.training.recipes import MAX_LOGIT_SCALE, get_recipe
 from clipvip_lib.training.run_folder import RunFolder, read_metrics
-from clipvip_lib.training.step import MAX_LOGIT_SCALE
 from clipvip_lib.training.stores import read_stores
 
 
@@ -352,7 +351,7 @@ def test_shares_of_ranks_are_the_rows_of_the_whole_batch(made, tmp_path):
         ),
         (
             ["--stage", "postpretrain", "--shards", "s", "--seed=-1"],
-            "--seed expected a whole number from 0, got -1",
+            "--seed: expected a whole number of at least 0, got '-1'",
         ),
         (
             ["--stage", "postpretrain", "--shards", "s", "--timeout=0"],
@@ -369,7 +368,7 @@ def test_shares_of_ranks_are_the_rows_of_the_whole_batch(made, tmp_path):
         ),
         (
             ["--stage", "finetune", "--benchmark", "didemo", "--data", "d", "--allow-missing=-1"],
-            "--allow-missing expected a number of videos from 0, got -1",
+            "--allow-missing: expected a whole number of at least 0, got '-1'",
         ),
         (
             ["--stage", "postpretrain", "--shards", "s", "--recipe", "finetune-msrvtt"],

@@ -80,6 +80,33 @@ def test_a_store_serves_no_other_corpus_with_shards_of_the_same_names(made, tmp_
     refused(capsys, post(made, "b", tmp_path / "out-b", *kept), r"00000\.json.*give each corpus its own")
 
 
+def test_a_store_of_a_shard_with_an_empty_file_of_a_failed_download_serves_again(made, tmp_path, capsys):
+    shutil.copytree(made / "a", tmp_path / "shards")
+    (first, second) = expand(tmp_path / "shards")
+    failed = {
+        "__key__": "zz",
+        "mp4": b"",
+        "txt": b"gone",
+        "json": json.dumps({"status": "failed_to_download"}),
+    }
+    written = [
+        {"__key__": s.key, "mp4": s.media, "txt": s.text, "json": json.dumps(s.about)}
+        for s in read_shard(second)
+    ]
+    corpora.write_shard(second, [*written, failed])
+    line = ("--frames-store", tmp_path / "store", "--loss", "V-S")
+    for out in ("one", "two"):
+        assert cli.main(post(made, tmp_path / "shards", tmp_path / out, *line)) == 0, told(capsys)
+
+
+@pytest.mark.parametrize("store", (False, True), ids=("stream", "store"))
+def test_captions_that_the_loss_does_not_join_are_not_read(made, tmp_path, capsys, store):
+    (tmp_path / "captions").mkdir()
+    kept = ("--frames-store", tmp_path / "store") if store else ()
+    line = post(made, "a", tmp_path / "out", "--loss", "V-S", "--captions", tmp_path / "captions", *kept)
+    assert cli.main(line) == 0, told(capsys)
+
+
 def test_a_store_from_before_sizes_were_kept_is_told_by_its_keys(made, tmp_path, capsys):
     kept = ("--frames-store", tmp_path / "store")
     assert cli.main(post(made, "a", tmp_path / "out-a", *kept)) == 0

@@ -257,7 +257,7 @@ def test_a_damaged_sidecar_and_a_foreign_stage_are_one_sentence(made, tmp_path, 
     assert cli.main([*given, "--out", str(tmp_path / "x"), "--texts", "t"]) == 2
     assert "--stage finetune takes no --texts" in capsys.readouterr().err
     assert cli.main(made.options(shards, tmp_path / "out", "--texts=")) == 2
-    assert "expected a folder, got ''" in capsys.readouterr().err
+    assert "expected the name of a file or folder, got ''" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("store", (False, True), ids=("stream", "store"))

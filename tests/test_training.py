@@ -202,6 +202,22 @@ def test_the_checkpoint_with_the_best_validation_score_is_kept(pairs, tmp_path):
     assert all(torch.equal(value, states[1][name]) for name, value in net.state_dict().items())
 
 
+@pytest.mark.fault(
+    "train: the weights of the best evaluation are gone at the end",
+    sees="`do not fit this model`, with the file's name",
+    keeps="the checkpoint",
+)
+def test_best_weights_that_are_gone_are_named(pairs, tmp_path):
+    def evaluate(net):
+        for path in tmp_path.glob("best-*.pt"):
+            path.unlink()
+        return 1.0 if not list(tmp_path.glob("checkpoint.pt")) else 0.0
+
+    with pytest.raises(ClipVipError, match=r"best-000002\.pt do not fit this model"):
+        run(pairs, tmp_path, evaluate=evaluate)
+    assert (tmp_path / "checkpoint.pt").is_file()
+
+
 def test_snapshots_are_kept_and_loaded_strictly(pairs, tmp_path):
     net = model()
 

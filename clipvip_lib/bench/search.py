@@ -7,7 +7,6 @@ directions unevenly, the i-th by 1 / sqrt(i), as learned features do. Real featu
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import tempfile
 import time
@@ -19,7 +18,7 @@ import numpy as np
 from clipvip_lib.bench.measure import about, set_threads
 from clipvip_lib.features.folder import Features
 from clipvip_lib.features.search import INDEX, PROBES, faiss_search, search
-from clipvip_lib.files import write_json
+from clipvip_lib.files import sha256, write_json
 from clipvip_lib.workshop.machine import peak_memory_mib, reset_peak_memory
 
 WIDTH, TOP, PART = 512, 10, 65_536
@@ -113,17 +112,12 @@ def _write(folder: Path, rows: int, queries: int) -> np.ndarray:
         "rows": rows,
         "width": WIDTH,
         "settings": {"stored": "float16", "kind": "videos"},
-        "ids_sha256": _checksum(folder / "ids.jsonl"),
-        "features_sha256": _checksum(path),
+        "ids_sha256": sha256(folder / "ids.jsonl"),
+        "features_sha256": sha256(path),
         "features_mtime_ns": path.stat().st_mtime_ns,
     }
     write_json(folder / "meta.json", meta)
     return _unit(picked + 0.5 * _unit(rng.standard_normal(picked.shape, np.float32) * spread))
-
-
-def _checksum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:

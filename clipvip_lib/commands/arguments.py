@@ -12,6 +12,7 @@ import re
 import sys
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
+from pathlib import Path
 
 from clipvip_lib.heap import keep_freed_memory
 from clipvip_lib.precision import PRECISIONS, slower
@@ -44,10 +45,18 @@ def names(text: str) -> list[str]:
     return found
 
 
-def folder(text: str) -> str:
-    """A folder's name, which is not empty."""
+def path(text: str) -> str:
+    """The name of a file or folder, which is not empty: a variable may be empty by mistake."""
     if not text.strip():
-        raise argparse.ArgumentTypeError(f"expected a folder, got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected the name of a file or folder, got {text!r}")
+    return text
+
+
+def new_file(text: str) -> str:
+    """A file to write. A folder is refused before the work, not after it."""
+    if not text.strip() or Path(text).is_dir():
+        got = f"the folder {text}" if text.strip() else repr(text)
+        raise argparse.ArgumentTypeError(f"expected a file to write, got {got}; name a file in a folder")
     return text
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from clipvip_lib.commands.arguments import at_least, device
+from clipvip_lib.commands.arguments import at_least, device, new_file
 from clipvip_lib.say import say
 
 PRECISION = ("float32", "bfloat16")
@@ -96,29 +96,25 @@ def add(commands) -> None:
         each = benches.add_parser(name, example=example, help=what, description=what)
         for option in options:
             each.add_argument(f"--{option}", default=None, **OPTIONS[option])
-        each.add_argument("--json", metavar="FILE", help="write everything that was measured as JSON")
+        each.add_argument(
+            "--json", type=new_file, metavar="FILE", help="write everything that was measured as JSON"
+        )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     import importlib
     import json
-    from pathlib import Path
 
     from clipvip_lib.data.clips import list_clips
-    from clipvip_lib.errors import ClipVipError
     from clipvip_lib.files import write_json
     from clipvip_lib.heap import keep_freed_memory
 
-    if arguments.json is not None and (not arguments.json.strip() or Path(arguments.json).is_dir()):
-        raise ClipVipError(
-            f"--json expected a file to write, got {arguments.json!r}; name a file in a folder"
-        )
     if (folder := getattr(arguments, "folder", None)) is not None:
         list_clips([folder])  # tells a wrong path before torch is imported
     _expect_device(getattr(arguments, "device", None))
     given = {name: getattr(arguments, name) for name in BENCHES[arguments.bench][1]}
-    given = {name: value for name, value in given.items() if value not in (None, False)}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
     keep_freed_memory()
     found = importlib.import_module(f"clipvip_lib.bench.{arguments.bench}").measure(**given)
     if arguments.json is not None:

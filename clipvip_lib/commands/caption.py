@@ -8,8 +8,8 @@ from clipvip_lib.children import end_with_torchrun
 from clipvip_lib.commands.arguments import (
     at_least,
     device,
-    folder,
     load_torch,
+    path,
     precision,
     say_slower,
     share,
@@ -32,23 +32,23 @@ def add(commands) -> None:
         metavar="PATTERN",
         help='tar files: a path with braces or globs, such as "path/{00000..00099}.tar"',
     )
-    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the captions")
+    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the captions")
     captioner = parser.add_mutually_exclusive_group(required=True)
     captioner.add_argument(
         "--weights",
-        type=folder,
+        type=path,
         metavar="OFA",
         help="OFA's caption weights: fairseq's .pt, Hugging Face's folder or a name of its Hub, or a captioner of "
         "the study",
     )
     captioner.add_argument(
         "--hugging-face",
-        type=folder,
+        type=path,
         metavar="MODEL",
         help="instead of OFA: a vision-to-text model by name or folder (BLIP, GIT, ViT-GPT2)",
     )
     parser.add_argument(
-        "--bpe", type=folder, metavar="DIR", help="folder with GPT-2's vocab.json and merges.txt, for OFA"
+        "--bpe", type=path, metavar="DIR", help="folder with GPT-2's vocab.json and merges.txt, for OFA"
     )
     parser.add_argument(
         "--size", type=at_least(1), metavar="PIXELS", help="side of the images (default: 480)"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+
+from clipvip_lib.commands.arguments import new_file
 
 SHOWN = 5  # sentences shown per finding; --json has all
 
@@ -43,7 +44,9 @@ def add(commands) -> None:
         help="stop decoding after half of these seconds, and opening files after all of them (default 45; with "
         "--sample 0 neither stops)",
     )
-    parser.add_argument("--json", type=_file, metavar="FILE", help="write everything that was found as JSON")
+    parser.add_argument(
+        "--json", type=new_file, metavar="FILE", help="write everything that was found as JSON"
+    )
     parser.add_argument(
         "--hold-out",
         type=int,
@@ -61,14 +64,6 @@ def _seconds(text: str) -> float:
     if not seconds >= 0:  # NaN is neither
         raise argparse.ArgumentTypeError(f"expected a number of seconds, 0 or more, got {text!r}")
     return seconds
-
-
-def _file(text: str) -> str:
-    """A file to write. A folder is refused before the minute's check, not after it."""
-    if not text.strip() or Path(text).is_dir():
-        got = f"the folder {text}" if text.strip() else repr(text)
-        raise argparse.ArgumentTypeError(f"expected a file to write, got {got}; name a file in a folder")
-    return text
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -56,8 +56,8 @@ def _names() -> dict[str, tuple[str, ...]]:
     from clipvip_lib.profiles import PROFILES
     from clipvip_lib.training.recipes import RECIPES
 
-    named = {"attention": ATTENTIONS, "profile": (*PROFILES, "paper"), "recipe": RECIPES, "benchmark": SETS}
-    return {name: tuple(dict.fromkeys(known)) for name, known in {**named, "name": SETS}.items()}
+    named = {"attention": ATTENTIONS, "profile": PROFILES, "recipe": RECIPES, "benchmark": SETS, "name": SETS}
+    return {name: tuple(known) for name, known in named.items()}
 
 
 def _actions(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from clipvip_lib.commands.arguments import folder
+from clipvip_lib.commands.arguments import at_least, path
 
 COLUMNS = "videoid,name"  # WebVid's
 
@@ -24,24 +24,22 @@ def add(commands) -> None:
         metavar="PATTERN",
         help="'/data/{00000..00099}.tar', a glob or a folder",
     )
-    parser.add_argument(
-        "--out", type=folder, metavar="DIR", help="where to write (default: beside the shards)"
-    )
+    parser.add_argument("--out", type=path, metavar="DIR", help="where to write (default: beside the shards)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--subtitles",
-        type=_named,
+        type=path,
         metavar="LMDB",
         help="texts from an LMDB from clip id to subtitle, or a .jsonl of clip_id and text",
     )
     source.add_argument(
         "--captions",
-        type=_named,
+        type=path,
         metavar="LMDB",
         help="captions from an LMDB from clip id to caption, or a .json list of image_id and caption",
     )
     source.add_argument(
-        "--csv", type=_named, metavar="FILE", help="texts from a table with the columns videoid and name"
+        "--csv", type=path, metavar="FILE", help="texts from a table with the columns videoid and name"
     )
     source.add_argument(
         "--own-subtitles", action="store_true", help="texts from clip_subtitles in each sample's key.json"
@@ -66,29 +64,12 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--allow-missing",
-        type=_count,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="accept up to N clips without a text (default 0)",
     )
     parser.set_defaults(run=run)
-
-
-def _named(text: str) -> str:
-    """A source's name. It must not be empty, because a variable may be empty by mistake."""
-    if not text.strip():
-        raise argparse.ArgumentTypeError(f"expected the name of a file or folder, got {text!r}")
-    return text
-
-
-def _count(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = -1
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number of 0 or more, got {text!r}")
-    return number
 
 
 def _refuse_idle(arguments: argparse.Namespace) -> None:

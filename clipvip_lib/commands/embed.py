@@ -11,8 +11,8 @@ from pathlib import Path
 from clipvip_lib.commands.arguments import (
     at_least,
     device,
-    folder,
     load_torch,
+    path,
     precision,
     say_slower,
     seconds,
@@ -41,13 +41,13 @@ def add(commands) -> None:
     parser.add_argument(
         "--weights",
         required=True,
-        type=folder,
+        type=path,
         metavar="W",
         help="a folder, a .pt or .safetensors file, an open_clip name (ViT-B-32, with --tag), or a name of the Hugging "
         "Face Hub (openai/clip-vit-base-patch32, hf-hub:laion/..)",
     )
     parser.add_argument("--tag", metavar="TAG", help="of an open_clip name: its weights, or a file of them")
-    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the features")
+    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the features")
     parser.add_argument(
         "--attention",
         metavar="A",
@@ -174,10 +174,10 @@ def run(arguments: argparse.Namespace) -> int:
             sys.stderr,
         )
     if clips and arguments.antialias is None and encoder.model.config.antialias is None:
-        print(
+        say(
             f"clipvip: {arguments.weights} does not say how frames were resized in training; assuming the authors' "
             "way, without antialiasing (--antialias: as CLIP does)",
-            file=sys.stderr,
+            sys.stderr,
         )
     say_slower(arguments.precision, encoder.model.device)
     out = Path(arguments.out)

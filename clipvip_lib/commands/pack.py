@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from clipvip_lib.commands.arguments import folder, share
+from clipvip_lib.commands.arguments import path, share
 from clipvip_lib.say import counted, say
 
 
@@ -24,7 +24,7 @@ def add(commands) -> None:
         metavar="SOURCE",
         help='shards ("path/{00000..00099}.tar"), folders, frame folders, video files',
     )
-    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the packs")
+    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the packs")
     parser.add_argument(
         "--frames",
         type=int,

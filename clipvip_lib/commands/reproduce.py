@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from clipvip_lib.commands.arguments import assignment, folder, names, numbers
+from clipvip_lib.commands.arguments import assignment, names, numbers, path
 from clipvip_lib.errors import ClipVipError
 
 
@@ -38,7 +38,7 @@ def add(commands) -> None:
     )
     parser.add_argument(
         "--out",
-        type=folder,
+        type=path,
         metavar="DIR",
         help="folder of pages and results (default: reports/, at smoke reports/smoke/)",
     )

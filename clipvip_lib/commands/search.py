@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from clipvip_lib.commands.arguments import at_least, device, folder, load_torch
+from clipvip_lib.commands.arguments import at_least, device, load_torch, path
 from clipvip_lib.say import exact_seconds
 
 
@@ -24,7 +24,7 @@ def add(commands) -> None:
     parser.add_argument("queries", nargs="*", metavar="TEXT", help='what to look for: "a person cooking"')
     parser.add_argument("--video", action="append", default=[], metavar="FILE", help="a video to look for")
     parser.add_argument(
-        "--in", dest="features", required=True, type=folder, metavar="DIR", help="folder of `clipvip embed`"
+        "--in", dest="features", required=True, type=path, metavar="DIR", help="folder of `clipvip embed`"
     )
     parser.add_argument(
         "--top", type=at_least(1), default=10, metavar="K", help="results per query (default 10)"
@@ -34,9 +34,7 @@ def add(commands) -> None:
         action="store_true",
         help="list every window (default: of windows that overlap in a video, only the best)",
     )
-    parser.add_argument(
-        "--weights", type=folder, metavar="W", help="where the weights are now, if they moved"
-    )
+    parser.add_argument("--weights", type=path, metavar="W", help="where the weights are now, if they moved")
     parser.add_argument("--tag", metavar="TAG", help="of --weights, if it is an open_clip name")
     parser.add_argument(
         "--faiss", action="store_true", help="use an index (approximate, for millions of rows)"

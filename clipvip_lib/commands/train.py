@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from clipvip_lib.children import end_if_orphaned, end_with_torchrun
-from clipvip_lib.commands.arguments import assignment, at_least, folder, load_torch, numbers, share
+from clipvip_lib.commands.arguments import assignment, at_least, load_torch, numbers, path, share
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.omnisource import RELEASED
@@ -40,19 +40,19 @@ def add(commands) -> None:
     parser.add_argument(
         "--weights",
         required=True,
-        type=folder,
+        type=path,
         metavar="SOURCE",
         help="a folder, a file, an open_clip name, or a name of the Hugging Face Hub",
     )
     parser.add_argument("--tag", metavar="TAG", help="of an open_clip name: its weights, a tag or a file")
-    parser.add_argument("--out", required=True, type=folder, metavar="DIR", help="folder of the run")
+    parser.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the run")
     data = parser.add_argument_group("data")
     data.add_argument(
         "--shards", metavar="PATTERN", help='tar files to post-pretrain on, such as "path/{00000..00099}.tar"'
     )
     data.add_argument(
         "--captions",
-        type=folder,
+        type=path,
         metavar="DIR",
         help="folder of SHARD.captions.jsonl or, where that is not there, .parquet (default: beside the shards)",
     )
@@ -60,14 +60,14 @@ def add(commands) -> None:
         "--texts",
         nargs="?",
         const=True,
-        type=folder,
+        type=path,
         metavar="DIR",
         help="take texts from SHARD.texts.jsonl, as `clipvip convert-texts` writes them, in DIR (without DIR: beside "
         "the shards) and not from key.txt",
     )
     data.add_argument(
         "--frames-store",
-        type=folder,
+        type=path,
         metavar="DIR",
         help="decode once into this folder and train from there: batches are then the same on any number of ranks "
         "(fine-tuning always does, by default in OUT/frames)",
@@ -77,10 +77,10 @@ def add(commands) -> None:
         metavar="NAME",
         help="to fine-tune on: msrvtt, didemo, activitynet, lsmdc and others (docs/benchmarks.md)",
     )
-    data.add_argument("--data", type=folder, metavar="DIR", help="the benchmark's folder")
+    data.add_argument("--data", type=path, metavar="DIR", help="the benchmark's folder")
     data.add_argument(
         "--allow-missing",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="videos of a split that may be missing (default 0)",
@@ -126,7 +126,7 @@ def add(commands) -> None:
     )
     how.add_argument(
         "--seed",
-        type=int,
+        type=at_least(0),
         default=0,
         metavar="N",
         help="of new weights and of the order of the data (default 0)",
@@ -283,7 +283,12 @@ def check(arguments: argparse.Namespace) -> str:
             "--damaged accept expected --shards that are decoded while training, got frames that are stored; leave it "
             "out"
         )
-    _expect_numbers(arguments)
+    if (
+        not 0 < arguments.timeout <= LONGEST_TIMEOUT
+    ):  # NaN is not; a longer time cannot be passed to the ranks
+        raise ClipVipError(
+            f"--timeout expected seconds above 0 and up to {LONGEST_TIMEOUT:g}, got {arguments.timeout}; change it"
+        )
     if arguments.loss:
         terms(arguments.loss)
     arguments.loss = arguments.loss or (RELEASED if post else "V-S")
@@ -327,23 +332,6 @@ def _expect_files(arguments: argparse.Namespace) -> None:
         if isinstance(given := getattr(arguments, name), str) and kind_of(given) != "folder":
             raise ClipVipError(f"no folder {given!r}: expected the {name} of the shards; check --{name}")
     make_folder(arguments.out)
-
-
-def _expect_numbers(arguments: argparse.Namespace) -> None:
-    """Raises ClipVipError for numbers that argparse accepts but that make no sense here."""
-    sensible = {
-        "seed": (0 <= arguments.seed < 2**63, "a whole number from 0"),
-        "allow-missing": (arguments.allow_missing >= 0, "a number of videos from 0"),
-        # NaN is in no interval; a longer time cannot be passed to the ranks
-        "timeout": (
-            0 < arguments.timeout <= LONGEST_TIMEOUT,
-            f"seconds above 0 and up to {LONGEST_TIMEOUT:g}",
-        ),
-    }
-    for name, (fits, expected) in sensible.items():
-        if not fits:
-            got = getattr(arguments, name.replace("-", "_"))
-            raise ClipVipError(f"--{name} expected {expected}, got {got}; change it")
 
 
 def show(arguments: argparse.Namespace, name: str) -> int:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 
+import braceexpand
+
 from clipvip_lib.errors import ClipVipError
 
 MOST_NAMES = 1_000_000  # shards of a corpus: HD-VILA-100M has some ten thousand
 _RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?")
+_LETTERS = re.compile(r"([A-Za-z])\.\.([A-Za-z])(?:\.\.-?(\d{1,18}))?")
 _ENDLESS = re.compile(r"\d{19}")
 
 
@@ -16,8 +19,6 @@ def names_of(pattern: str) -> list[str]:
 
     Raises ClipVipError for braces that are not closed, and for more than MOST_NAMES names.
     """
-    import braceexpand
-
     try:
         count = _sequence(pattern, 0, inside=False)[0]
         if count > MOST_NAMES or any(
@@ -55,4 +56,7 @@ def _group(text: str, start: int) -> tuple[int, int]:
     if found := _RANGE.fullmatch(text, start, at):
         first, last, step = (int(part or 1) for part in found.groups())
         total = abs(last - first) // max(1, abs(step)) + 1
+    elif found := _LETTERS.fullmatch(text, start, at):
+        first, last = map(braceexpand.alphabet.index, found.groups()[:2])
+        total = abs(last - first) // max(1, int(found[3] or 1)) + 1
     return total, at + 1

@@ -45,7 +45,7 @@ class Decoding:
 
 
 def match(records: dict[str, list[Record]], files: VideoFiles, tell: Tell) -> Found:
-    """The file or frame folder of every record that has just one."""
+    """The file or frame folder of every record, the first where there are several."""
     found: Found = {}
     used = set()
     for split, listed in records.items():
@@ -117,7 +117,7 @@ def check(
 
 def _size(path: Path) -> int:
     if path.is_dir():
-        return sum(picture.stat().st_size for picture in _pictures(path))
+        return sum(picture.stat().st_size for picture in _pictures(path) if picture.is_file())
     return path.stat().st_size
 
 

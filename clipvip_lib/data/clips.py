@@ -30,7 +30,7 @@ from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.data.windows import Window, Windows, read_windows
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.files import kind_of, named
-from clipvip_lib.say import counted
+from clipvip_lib.say import counted, is_unicode
 
 SHARD = ".tar"
 IDS = ("name", "path")
@@ -164,10 +164,8 @@ def _list(sources: Iterable[str | Path], ids: str, of_shard: OfShard, advice: st
 
 def _check_name(clip: Clip) -> None:
     """A name with bytes that are not UTF-8 cannot be written to ids.jsonl, and the rows beside it would be lost."""
-    try:
-        (clip.id + clip.name).encode()
-    except UnicodeEncodeError as error:
-        raise ClipVipError(f"the name {clip.name!a} expected UTF-8, got other bytes; rename it") from error
+    if not is_unicode(clip.id + clip.name):
+        raise ClipVipError(f"the name {clip.name!a} expected UTF-8, got other bytes; rename it")
 
 
 def _doubled(one: Clip, two: Clip, advice: str) -> ClipVipError:

@@ -19,6 +19,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -39,7 +40,7 @@ NARROW_THINGS = 2  # ... and tidy pictures
 CLIPS_IN_SPLIT = {"train": CLIPS_PER_VIDEO, "val": 2, "test": 2}
 
 
-def encode_h264(frames: np.ndarray, fps: int = world.FPS) -> bytes:
+def encode_h264(frames: np.ndarray, fps: int | Fraction = world.FPS) -> bytes:
     """Encode uint8 [N, H, W, 3] RGB frames as an mp4 of H.264 (libx264, one thread, so the bytes repeat)."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
@@ -166,8 +167,8 @@ def write_corpus(
 
 def write_subset(path: Path, sources: list[Path], share: float, seed: int, progress: ProgressCallback) -> int:
     """A random subset of the long videos of some shards, as one shard: bytes and keys are the sources'."""
-    wanted = round(sum(_count_videos(source) for source in sources) * share)
     names = [name for source in sources for name in _video_names(source)]
+    wanted = round(len(names) * share)
     chosen = {names[i] for i in rng_for(seed, "subset").permutation(len(names))[:wanted]}
     count = 0
     with atomic_path(path) as partial, tarfile.open(partial, "w") as out:
@@ -184,10 +185,6 @@ def write_subset(path: Path, sources: list[Path], share: float, seed: int, progr
 def _video_names(shard: Path) -> list[str]:
     with tarfile.open(shard) as tar:
         return sorted({name.rsplit("-", 1)[0] for name in tar.getnames()})
-
-
-def _count_videos(shard: Path) -> int:
-    return len(_video_names(shard))
 
 
 # ------------------------------------------------------------------------------------------------- benchmarks

@@ -24,6 +24,7 @@ import av
 import numpy as np
 
 from clipvip_lib.data import frame_folders
+from clipvip_lib.data.container import describe
 from clipvip_lib.data.frame_folders import is_picture
 from clipvip_lib.data.video import clip_indices, middle_index, uniform_indices
 from clipvip_lib.data.video_files import clip_seconds
@@ -127,7 +128,7 @@ def pack_clip(
     order = np.unique(wanted(found.total), return_inverse=True)[1]
     content = encode(small, order, packing.quality, _seconds(source, name, found.total), coding)
     asked = clip_indices(len(order), packing.frames)
-    back = frame_folders.read_frames(content, asked, name or str(source))
+    back = frame_folders.read_frames(content, asked, describe(source, name))
     error = float(np.abs(back.astype(np.int16) - small[order[asked]]).mean())
     return Packed(content, found.total, error, found.damage)
 

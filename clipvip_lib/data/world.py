@@ -179,7 +179,7 @@ def sample_video(
             clips.append(
                 DrawnClip(background, things, places, one, drift, float(rng.uniform(-LIGHT, LIGHT)), texture)
             )
-    return clips[:CLIPS_PER_VIDEO]
+    return clips
 
 
 def _sample_places(rng: np.random.Generator, count: int) -> tuple[tuple[int, int], ...]:

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.files import atomic_path, read_json, write_bytes
+from clipvip_lib.files import atomic_path, read_json, sha256, write_bytes
 from clipvip_lib.streams.parquet import need_pyarrow
 
 #: The columns of ids.jsonl by what the rows are, as Parquet's types.
@@ -45,6 +45,7 @@ COLUMNS = {
 }
 
 PARQUET = "features.parquet"
+STORED = ("float32", "float16")
 #: Up to this many bytes of features.npy are read for the checksum each time they are opened, about half a second; a
 #: larger file only if its size or time is not that of meta.json (it was copied, or changed).
 ALWAYS_CHECKED = 2**28
@@ -76,7 +77,7 @@ class Features:
             stored, kind, _ = self.settings["stored"], self.settings["kind"], meta["features_sha256"]
         except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
             raise ClipVipError(f"the features in {folder} are damaged ({error}); embed them again") from error
-        if stored not in ("float32", "float16") or kind not in tuple(COLUMNS):
+        if stored not in STORED or kind not in tuple(COLUMNS):
             raise ClipVipError(
                 f"{folder / 'meta.json'} expected stored float32 or float16 and kind videos or texts, got {stored!r} "
                 f"and {kind!r}; embed again"
@@ -146,8 +147,7 @@ def is_that_of(path: Path, meta: Mapping[str, object]) -> bool:
     about = path.stat()
     if about.st_size > ALWAYS_CHECKED and about.st_mtime_ns == meta.get("features_mtime_ns"):
         return True
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == meta.get("features_sha256")
+    return sha256(path) == meta.get("features_sha256")
 
 
 def write_parquet(folder: str | Path) -> Path:

@@ -398,7 +398,7 @@ class Handler(BaseHTTPRequestHandler):
     def _search(self, fields: dict[str, str], clip: Path | None = None) -> None:
         server, start = self.server, time.perf_counter()
         top, name = (
-            _number(fields.get("top", str(server.top)), "top", 1, MOST_TOP),
+            _number(fields.get("top", str(min(server.top, MOST_TOP))), "top", 1, MOST_TOP),
             fields.get("name", "clip"),
         )
         with server.busy:  # the model takes one question at a time

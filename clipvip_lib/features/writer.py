@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from clipvip_lib.errors import ClipVipError, unknown
-from clipvip_lib.features.folder import PARQUET, is_that_of, lines, read_part, write_part
-from clipvip_lib.files import atomic_path, make_folder, read_json, write_bytes, write_json
+from clipvip_lib.features.folder import PARQUET, STORED, is_that_of, lines, read_part, write_part
+from clipvip_lib.files import atomic_path, make_folder, read_json, sha256, write_bytes, write_json
 from clipvip_lib.locks import Lock, Taken
 from clipvip_lib.say import is_unicode
 
 #: Settings that say where the weights lay; they may move, as long as the checksum stays.
 MAY_DIFFER = ("weights", "pretrained_tag")
-STORED = ("float32", "float16")
 PART = 256
 
 
@@ -234,8 +233,7 @@ class FeatureWriter:
         (self.folder / PARQUET).unlink(missing_ok=True)  # of other rows
         with atomic_path(features) as partial:
             self._write_features(partial, found.moves, (meta["rows"], meta["width"]))
-            with partial.open("rb") as file:
-                meta["features_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
+            meta["features_sha256"] = sha256(partial)
         meta["features_mtime_ns"] = features.stat().st_mtime_ns
         write_bytes(self.folder / "ids.jsonl", content)
         meta |= about or {}

@@ -168,7 +168,7 @@ def _clip_vip(
     elif config or source.config:
         base = copy.deepcopy(config or source.config)
     else:
-        base = infer_config(*_without_report(source))
+        base = infer_config(tidy(source.state, source.name)[0], source.name)
         towers = (base.vision_config, base.text_config)
         assumed["heads"] = f"{HEAD_WIDTH} wide: {' and '.join(str(t.num_attention_heads) for t in towers)}"
         assumed["activation"] = "QuickGELU, as in all of OpenAI's CLIPs and the authors' checkpoints"
@@ -415,10 +415,6 @@ def _start_frame_transformer(model: ClipViP, report: LoadReport) -> None:
         if start is not None and start.shape == weights[name].shape:
             weights[name].copy_(start)
             report.added[name] = "copied from the text tower, as in CLIP4Clip"
-
-
-def _without_report(source: Weights) -> tuple[State, str]:
-    return tidy(source.state, source.name)[0], source.name
 
 
 def _config_of_folder(source: Weights) -> ClipViPConfig:

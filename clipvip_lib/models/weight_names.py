@@ -103,7 +103,7 @@ def open_clip_tags(name: str) -> tuple[str, ...]:
 
 def expect_ofa(source: str | Path, bpe: str | Path | None = None) -> None:
     """Raises ClipVipError unless ``source`` is a file, a folder or a name of the Hub, and the files of OFA's tokenizer
-    are in the folder ``bpe`` or beside the weights; a captioner of the study has its own."""
+    are in the folder ``bpe`` or in the folder of the weights; a captioner of the study has its own."""
     if hub.is_hub_name(source):
         hub.expect(str(source))
         if bpe is None:  # they come with the weights

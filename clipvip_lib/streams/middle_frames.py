@@ -28,7 +28,7 @@ def middle_frame(media: str | Path | bytes, name: str | None = None, size: int |
     read.
     """
     if isinstance(media, bytes) and is_picture(media):
-        frame = still(media, name)
+        frame = still(media, name or "a still image")
     else:
         frame = read_frames(media, lambda total: [middle_index(total)], name)[0]
     return frame if size is None else resize(frame, size, antialias=True)

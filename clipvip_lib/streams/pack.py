@@ -25,7 +25,7 @@ from pathlib import Path
 
 from clipvip_lib.data.clips import SHARD, Clip, workers_of
 from clipvip_lib.data.packed_clip import Packed, Packing, pack_clip, pack_media
-from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, index_shard, read_files, read_media
+from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, index_shard, media_of, read_files, read_media
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import atomic_path, make_folder, write_bytes
 from clipvip_lib.progress import ProgressCallback, quiet
@@ -180,7 +180,7 @@ class _Packer:
             self._shard(held.task)
             self._done(held)
             return
-        self._waiting.append((held, self.pool.submit(_try, _pack_file, held.task.shard, self.packing)))
+        self._waiting.append((held, self.pool.submit(_try, pack_clip, held.task.shard, self.packing)))
         if len(self._waiting) > self.ahead:
             self._file(*self._waiting.popleft())
 
@@ -274,10 +274,6 @@ def _try(work: Callable, *arguments):
         return error
 
 
-def _pack_file(path: Path, packing: Packing) -> Packed:
-    return pack_clip(path, packing)
-
-
 def _pack_sample(shard: Path, entry: Entry, packing: Packing) -> tuple[dict[str, bytes], Packed | None, int]:
     """(files by extension, the packed clip, bytes of the original); no clip for a still, 0 bytes for an absent one."""
     kept = read_files(shard, entry, KEPT)
@@ -288,7 +284,7 @@ def _pack_sample(shard: Path, entry: Entry, packing: Packing) -> tuple[dict[str,
     packed = pack_media(media, packing, f"{entry.key} of {shard}")
     if packed is not None:
         return {"mp4": packed.content, **kept}, packed, len(media)
-    extension = next(each for each in MEDIA if entry.files.get(each, (0, 0))[1])
+    extension, _ = media_of(entry)
     return {extension: media, **kept}, None, len(media)
 
 

@@ -31,7 +31,7 @@ def read_texts(path: str | Path, id_column: str = "videoid", text_column: str = 
                 )
             for line, row in table:
                 key, text = row[id_column], row[text_column]
-                if None in row or text is None:
+                if None in row or None in (key, text):
                     raise ClipVipError(
                         f"{path} line {line}: expected {len(table.columns)} columns, as the first line has; put texts "
                         "with commas into quotes"

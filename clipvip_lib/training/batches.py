@@ -35,7 +35,7 @@ class Tokens:
     def of(cls, texts: Sequence[str], tokenizer: ClipTokenizer) -> Tokens:
         return cls(*tokenizer(list(texts)))
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> Tokens:
+    def take(self, rows: Sequence[int] | np.ndarray | slice) -> Tokens:
         """Some rows, cut after the longest of them."""
         mask = self.mask[rows]
         length = int(mask.sum(1).max())

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from clipvip_lib.losses import ocl_loss
 from clipvip_lib.omnisource import needs
-from clipvip_lib.training.batches import Batch, Tokens
+from clipvip_lib.training.batches import Batch
 from clipvip_lib.training.ranks import Ranks, gather, gather_plain
 
 
@@ -77,16 +77,12 @@ def backward(
 
 def chunks(batch: Batch, size: int) -> list[Batch]:
     """A batch as batches of at most ``size`` clips, in order."""
-
-    def rows(tokens: Tokens | None, part: slice) -> Tokens | None:
-        return None if tokens is None else tokens.take(list(range(*part.indices(len(tokens.ids)))))
-
     return [
         Batch(
             video=batch.video[part],
             frame=None if batch.frame is None else batch.frame[part],
-            texts=rows(batch.texts, part),
-            captions=rows(batch.captions, part),
+            texts=batch.texts.take(part),
+            captions=None if batch.captions is None else batch.captions.take(part),
             caption_mask=None if batch.caption_mask is None else batch.caption_mask[part],
         )
         for part in (slice(start, start + size) for start in range(0, len(batch.video), size))

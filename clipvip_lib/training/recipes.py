@@ -72,6 +72,7 @@ class TrainRecipe(Recipe):
 
 
 BETAS, EPS = (0.9, 0.98), 1e-6  # AdamW's
+MAX_LOGIT_SCALE = math.log(200.0)
 FREE = ("chunk", "checkpointing", "compile", "save_minutes")
 
 _FINETUNE = TrainRecipe(
@@ -125,9 +126,9 @@ SOURCES: dict[str, dict[str, str]] = {
 FIXED: dict[str, tuple[object, str]] = {
     "betas": (BETAS, f"{_CODE} and configs: AdamW's"),
     "eps": (EPS, f"{_CODE} and configs: AdamW's"),
-    "largest logit_scale": (math.log(200.0), f"{_CODE}: kept in [0, ln 200]"),
+    "largest logit_scale": (MAX_LOGIT_SCALE, f"{_CODE}: kept in [0, ln 200]"),
     "without weight decay": (
-        "biases, LayerNorms, logit_scale, class embedding",
+        "biases, LayerNorms, logit_scale, class embedding, proxies, temporal embedding",
         f"{_CODE}; LayerNorm's weights were decayed there, by a name that did not match",
     ),
 }

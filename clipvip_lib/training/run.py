@@ -35,7 +35,7 @@ from clipvip_lib.training.loop import train
 from clipvip_lib.training.ranks import Ranks, together
 from clipvip_lib.training.recipes import FREE, TrainRecipe, get_recipe
 from clipvip_lib.training.run_folder import RunFolder, alone, read_metrics
-from clipvip_lib.training.step import expect_one_rank
+from clipvip_lib.training.step import expect_switches
 from clipvip_lib.training.stores import read_stores, store_shards, store_split
 
 #: The scorings of a test split, by what a run's result calls them.
@@ -86,7 +86,7 @@ def train_as_told(options: Options, recipe_name: str, ranks: Ranks) -> None:
     if ranks.main and (said := slower(recipe.precision, ranks.device)):
         say(f"clipvip: {said}", sys.stderr)
     own_rows(recipe.batch, ranks)
-    expect_one_rank(recipe, ranks)
+    expect_switches(recipe, ranks)
     _expect_snapshots(options.snapshots, recipe.steps)
     out = make_folder(options.out)
     model, tokenizer = load_model(
@@ -246,10 +246,10 @@ def _postpretraining(
         skip_share=options.skip_share,
         damaged=options.damaged,
         skip_log=Path(options.out) / f"skipped-{ranks.rank:05d}.jsonl",
-        captions="C" in needs(options.loss),
+        captions=(joined := "C" in needs(options.loss)),
+        captions_dir=options.captions if joined else None,
         texts=bool(options.texts),
         texts_dir=_folder_of_texts(options),
-        **({"captions_dir": options.captions} if options.captions else {}),
     )
 
     def counted(_: ClipViP) -> dict:
@@ -393,8 +393,6 @@ class _Shown:
             self.board.close()
 
     def progress(self, label: str) -> Progress | Callable:
-        import sys
-
         return Progress(label, stream=sys.stderr) if self.ranks.main else quiet
 
     def report(self, row: dict) -> None:

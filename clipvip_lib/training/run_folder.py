@@ -33,7 +33,7 @@ from clipvip_lib.models.clip_tokenizer import ClipTokenizer
 from clipvip_lib.models.clip_vip import ClipViP
 from clipvip_lib.models.hub import TOKENIZER
 from clipvip_lib.training.ranks import Ranks, together
-from clipvip_lib.training.weights import UNREADABLE, save_state
+from clipvip_lib.training.weights import UNREADABLE, load_state, save_state
 
 #: Parts of ``about`` that early runs did not note: a run that lacks them counts as the same.
 LATER = ("data's content", "captions' names and sizes")
@@ -143,7 +143,7 @@ class RunFolder:
     def load_best(self, model: ClipViP) -> None:
         """The weights of the best evaluation into the model, if there was one."""
         if (step := self.best_step()) is not None:
-            model.load_state_dict(torch.load(self.best(step), weights_only=True, map_location="cpu"))
+            load_state(model, self.best(step))
 
     def _drop_old_bests(self) -> None:
         for path in self.path.glob("best-*.pt"):

@@ -20,9 +20,7 @@ from clipvip_lib.training.batches import Batch
 from clipvip_lib.training.encoder import BatchEncoder
 from clipvip_lib.training.flat_weights import FlatWeights
 from clipvip_lib.training.ranks import Ranks, noticing_loss
-from clipvip_lib.training.recipes import BETAS, EPS, TrainRecipe
-
-MAX_LOGIT_SCALE = math.log(200.0)  # the authors' clamp: logit_scale stays in [0, ln 200]
+from clipvip_lib.training.recipes import BETAS, EPS, MAX_LOGIT_SCALE, TrainRecipe
 
 
 class Step:
@@ -34,7 +32,7 @@ class Step:
 
     def __init__(self, model: ClipViP, loss: str, recipe: TrainRecipe, ranks: Ranks) -> None:
         self.model, self.loss, self.recipe, self.ranks, self.flat = model, loss, recipe, ranks, None
-        expect_one_rank(recipe, ranks)
+        expect_switches(recipe, ranks)
         for part in (model.text_model, model.text_projection) if recipe.frozen_text else ():
             part.requires_grad_(False)
         if recipe.flat:
@@ -122,7 +120,7 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-def expect_one_rank(recipe: TrainRecipe, ranks: Ranks) -> None:
+def expect_switches(recipe: TrainRecipe, ranks: Ranks) -> None:
     """Raises ClipVipError for flat weights on several ranks: nothing averages their gradients. And for dropped patches
     with gradient caching, whose two passes would drop different ones."""
     if recipe.patch_drop and recipe.chunk:

@@ -16,7 +16,7 @@ import torch
 
 from clipvip_lib.data.benchmarks import Item
 from clipvip_lib.data.frames import FrameStore, write_store
-from clipvip_lib.data.shards import NeverFetched, Sample, read_sample, scan_shard
+from clipvip_lib.data.shards import NeverFetched, Sample, media_of, read_sample, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, read_json, write_json
 from clipvip_lib.models.clip_tokenizer import ClipTokenizer
@@ -74,7 +74,7 @@ def _expect_store_of(shard: Path, described: Path, found: dict) -> None:
     """Raises ClipVipError if a store holds another shard's clips; an older one, without a size, is told by its keys."""
     held = [clip["key"] for clip in found["clips"]]
     same_size = found.get("bytes") in (None, shard.stat().st_size)
-    if not same_size or held != [entry.key for entry in scan_shard(shard)[0] if entry.has_media]:
+    if not same_size or held != [entry.key for entry in scan_shard(shard)[0] if media_of(entry)[0]]:
         raise ClipVipError(
             f"{described} expected the clips of {shard}, got those of another shard of that name; give each corpus its "
             "own --frames-store, or remove it if the shard was written again"

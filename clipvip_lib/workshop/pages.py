@@ -192,7 +192,7 @@ def notebook_question(path: Path) -> str:
     """The title of a notebook file. Raises ClipVipError if the file is not a notebook."""
     try:
         return question(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise ClipVipError(
             f"{path} is not a notebook ({error}): expected Jupyter's JSON; restore it"
         ) from error

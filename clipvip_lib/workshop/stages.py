@@ -255,9 +255,8 @@ def _fault(folder: Path, name: str, expected: object, full: bool) -> str:
         found = (folder / name).stat().st_size
         if found != size:
             return f"{name} has {found} bytes, expected {size}"
-        with (folder / name).open("rb") as file:
-            if full and hashlib.file_digest(file, "sha256").hexdigest() != digest:
-                return f"{name} has another checksum than it was written with"
+        if full and files.sha256(folder / name) != digest:
+            return f"{name} has another checksum than it was written with"
     except OSError as error:
         return f"{name}: {error.strerror}"
     except (KeyError, TypeError):
@@ -278,10 +277,8 @@ def _sealed(folder: Path) -> dict[str, dict]:
             continue
         files.sync(path)
         if path.is_file():
-            with path.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
             name = path.relative_to(folder).as_posix()
-            found[name] = {"bytes": path.stat().st_size, "sha256": digest}
+            found[name] = {"bytes": path.stat().st_size, "sha256": files.sha256(path)}
     return found
 
 

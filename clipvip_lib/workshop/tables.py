@@ -12,6 +12,7 @@ import numbers
 import re
 from collections.abc import Iterable
 
+import numpy as np
 import pandas as pd
 
 from clipvip_lib.say import shown, with_minus
@@ -37,7 +38,7 @@ def cell_text(value: object, digits: int) -> str:
     """A cell for people: whole numbers with separated thousands, floats rounded, a dash for nothing."""
     if value is None or value is pd.NA or (_is_float(value) and math.isnan(value)):
         return DASH
-    if isinstance(value, bool) or type(value).__name__ == "bool_":
+    if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, numbers.Integral):
         return f"{value:,}"
@@ -105,9 +106,7 @@ def table_html(frame: pd.DataFrame, caption: str, digits: int | None = None) -> 
         f"<thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
         + ('<p class="footnote">† could not be verified</p>' if note else "")
     )
-    if len(rows) < FOLDS_FROM or not set(names).isdisjoint(
-        VERDICTS[:1]
-    ):  # verdicts are what a reader came to see
+    if len(rows) < FOLDS_FROM or VERDICTS[0] in names:  # verdicts are what a reader came to see
         return table
     what = html.escape(f"{caption}: {len(rows)} rows")
     return f'<details class="fold"><summary>{what}</summary>{table}</details>'
