@@ -20,6 +20,7 @@ STOREYS = {
         "cores",
         "errors",
         "files",
+        "heap",
         "locks",
         "precision",
         "progress",
