@@ -32,10 +32,13 @@ help: ## list these targets
 # written last. A set-up that was interrupted leaves its "running" mark, and the next one starts afresh: half a
 # package is worse than none. The mark says "installed" once it is: a pipe to grep hides how the installer ended.
 setup: ## make .venv from requirements.lock (TORCH=cpu: without CUDA; skipped if nothing has changed)
-	@sum=$$(cat requirements.lock pyproject.toml | cksum); \
-	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then exit 0; fi; \
+	@case "$(TORCH)" in ""|cpu) ;; *) echo "setup: expected TORCH=cpu or none, got $(TORCH)" >&2; exit 1;; esac; \
+	sum=$$(cat requirements.lock pyproject.toml | cksum); \
+	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then \
+	  [ -z "$(TORCH)" ] || echo "setup: $(VENV) is made; to make it again with TORCH=$(TORCH), remove it first"; \
+	  exit 0; \
+	fi; \
 	set -e; \
-	case "$(TORCH)" in ""|cpu) ;; *) echo "setup: expected TORCH=cpu or none, got $(TORCH)" >&2; exit 1;; esac; \
 	if [ -e $(RUNNING) ]; then \
 	  echo "setup: the last one was interrupted, starting afresh"; rm -rf $(VENV); \
 	fi; \

@@ -190,7 +190,7 @@ def without_driver(line: str):
         ),
         ("train --stage finetune --benchmark msrvtt --data absent --weights W --out O", "no folder 'absent'"),
         ("embed absent.mp4 --weights W --out O", "no file or folder absent.mp4"),
-        ("embed W/config.json --weights W --out F", "W/config.json is not a readable video"),
+        ("embed W/config.json --weights W --out new", "W/config.json is not a readable video"),
         ("embed s.tar --weights absent --out O", "no file or folder 'absent'"),
         ("embed s.tar --weights W --out O --attention proxi", "did you mean 'proxy'"),
         ("embed s.tar --weights W --out W/config.json", "cannot write to W/config.json"),

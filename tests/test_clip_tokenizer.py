@@ -47,7 +47,7 @@ def test_batches_are_open_clips_up_to_the_padding(theirs):
     texts = ["a red circle", "", "word " * 100, "two dogs run"]
     ids, mask = ClipTokenizer(77)(texts)
     assert torch.equal(ids, theirs(texts, context_length=77))
-    assert mask.sum(1).tolist() == [5, 2, 77, 5]
+    assert mask.sum(1).tolist() == [5, 2, 77, 5] and ids.dtype == mask.dtype == torch.int64
     short, mask = ClipTokenizer(77)(texts[:2])
     assert short.shape == mask.shape == (2, 5)
     assert short[1].tolist() == [CLIP_VOCAB - 2, CLIP_VOCAB - 1, 0, 0, 0]

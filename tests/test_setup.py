@@ -172,6 +172,9 @@ def test_set_up_without_cuda_leaves_out_its_libraries_and_asks_for_another_torch
     done = make(tmp_path, "setup", PATH=path, TORCH="cpu")
     assert done.returncode == 0, done.stderr
     assert "-r .venv/cpu.lock\nbackend cpu" in (tmp_path / "calls.txt").read_text()
+    again = make(tmp_path, "setup", PATH=path, TORCH="cpu")
+    assert again.returncode == 0 and "to make it again with TORCH=cpu, remove it first" in again.stdout
+    assert make(tmp_path, "setup", PATH=path, TORCH="gpu").returncode != 0
     gone = LOCK.keys() - pins((tmp_path / ".venv" / "cpu.lock").read_text().splitlines())
     linux = [Requirement(r) for r in metadata.requires("torch") if 'platform_system == "Linux"' in r]
     assert {"triton", "cuda-toolkit", *(canonicalize_name(r.name) for r in linux)} <= gone

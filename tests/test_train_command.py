@@ -414,6 +414,20 @@ def test_a_loss_that_is_not_finite_stops_with_a_sentence(made, tmp_path, capsys)
 
 
 @pytest.mark.bad_input(
+    "train: a batch of more clips than a benchmark has",
+    says="`all that there are`, before anything is decoded",
+)
+def test_a_batch_of_more_clips_than_there_are_is_told_before_decoding(made, tmp_path, capsys):
+    folder, _ = made
+    corpora.write_benchmark(tmp_path / "set", "msrvtt", 0, {"train": 8, "val": 4, "test": 4}, lambda *_: None)
+    given = ["train", "--stage", "finetune", "--benchmark", "msrvtt", "--data", str(tmp_path / "set")]
+    given += ["--weights", str(folder / "model"), "--out", str(tmp_path / "out"), *settings(batch=9)]
+    assert cli.main(given) == 2
+    assert "a batch of at most 8 clips, all that there are, got 9" in capsys.readouterr().err
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+@pytest.mark.bad_input(
     "train: a cut shard, no frame store, no shard", says="`is damaged`, `holds no frame store; add --shards`"
 )
 def test_data_that_are_not_there_or_damaged_are_named(made, tmp_path, capsys):

@@ -94,9 +94,10 @@ def test_a_store_of_a_shard_with_an_empty_file_of_a_failed_download_serves_again
         for s in read_shard(second)
     ]
     corpora.write_shard(second, [*written, failed])
-    line = ("--frames-store", tmp_path / "store", "--loss", "V-S")
     for out in ("one", "two"):
-        assert cli.main(post(made, tmp_path / "shards", tmp_path / out, *line)) == 0, told(capsys)
+        line = post(made, tmp_path / "shards", tmp_path / out, "--frames-store", tmp_path / "store")
+        assert cli.main(line) == 0, told(capsys)
+    assert cli.main(post(made, tmp_path / "shards", tmp_path / "stream")) == 0, told(capsys)
 
 
 @pytest.mark.parametrize("store", (False, True), ids=("stream", "store"))

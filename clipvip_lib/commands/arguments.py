@@ -12,8 +12,8 @@ import re
 import sys
 from decimal import Decimal, InvalidOperation
 from fractions import Fraction
-from pathlib import Path
 
+from clipvip_lib.files import kind_of
 from clipvip_lib.heap import keep_freed_memory
 from clipvip_lib.precision import PRECISIONS, slower
 from clipvip_lib.say import say
@@ -54,7 +54,7 @@ def path(text: str) -> str:
 
 def new_file(text: str) -> str:
     """A file to write. A folder is refused before the work, not after it."""
-    if not text.strip() or Path(text).is_dir():
+    if not text.strip() or kind_of(text) == "folder":
         got = f"the folder {text}" if text.strip() else repr(text)
         raise argparse.ArgumentTypeError(f"expected a file to write, got {got}; name a file in a folder")
     return text
@@ -65,7 +65,10 @@ def at_least(least: int):
 
     def whole(text: str) -> int:
         if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"expected a whole number of at least {least}, got {text!r}")
+            long = " and at most 18 digits" if text.isdigit() and len(text) > 18 else ""
+            raise argparse.ArgumentTypeError(
+                f"expected a whole number of at least {least}{long}, got {text!r}"
+            )
         return int(text)
 
     return whole

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from clipvip_lib.commands.arguments import at_least, device, new_file
 from clipvip_lib.say import say
@@ -13,32 +14,32 @@ SIZES = ("tiny", "medium", "base", "large", "huge")
 
 NUMBER = {"type": at_least(1), "metavar": "N"}
 OPTIONS = {
-    "repeats": {**NUMBER, "help": "times that each form runs, in turns"},
+    "repeats": {**NUMBER, "help": "times that each form runs, in turns (default: 1 to 11, by benchmark)"},
     "folder": {"metavar": "DIR", "help": "your own videos or shards instead of generated ones"},
-    "clips": {**NUMBER, "help": "at most so many clips"},
-    "batch": {**NUMBER, "help": "videos or images at once"},
+    "clips": {**NUMBER, "help": "at most so many clips, given or generated (default: 20, for embed 16)"},
+    "batch": {**NUMBER, "help": "videos or images at once (default: 2; train, ranks and caption 8)"},
     "frames": {**NUMBER, "help": "frames of a video (default 12)"},
     "patch": {"type": int, "choices": (16, 32), "help": "ViT-B/32 (default) or B/16"},
     "precision": {"choices": PRECISION, "help": "default: float32"},
     "threads": {**NUMBER, "help": "of torch (default 1, whose time other programs hardly disturb)"},
     "device": {"type": device, "help": "cpu (default), cuda"},
     "processes": {**NUMBER, "help": "at most so many (default 4)"},
-    "workers": {**NUMBER, "help": "threads that decode"},
+    "workers": {**NUMBER, "help": "threads that decode (default: as embed)"},
     "simulate": {
         "type": at_least(0),
         "metavar": "MS",
         "help": "a timed encoder in the model's place: MS per batch, 0: half as much again as decoding takes",
     },
-    "quality": {"type": at_least(0), "metavar": "QP", "help": "of the packs"},
+    "quality": {"type": at_least(0), "metavar": "QP", "help": "of the packs (default 20)"},
     "backward": {"action": "store_true", "help": "the gradient of its weights, too"},
     "chunk": {"type": at_least(0), "metavar": "N", "help": "gradient caching: clips at a time"},
     "checkpointing": {"action": "store_true", "help": "compute layers again in the backward pass"},
     "compile": {"action": "store_true", "help": "torch.compile"},
     "size": {"choices": SIZES, "help": "of OFA (default: base)"},
-    "images": {**NUMBER, "help": "to caption"},
-    "beam": {**NUMBER, "help": "hypotheses per image"},
+    "images": {**NUMBER, "help": "to caption (default 8)"},
+    "beam": {**NUMBER, "help": "hypotheses per image (default 5)"},
     "rows": {**NUMBER, "help": "features that are searched (default 200,000; a million takes 1 GB of disk)"},
-    "queries": {**NUMBER, "help": "asked together"},
+    "queries": {**NUMBER, "help": "asked together (default 32)"},
     "probes": {**NUMBER, "help": "cells of the index that are searched (default 32)"},
 }
 MODEL = ("batch", "frames", "precision", "threads", "device")
@@ -116,6 +117,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in BENCHES[arguments.bench][1]}
     given = {name: value for name, value in given.items() if value is not None and value is not False}
     keep_freed_memory()
+    say("clipvip: measuring; this may take minutes, and other programs disturb it", sys.stderr)
     found = importlib.import_module(f"clipvip_lib.bench.{arguments.bench}").measure(**given)
     if arguments.json is not None:
         write_json(arguments.json, found)

@@ -126,7 +126,6 @@ def add(commands) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from clipvip_lib.data.clips import list_clips, workers_of
-    from clipvip_lib.data.container import look
     from clipvip_lib.data.windows import Windows, expect_ids
     from clipvip_lib.errors import ClipVipError
     from clipvip_lib.features.text_files import read_texts
@@ -158,9 +157,10 @@ def run(arguments: argparse.Namespace) -> int:
         expect_ids(clip.id for clip in clips)
     texts = [] if arguments.texts is None else read_texts(arguments.texts)
     _expect_settings(arguments)
-    first = clips[0] if clips and not arguments.skip_bad else None
-    if first and not first.entry and Path(first.path).is_file():
-        look(first.path)  # `embed FILE` that is no video
+    if (
+        clips and not arguments.skip_bad and not Path(arguments.out).exists()
+    ):  # else it may be embedded already
+        _expect_video(clips[0])
     make_folder(arguments.out)
     load_torch()
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
@@ -224,6 +224,17 @@ def run(arguments: argparse.Namespace) -> int:
                 sys.stderr,
             )
     return 0
+
+
+def _expect_video(first) -> None:
+    """Raises VideoError for `embed FILE` where the file is no video."""
+    from clipvip_lib.data.container import VideoError, look
+
+    if not first.entry and Path(first.path).is_file():
+        try:
+            look(first.path)
+        except VideoError as error:
+            raise VideoError(f"{error} (--skip-bad 1 would leave it out)") from error
 
 
 def _expect_settings(arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ def add(commands) -> None:
         description="Writes every clip as a short video of its wanted frames and its middle frame, at the model's "
         "size, under the same name; texts, key.json and captions are kept. All commands read packs as they read "
         "originals, and get the same frames. What is done is skipped, so run it again after an interruption to "
-        "continue; several machines may run it on one folder.",
+        "continue; several machines may run it on one folder. A downstream set's annotations are not copied.",
     )
     parser.add_argument(
         "sources",

@@ -283,9 +283,8 @@ def check(arguments: argparse.Namespace) -> str:
             "--damaged accept expected --shards that are decoded while training, got frames that are stored; leave it "
             "out"
         )
-    if (
-        not 0 < arguments.timeout <= LONGEST_TIMEOUT
-    ):  # NaN is not; a longer time cannot be passed to the ranks
+    # NaN is in no interval; a longer time cannot be passed to the ranks.
+    if not 0 < arguments.timeout <= LONGEST_TIMEOUT:
         raise ClipVipError(
             f"--timeout expected seconds above 0 and up to {LONGEST_TIMEOUT:g}, got {arguments.timeout}; change it"
         )

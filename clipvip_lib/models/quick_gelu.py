@@ -22,6 +22,8 @@ class QuickGELU(nn.Module):
 
 
 class _QuickGELU(Function):
+    generate_vmap_rule = True  # for torch.func
+
     @staticmethod
     def forward(x: Tensor) -> Tensor:
         return F.silu(x * SLOPE, inplace=True).mul_(1 / SLOPE)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from clipvip_lib.data.shards import Entry, scan_shard
+from clipvip_lib.data.shards import Entry, media_of, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.streams.sidecars import find_sidecar, read_sidecar
 
@@ -60,7 +60,7 @@ class ShardSet:
             source = find_sidecar(path, kind, folder)
             beside[kind] = read_sidecar(source, kind)
             for place, entry in enumerate(entries):
-                if not entry.error and entry.has_media and entry.key not in beside[kind]:
+                if media_of(entry)[0] and entry.key not in beside[kind]:
                     problem = (
                         f"sample {entry.key} of shard {path} is not in {source}; write the sidecar again"
                     )

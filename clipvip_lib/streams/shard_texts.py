@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from clipvip_lib.data.shards import Entry, index_shard, read_about
+from clipvip_lib.data.shards import Entry, index_shard, media_of, read_about
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.streams.hdvila import ClipIds, LmdbTexts, read_captions_json, read_texts_jsonl
@@ -40,7 +40,7 @@ def convert(
     counts = dict.fromkeys(("shards", "done_before", "clips", "texts", "missing"), 0)
     first = ""
     for shard, path in zip(shards, paths, strict=True):
-        clips = [entry for entry in index_shard(shard) if entry.has_media]
+        clips = [entry for entry in index_shard(shard) if media_of(entry)[0]]
         if path.exists():
             found = read_sidecar(path, kind)
             lacking = [entry.key for entry in clips if entry.key not in found]

@@ -107,7 +107,7 @@ def _say_json(
 def stage_facts(stages: Sequence[Stage], home: Path, workers: int) -> dict[str, object]:
     """{workers, seconds_left, stages: [{stage, state, expected, took}]} of a run from this cache.
 
-    state: "done", "begun" or "to do". expected: seconds on one laptop core; took: seconds here, None until it is done.
+    state: "done", "begun" or "to do". expected: seconds of a core, declared; took: seconds here, None until it is done.
     seconds_left: of the whole run, at the pace of the stages that are done.
     """
     board, waiting = Board(len(stages), workers, stream=io.StringIO(), mode="plain"), []
@@ -137,7 +137,7 @@ def stage_lines(stages: Sequence[Stage], home: Path, workers: int) -> list[str]:
     lines = [
         *columns(table, right=(2, 3)),
         "",
-        f"{len(done)} of {len(stages)} stages are done, they took {duration(spent)}.",
+        f"{len(done)} of {len(stages)} stages are done, they took {duration(spent)} of a core.",
     ]
     if waiting:
         total, left = sum(row["expected"] for row in waiting), facts["seconds_left"]
@@ -146,7 +146,7 @@ def stage_lines(stages: Sequence[Stage], home: Path, workers: int) -> list[str]:
             declared = sum(row["expected"] for row in done)
             pace = f", at the pace of those done: {spent / declared:.2f} times the expected seconds"
         lines.append(
-            f"{len(waiting)} are to do: {duration(total)} expected on one laptop core; about {duration(left)}"
+            f"{len(waiting)} are to do: {duration(total)} of a core expected; about {duration(left)}"
         )
         lines.append(f"with {workers} workers{pace}.")
     return lines

@@ -125,6 +125,12 @@ def is_real(profile: Profile) -> bool:
 # ---------------------------------------------------------------------------------------- the world, as files
 
 
+def _training(profile: Profile, steps: int, float32: float, bfloat16: float) -> float:
+    """Seconds of a core that steps of a training take, from those of one step in each precision, measured on an AMD
+    EPYC of family 25; all costs here are of that processor."""
+    return steps * (bfloat16 if profile.precision == "bfloat16" else float32)
+
+
 def _split(total: int, parts: int) -> list[tuple[int, int]]:
     """(first, count) of each of ``parts`` even parts of ``total``."""
     edges = [round(total * part / parts) for part in range(parts + 1)]
@@ -147,7 +153,7 @@ def images(profile: Profile, name: str) -> list[Stage]:
             STEPS + "write_images",
             {"name": name, "seed": world.seed, "first": first, "count": count},
             imports=WORLD,
-            cost=count * 0.002,
+            cost=count * 0.001,
         )
         for part, (first, count) in enumerate(parts)
     ]
@@ -169,7 +175,7 @@ def corpus(profile: Profile, name: str) -> list[Stage]:
             STEPS + "write_corpus",
             _said(world, name) | {"first": first, "videos": count},
             imports=WORLD,
-            cost=count * CLIPS_PER_VIDEO * 0.011,
+            cost=count * CLIPS_PER_VIDEO * 0.006,
         )
         for part, (first, count) in enumerate(_split(videos, world.shards if name == LARGEST else 1))
     ]
@@ -188,7 +194,7 @@ def benchmark(profile: Profile, name: str) -> Stage:
     clips = {"train": world.train, "val": world.val, "test": world.test}
     config = {"name": name, "seed": world.seed, "clips": clips, "tells_order": world.tells_order}
     return Stage(
-        f"world/{name}", STEPS + "write_benchmark", config, imports=WORLD, cost=sum(clips.values()) * 0.012
+        f"world/{name}", STEPS + "write_benchmark", config, imports=WORLD, cost=sum(clips.values()) * 0.008
     )
 
 
@@ -203,7 +209,7 @@ def shard_frames(profile: Profile, name: str) -> list[Stage]:
     shards = images(profile, name) if still else corpus(profile, name)
     config = _decoding(profile, 1 if still else profile.model.cached_frames)
     clips = profile.world.image_text if still else profile.world.corpus_clips * SHARES[name]
-    cost = clips / len(shards) * (0.001 if still else 0.006)
+    cost = clips / len(shards) * (0.001 if still else 0.005)
     return [
         Stage(f"frames/{name}/{part}", STEPS + "decode_shard", config, {"shard": shard}, DECODING, cost)
         for part, shard in enumerate(shards)
@@ -233,7 +239,7 @@ def captioner(profile: Profile) -> Stage:
         "precision": profile.precision,
     }
     inputs = {"pairs": images(profile, "caption-pairs")[0]}
-    cost = (profile.captioner.stem_steps + profile.captioner.steps) * 0.08
+    cost = _training(profile, profile.captioner.stem_steps + profile.captioner.steps, 0.18, 0.12)
     imports = ("clipvip_lib.captions.captioner_training",)
     return Stage("captioner", STEPS + "train_captioner", config, inputs, imports, cost)
 
@@ -266,7 +272,7 @@ def caption_check(profile: Profile) -> Stage:
         config,
         inputs,
         ("clipvip_lib.captions.captioner",),
-        cost=8.0,
+        cost=7.0,
     )
 
 
@@ -283,9 +289,8 @@ def clip(profile: Profile, seed: int) -> Stage:
         "device": profile.device,
     }
     inputs = {f"pairs-{part}": stage for part, stage in enumerate(shard_frames(profile, "image-text"))}
-    return Stage(
-        f"clip/seed{seed}", STEPS + "pretrain_clip", config, inputs, TRAINING, profile.pretrain.steps * 0.15
-    )
+    cost = _training(profile, profile.pretrain.steps, 0.18, 0.1)
+    return Stage(f"clip/seed{seed}", STEPS + "pretrain_clip", config, inputs, TRAINING, cost)
 
 
 def snapshots(profile: Profile) -> list[int]:
@@ -319,7 +324,8 @@ def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
     inputs |= {f"frames-{part:02d}": stage for part, stage in enumerate(shard_frames(profile, arm.corpus))}
     if arm.captions:
         inputs |= {f"captions-{part:02d}": stage for part, stage in enumerate(captions(profile))}
-    cost = profile.postpretrain.steps * (0.17 if arm.captions else 0.13)
+    step = (0.15, 0.1) if arm.captions else (0.1, 0.07)
+    cost = _training(profile, profile.postpretrain.steps, *step)
     return Stage(
         f"postpretrain/{arm.slug}/seed{seed}", STEPS + "postpretrain", config, inputs, TRAINING, cost
     )
@@ -343,7 +349,7 @@ def finetuned(profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | 
         "seed": seed,
         "device": profile.device,
     }
-    cost = profile.finetune.steps * 0.12 + 4.0
+    cost = _training(profile, profile.finetune.steps, 0.11, 0.07) + 4.0
     return Stage(
         f"finetune/{name}/{where}/seed{seed}",
         STEPS + "finetune",
@@ -385,7 +391,7 @@ def order_probes(profile: Profile, seed: int) -> Stage:
             f"truth-{name}": benchmark(profile, name),
         }
     imports = ("clipvip_lib.statistics.probes", "clipvip_lib.models.checkpoints")
-    return Stage(f"order-probes/seed{seed}", STEPS + "probe_order", config, inputs, imports, cost=20.0)
+    return Stage(f"order-probes/seed{seed}", STEPS + "probe_order", config, inputs, imports, cost=30.0)
 
 
 # -------------------------------------------------------------------------------------------- gap and cost
@@ -407,9 +413,7 @@ def language_gap(profile: Profile, seed: int) -> Stage:
     }
     inputs |= {f"text-{name}": benchmark_frames(profile, name) for name in BENCHMARKS}
     imports = ("clipvip_lib.statistics.language_gap", "clipvip_lib.training.evaluation")
-    return Stage(
-        f"language-gap/seed{seed}", STEPS + "language_gap", gaps(profile), inputs, imports, cost=15.0
-    )
+    return Stage(f"language-gap/seed{seed}", STEPS + "language_gap", gaps(profile), inputs, imports, cost=9.0)
 
 
 def gaps(profile: Profile) -> dict:
@@ -461,7 +465,7 @@ def held_out_loss(profile: Profile, seed: int) -> Stage:
             STEPS + "write_corpus",
             _said(world, kind) | {"first": videos, "videos": world.val // CLIPS_PER_VIDEO},
             imports=WORLD,
-            cost=world.val * 0.011,
+            cost=world.val * 0.006,
         )
         inputs[f"frames-{kind}"] = Stage(
             f"frames/held-out/{kind}",
@@ -472,7 +476,7 @@ def held_out_loss(profile: Profile, seed: int) -> Stage:
             cost=world.val * 0.006,
         )
     imports = ("clipvip_lib.losses", "clipvip_lib.training.evaluation", "clipvip_lib.models.checkpoints")
-    return Stage(f"held-out-loss/seed{seed}", STEPS + "held_out_loss", config, inputs, imports, cost=15.0)
+    return Stage(f"held-out-loss/seed{seed}", STEPS + "held_out_loss", config, inputs, imports, cost=5.0)
 
 
 def _kind(corpus: str) -> str:
@@ -493,7 +497,7 @@ def cost(profile: Profile) -> Stage:
         "precision": profile.precision,
     }
     imports = ("clipvip_lib.models.clip_vip",)
-    return Stage("cost", STEPS + "measure_cost", config, imports=imports, cost=20.0)
+    return Stage("cost", STEPS + "measure_cost", config, imports=imports, cost=10.0)
 
 
 # ------------------------------------------------------------------------------------------------- notebooks

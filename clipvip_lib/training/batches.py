@@ -87,10 +87,7 @@ class Sampler:
     """Batches of whole groups without replacement within an epoch; batch ``step`` depends on (seed, step) alone."""
 
     def __init__(self, count: int, batch: int, group: int, seed: int):
-        if batch > count:
-            raise ClipVipError(
-                f"expected a batch of at most {count} clips, all that there are, got {batch}; add --set batch=N"
-            )
+        expect_batch(batch, count)
         if batch % group:
             raise ClipVipError(
                 f"expected a batch that is a multiple of {group} clips, got {batch}; change it"
@@ -217,6 +214,14 @@ class StreamBatches:
     def close(self) -> None:
         """End the stream's workers."""
         self.stream.close()
+
+
+def expect_batch(batch: int, count: int) -> None:
+    """Raises ClipVipError for a batch of more clips than there are."""
+    if batch > count:
+        raise ClipVipError(
+            f"expected a batch of at most {count} clips, all that there are, got {batch}; add --set batch=N"
+        )
 
 
 def _stack(parts: Iterable[np.ndarray | torch.Tensor]) -> torch.Tensor:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from clipvip_lib.data.benchmarks import Items, load_benchmark
-from clipvip_lib.data.shards import expand, scan_shard
+from clipvip_lib.data.benchmarks import SPLITS, Items, load_benchmark
+from clipvip_lib.data.shards import expand, media_of, scan_shard
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import make_folder, write_json
 from clipvip_lib.flops import count_parameters
@@ -29,7 +29,14 @@ from clipvip_lib.say import say
 from clipvip_lib.streams.shard_set import ShardSet
 from clipvip_lib.streams.sidecars import find_sidecar
 from clipvip_lib.streams.stream import ClipStream
-from clipvip_lib.training.batches import BatchSource, Pairs, StoreBatches, StreamBatches, own_rows
+from clipvip_lib.training.batches import (
+    BatchSource,
+    Pairs,
+    StoreBatches,
+    StreamBatches,
+    expect_batch,
+    own_rows,
+)
 from clipvip_lib.training.evaluation import encode_pairs, ranked, scores, validation_score, write_ranks
 from clipvip_lib.training.loop import train
 from clipvip_lib.training.ranks import Ranks, together
@@ -317,7 +324,7 @@ def _folder_of_texts(options: Options) -> str | None:
 
 def _expect_texts(shard: Path) -> None:
     """Raises ClipVipError if a shard's clips bring no text at all: HD-VILA's do not, and --texts was forgotten."""
-    clips = [entry for entry in scan_shard(shard)[0] if entry.has_media]
+    clips = [entry for entry in scan_shard(shard)[0] if media_of(entry)[0]]
     if clips and not any(entry.files.get("txt", (0, 0))[1] for entry in clips):
         raise ClipVipError(
             f"no clip of shard {shard} has a text in it: expected KEY.txt with one; `clipvip convert-texts` writes "
@@ -337,11 +344,13 @@ def _finetuning(
     folder = Path(options.frames_store or Path(options.out) / "frames")
     size = model.config.vision_config.image_size
     splits: dict[str, Pairs] = {}
-    listed: dict[str, Items] = {}
+    listed = {
+        split: load_benchmark(options.benchmark, options.data, split, options.allow_missing)
+        for split in SPLITS
+    }
+    expect_batch(recipe.batch, len(listed["train"]))  # told before anything is decoded
     notes = []
-    for split in ("train", "val", "test"):
-        items = load_benchmark(options.benchmark, options.data, split, options.allow_missing)
-        listed[split] = items
+    for split, items in listed.items():
         store = store_split(items, folder, split, recipe, size, ranks, progress("decode"))
         splits[split] = Pairs.of(store, [item.texts for item in items], tokenizer)
         notes += [f"{split} {items.note()}"] if items.note() else []

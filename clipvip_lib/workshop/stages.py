@@ -116,7 +116,7 @@ class Stage:
     function: ``module:function``; called as ``function(config, inputs, folder, progress) -> dict``.
     config: JSON values only. inputs: name -> upstream stage; the function gets their folders.
     imports: modules that the function imports when it is called, worth an import once for all workers.
-    cost: estimated seconds on two laptop cores, for the display of the remaining time only.
+    cost: estimated seconds of a core, for the display of the remaining time only.
 
     Raises ClipVipError for a name that is not a relative path.
     """
@@ -255,8 +255,9 @@ def _fault(folder: Path, name: str, expected: object, full: bool) -> str:
         found = (folder / name).stat().st_size
         if found != size:
             return f"{name} has {found} bytes, expected {size}"
-        if full and files.sha256(folder / name) != digest:
-            return f"{name} has another checksum than it was written with"
+        with (folder / name).open("rb"):  # whether it can be read is told in any case
+            if full and files.sha256(folder / name) != digest:
+                return f"{name} has another checksum than it was written with"
     except OSError as error:
         return f"{name}: {error.strerror}"
     except (KeyError, TypeError):
