@@ -502,7 +502,7 @@ def test_a_cache_tells_what_is_done_and_what_it_took(tmp_path):
     assert re.search(r"^arm/seed0 +to do +1 +-$", said, re.MULTILINE)
     assert re.search(r"^arm/seed1 +begun +1 +-$", said, re.MULTILINE)
     assert re.search(r"^page/00_first +to do +8 +-$", said, re.MULTILINE)
-    assert "1 of 4 stages are done" in said and "3 are to do: 10 s expected" in said
+    assert "1 of 4 stages are done" in said and "3 are to do: 10 s of a core expected" in said
     stream = io.StringIO()
     dry_run.dry_run(
         "quick", seeds=[0, 1], only=["00"], outline=small_study.OUTLINE, notebooks=notebooks, home=home, stream=stream,
