@@ -335,6 +335,18 @@ def test_a_key_may_have_dots_where_a_video_would_be_lost(tmp_path):
     )
 
 
+def test_an_empty_file_of_a_failed_download_is_left_out_and_another_one_is_told(tmp_path):
+    failed = {"mp4": b"", "json": json.dumps({"status": "failed_to_download"}).encode()}
+    shard = write_shard(
+        tmp_path / "0.tar", {"000": sample(4), "001": failed, "002": {"mp4": b"", "json": b"{}"}}
+    )
+    clips = list_clips([shard])
+    assert [clip.id for clip in clips] == ["000", "002"]
+    assert clips.left_out == {"samples that were never fetched": (1, "001")}
+    with pytest.raises(ClipVipError, match="sample 002 of .* has no mp4"):
+        read_clip(clips[1], N, SIZE)
+
+
 @pytest.mark.bad_input(
     "embed: files that are not videos beside videos",
     says="`left out beside 1 video: 2 hidden`, with every reason",
@@ -356,7 +368,6 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
         "hidden": (2, ".d.mp4"),
         "with the suffix .txt": (2, "a.txt"),
         "without a suffix": (1, "c"),
-        "written by pack": (1, "pack.json"),
         "pictures beside videos": (1, "poster.jpg"),
         "members of no sample": (1, "README"),
         "samples that were never fetched": (1, "001"),

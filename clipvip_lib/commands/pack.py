@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _summary(tally, out: str) -> str:
     told = [f"{tally.written} of {counted(tally.files, 'file')} packed into {out}"]
     if tally.found:
-        told.append(f"{tally.found} were there")
+        told.append(f"{tally.found} {'was' if tally.found == 1 else 'were'} there")
     if tally.clips:
         told.append(
             f"{counted(tally.clips, 'clip')}, {tally.before / 1e6:.1f} MB before and {tally.after / 1e6:.1f} MB after, "

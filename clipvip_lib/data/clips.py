@@ -24,7 +24,7 @@ import numpy as np
 
 from clipvip_lib.cores import cores
 from clipvip_lib.data.frame_folders import PICTURES, is_picture, read
-from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, expand, read_media, scan_members
+from clipvip_lib.data.shards import MEDIA, Entry, NeverFetched, expand, media_of, read_media, scan_members
 from clipvip_lib.data.video import Reading, VideoError, uniform_indices
 from clipvip_lib.data.video_files import SUFFIXES, stem
 from clipvip_lib.data.windows import Window, Windows, read_windows
@@ -41,7 +41,8 @@ OfShard = Callable[
 ]  # the clips of a shard, given its name below the source
 MOST_WORKERS = 16
 MOST_ASKED = 1024
-OWN = ("pack.json", ".not_packed.jsonl")  # what `clipvip pack` writes beside what it packs
+OWN = ("pack.json", ".not_packed.jsonl", ".locks")  # what `clipvip pack` writes beside what it packs
+NEVER = "samples that were never fetched"
 DEPTH = 4  # windows of a clip that wait in memory
 
 
@@ -214,12 +215,12 @@ def _of_folder(root: Path, leave_out: LeaveOut, of_shard: OfShard) -> Iterator[C
             suffix = Path(name).suffix.lower()
             kind = "video" if suffix in SUFFIXES else "shard" if suffix == SHARD else ""
             kind = kind or ("picture" if suffix in PICTURES else "")
+            if name.endswith(OWN):
+                continue
             if name.startswith("."):
                 leave_out(name, "hidden")
             elif kind:
                 kinds[kind].append(here / name)
-            elif name.endswith(OWN):
-                leave_out(name, "written by pack")
             else:
                 leave_out(name, f"with the suffix {suffix}" if suffix else "without a suffix")
         for file in kinds["video"]:
@@ -268,20 +269,21 @@ def _of_shard(path: Path, _name: str, leave_out: LeaveOut) -> Iterator[Clip]:
     for stray in strays:
         leave_out(stray, "members of no sample")
     for entry in entries:
-        if entry.has_media or entry.error:
+        why = "" if entry.error or media_of(entry)[0] else _why_no_clip(path, entry)
+        if why and (why == NEVER or not entry.has_media):
+            leave_out(entry.key, why)
+        else:  # an empty file is told when it is read
             media = [each for each in (*entry.files, *entry.others) if each.rpartition(".")[2] in MEDIA]
             for extension in media[1:]:
                 leave_out(f"{extension} of {entry.key}", "further videos or pictures of a sample")
             yield Clip(entry.key, name, entry, stamp)
-        else:
-            leave_out(entry.key, _why_no_clip(path, entry))
 
 
 def _why_no_clip(shard: Path, entry: Entry) -> str:
     try:
         read_media(shard, entry)
     except NeverFetched:
-        return "samples that were never fetched"
+        return NEVER
     except ClipVipError:
         pass
     have = ", ".join(f".{each}" for each in (*entry.files, *entry.others))
