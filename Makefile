@@ -95,7 +95,7 @@ setup: ## make .venv from requirements.lock (TORCH=cpu: without CUDA; skipped if
 	rm -f $(RUNNING); echo "$$sum" > $(STAMP); \
 	echo "setup: done in $$((now - began)) s; on disk: $$(du -sh $(VENV))"
 
-reproduce: setup ## the whole study at mini size: 22 minutes with bfloat16 in hardware, 31 minutes without, 1 hour 15 minutes on cores of 2017; pages in reports/ (PROFILE=smoke, SEEDS=0,1,2)
+reproduce: setup ## the whole study at mini size: 22 minutes with bfloat16 in hardware, 27 minutes without, 1 hour 15 minutes on cores of 2017; pages in reports/ (PROFILE=smoke, SEEDS=0,1,2)
 	@$(VENV)/bin/clipvip reproduce --profile $(PROFILE) --seeds $(SEEDS)
 
 smoke: setup ## every notebook in two minutes: pages in reports/smoke/

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from clipvip_lib.commands.arguments import at_least, device, new_file
+from clipvip_lib.commands.arguments import at_least, device, load_torch, new_file
 from clipvip_lib.say import say
 
 PRECISION = ("float32", "bfloat16")
@@ -109,14 +109,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     from clipvip_lib.data.clips import list_clips
     from clipvip_lib.files import write_json
-    from clipvip_lib.heap import keep_freed_memory
 
     if (folder := getattr(arguments, "folder", None)) is not None:
         list_clips([folder])  # tells a wrong path before torch is imported
     _expect_device(getattr(arguments, "device", None))
     given = {name: getattr(arguments, name) for name in BENCHES[arguments.bench][1]}
     given = {name: value for name, value in given.items() if value is not None and value is not False}
-    keep_freed_memory()
+    load_torch(aloud=False)
     say("clipvip: measuring; this may take minutes, and other programs disturb it", sys.stderr)
     found = importlib.import_module(f"clipvip_lib.bench.{arguments.bench}").measure(**given)
     if arguments.json is not None:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from clipvip_lib.commands.arguments import (
     at_least,
@@ -19,6 +20,9 @@ from clipvip_lib.commands.arguments import (
 )
 from clipvip_lib.models.attentions import ATTENTIONS
 from clipvip_lib.say import counted, say
+
+if TYPE_CHECKING:
+    from clipvip_lib.data.clips import Clip
 
 
 def add(commands) -> None:
@@ -160,7 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
     if (
         clips and not arguments.skip_bad and not Path(arguments.out).exists()
     ):  # else it may be embedded already
-        _expect_video(clips[0])
+        _expect_video(clips[0])  # `embed FILE` where the file is not a video
     make_folder(arguments.out)
     load_torch()
     from clipvip_lib.features.embedding import embed_texts, embed_videos, load_encoder
@@ -226,13 +230,13 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _expect_video(first) -> None:
-    """Raises VideoError for `embed FILE` where the file is no video."""
+def _expect_video(clip: Clip) -> None:
+    """Raises VideoError for a file that is not a video; samples of shards and frame folders are read later."""
     from clipvip_lib.data.container import VideoError, look
 
-    if not first.entry and Path(first.path).is_file():
+    if not clip.entry and Path(clip.path).is_file():
         try:
-            look(first.path)
+            look(clip.path)
         except VideoError as error:
             raise VideoError(f"{error} (--skip-bad 1 would leave it out)") from error
 

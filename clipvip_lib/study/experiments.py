@@ -239,7 +239,7 @@ def captioner(profile: Profile) -> Stage:
         "precision": profile.precision,
     }
     inputs = {"pairs": images(profile, "caption-pairs")[0]}
-    cost = _training(profile, profile.captioner.stem_steps + profile.captioner.steps, 0.18, 0.12)
+    cost = _training(profile, profile.captioner.stem_steps + profile.captioner.steps, 0.15, 0.12)
     imports = ("clipvip_lib.captions.captioner_training",)
     return Stage("captioner", STEPS + "train_captioner", config, inputs, imports, cost)
 
@@ -289,7 +289,7 @@ def clip(profile: Profile, seed: int) -> Stage:
         "device": profile.device,
     }
     inputs = {f"pairs-{part}": stage for part, stage in enumerate(shard_frames(profile, "image-text"))}
-    cost = _training(profile, profile.pretrain.steps, 0.18, 0.1)
+    cost = _training(profile, profile.pretrain.steps, 0.15, 0.1)
     return Stage(f"clip/seed{seed}", STEPS + "pretrain_clip", config, inputs, TRAINING, cost)
 
 
@@ -324,7 +324,7 @@ def postpretrained(profile: Profile, arm: Arm, seed: int) -> Stage:
     inputs |= {f"frames-{part:02d}": stage for part, stage in enumerate(shard_frames(profile, arm.corpus))}
     if arm.captions:
         inputs |= {f"captions-{part:02d}": stage for part, stage in enumerate(captions(profile))}
-    step = (0.15, 0.1) if arm.captions else (0.1, 0.07)
+    step = (0.13, 0.1) if arm.captions else (0.09, 0.07)
     cost = _training(profile, profile.postpretrain.steps, *step)
     return Stage(
         f"postpretrain/{arm.slug}/seed{seed}", STEPS + "postpretrain", config, inputs, TRAINING, cost
@@ -349,7 +349,7 @@ def finetuned(profile: Profile, arm: Arm, name: str, seed: int, snapshot: int | 
         "seed": seed,
         "device": profile.device,
     }
-    cost = _training(profile, profile.finetune.steps, 0.11, 0.07) + 4.0
+    cost = _training(profile, profile.finetune.steps, 0.1, 0.07) + 4.0
     return Stage(
         f"finetune/{name}/{where}/seed{seed}",
         STEPS + "finetune",
