@@ -25,13 +25,15 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
 .PHONY: help setup reproduce smoke test equality smoke-results registration evidence condition answer faults soak docs lab lint format clean distclean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*##@? ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "To work on the code and the reference:"
+	@awk -F ':.*##@? ' '/^[a-z-]+:.*##@ / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Of what is installed, only what the study imports is compiled, by importing it once: else its processes would do
 # it side by side at their start. The stamp holds a checksum of the files that decide what is installed, and is
 # written last. A set-up that was interrupted leaves its "running" mark, and the next one starts afresh: half a
 # package is worse than none. The mark says "installed" once it is: a pipe to grep hides how the installer ended.
-setup: ## make .venv from requirements.lock (TORCH=cpu: without CUDA; skipped if nothing has changed)
+setup: ## make .venv from requirements.lock, if it changed (TORCH=cpu: PyTorch without CUDA)
 	@case "$(TORCH)" in ""|cpu) ;; *) echo "setup: expected TORCH=cpu or none, got $(TORCH)" >&2; exit 1;; esac; \
 	sum=$$(cat requirements.lock pyproject.toml | cksum); \
 	if [ -x $(PY) ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$sum" ]; then \
@@ -95,53 +97,53 @@ setup: ## make .venv from requirements.lock (TORCH=cpu: without CUDA; skipped if
 	rm -f $(RUNNING); echo "$$sum" > $(STAMP); \
 	echo "setup: done in $$((now - began)) s; on disk: $$(du -sh $(VENV))"
 
-reproduce: setup ## the whole study at mini size: 22 minutes with bfloat16 in hardware, 27 minutes without, 1 hour 15 minutes on cores of 2017; pages in reports/ (PROFILE=smoke, SEEDS=0,1,2)
+reproduce: setup ## the study at mini size: 22 minutes with bfloat16, 27 minutes without, 1 hour 15 minutes on cores of 2017
 	@$(VENV)/bin/clipvip reproduce --profile $(PROFILE) --seeds $(SEEDS)
 
 smoke: setup ## every notebook in two minutes: pages in reports/smoke/
 	@$(VENV)/bin/clipvip reproduce --profile smoke --seeds $(SEEDS)
 
-test: setup ## the tests, the nine notebooks at smoke size included (ALL=1: also the thorough ones, ten minutes more)
+test: setup ## the tests, the notebooks at smoke size included (ALL=1: the thorough ones too, ten minutes more)
 	@$(PY) -m pytest $(if $(ALL),,-m "not thorough")
 
 EQUALITY := goldens proxy_attention clip_vip checkpoints ofa beam
-equality: setup ## compare our models with the authors' (the table of notebook 00): reports/reference/equality.json
+equality: setup ##@ compare our models with the authors': reports/reference/equality.json
 	@$(PY) -m pytest -v $(EQUALITY:%=tests/test_%.py) --write-equality reports/reference/equality.json
 
-smoke-results: setup ## run the study at smoke size and keep its results for make test to compare (after raising a stage's version)
+smoke-results: setup ##@ keep a smoke run for make test to compare with (after raising a stage's version)
 	@$(PY) -m pytest -n 0 tests/test_smoke_results.py --write-smoke-results
 
-registration: setup ## write what is fixed before the next reference run: reports/reference/registration.json (commit it, then run)
+registration: setup ##@ fix what the next reference run will be: registration.json (commit it before that run)
 	@$(PY) -m clipvip_lib.study.jobs registration
 
-evidence: setup ## train what the statements need (SEEDS=0,1,2) and add each query's result to reports/reference/evidence.npz (FILE=evidence-NAME.npz: to another file there)
+evidence: setup ##@ train what the statements need, add it to the evidence (SEEDS=0,1; FILE=evidence-NAME.npz)
 	@$(PY) -m clipvip_lib.study.jobs evidence $(PROFILE) $(SEEDS) $(FILE)
 
-condition: setup ## the same for statements 3a, 6, 7a, 8d and 10a under another condition (NAME=no-order; study/conditions.py lists them)
+condition: setup ##@ the same for five statements under another condition (NAME=no-order)
 	@$(PY) -m clipvip_lib.study.jobs condition $(PROFILE) $(NAME)
 
-answer: setup ## judge that evidence again: verdicts, figure, and README's answer
+answer: setup ##@ judge that evidence again: verdicts, figure, README's answer
 	@$(PY) -m clipvip_lib.study.jobs answer
 
-faults: setup ## write docs/faults.md from the marks of the tests
+faults: setup ##@ write docs/faults.md from the marks of the tests
 	@$(PY) tests/faults.py
 
-soak: setup ## read, search and kill for about MINUTES (20); writes docs/soak.md
+soak: setup ##@ read, search and kill for about MINUTES=20; writes docs/soak.md
 	@$(PY) tests/soak.py $(MINUTES)
 
-docs: setup ## build the documentation as a site that opens from the disk, build/site/index.html
+docs: setup ## build the documentation as a site that opens from the disk: build/site/index.html
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
 	@echo "docs: build/site/index.html"
 
-lab: setup ## open the notebooks in JupyterLab; saving one keeps its cells, not its outputs (LAB_ARGS=.. for more options)
+lab: setup ## open the notebooks in JupyterLab, saved without outputs (LAB_ARGS=.. for more options)
 	@$(VENV)/bin/jupyter lab --notebook-dir=notebooks --FileContentsManager.pre_save_hook=clipvip_lib.workshop.lab.scrub \
 	  --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --LabApp.app_settings_dir=clipvip_lib/workshop/templates/jupyterlab $(LAB_ARGS) $(if $(filter 0,$(shell id -u)),--allow-root) notebooks/00_start_here.ipynb
 
-lint: setup ## check format and style of code and notebooks
+lint: setup ##@ check format and style of code and notebooks
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 
-format: setup ## put code and notebooks into the project's format
+format: setup ##@ put code and notebooks into the project's format
 	@$(PY) -m ruff format .
 	@$(PY) -m ruff check --fix .
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("auto", "float32", "bfloat16")
+#: For encoding videos only: products in 8-bit integers (models/int8.py), all else and texts as "auto".
+INT8 = "int8"
 
 #: How many times as fast as float32 bfloat16 must multiply. Hardware reaches 1.8 and more, imitation 0.02 to 0.9.
 GAIN = 1.2

@@ -31,7 +31,8 @@ from clipvip_lib.commands import bench
 from clipvip_lib.data.container import open_container
 from clipvip_lib.data.video import count_frames
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.models.clip_vip import ClipViPConfig
+from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+from clipvip_lib.models.int8 import is_exact
 from clipvip_lib.models.ofa import OFA_SIZES, OFAConfig
 from clipvip_lib.models.proxy_attention import proxy_attention
 
@@ -135,8 +136,18 @@ def test_the_encoder_beside_its_peers(precision, backward, monkeypatch):
     found = encoder.measure(repeats=2, batch=1, frames=4, **options)
     assert ("backward" in found["what"]) == backward and (len(passes) >= 2 * len(found["rows"])) == backward
     names = [row["form"] for row in found["rows"]]
-    assert names == ["ours", "authors", "ours, full", "ours, mean pooling", "Hugging Face"]
+    quick = [] if backward or not is_exact() else ["ours, int8"]
+    assert names == ["ours", "authors", "ours, full", "ours, mean pooling", "Hugging Face", *quick]
     assert {"transformers", "open_clip_torch"} <= found["versions"].keys()
+
+
+@pytest.mark.skipif(not is_exact(), reason="this processor has no exact 8-bit products (VNNI, AMX)")
+def test_embedding_is_timed_in_int8(monkeypatch):
+    monkeypatch.setattr(encoder, "in_int8", lambda model: ClipViP(model.config).eval())
+    with pytest.raises(ClipVipError, match="'ours, int8' gives features of cosine"):
+        encoder.measure(repeats=1, batch=1, frames=2, config=SMALL)
+    found = embed.measure(clips=2, frames=2, batch=2, workers=1, precision="int8", config=SMALL)
+    assert found["precision"] == "int8" and all(row["encoding"] > 0 for row in found["rows"])
 
 
 def test_one_training_step_and_the_stages_of_embedding():

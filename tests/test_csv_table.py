@@ -13,7 +13,7 @@ from clipvip_lib.data.annotations import msrvtt, reading
 from clipvip_lib.data.csv_table import CsvTable
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.features.text_files import read_texts as read_queries
-from clipvip_lib.streams.webvid import read_texts
+from clipvip_lib.streams.webvid import read_texts_csv
 
 HEADERS = {"webvid": "videoid,contentUrl,duration,page_dir,name", "msrvtt": "key,vid_key,video_id,sentence"}
 OPEN = '"a man says hello'
@@ -33,7 +33,7 @@ def write(folder, kind, texts):
 
 def read(path, kind):
     if kind == "webvid":
-        return list(read_texts(path).values())
+        return list(read_texts_csv(path).values())
     return [record.sentences[0] for record in msrvtt.read(path.parent, "test", reading.refuse)]
 
 

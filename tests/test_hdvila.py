@@ -234,7 +234,7 @@ def test_the_authors_other_forms(tmp_path):
 
 @pytest.mark.bad_input("texts: one id with two texts", says="`c has a second, other text`")
 def test_an_id_with_two_texts_is_refused(tmp_path):
-    """As webvid.read_texts does: the last one would win, and nobody would know. The same text again is fine."""
+    """As webvid.read_texts_csv does: the last one would win, and nobody would know. The same text again is fine."""
     lines, path = tmp_path / "texts.jsonl", tmp_path / "captions.json"
     for texts, refused in ((("hello", "hello"), False), (("hello", "goodbye"), True)):
         lines.write_text("".join(json.dumps({"clip_id": "c", "text": text}) + "\n" for text in texts))
@@ -256,12 +256,15 @@ def test_webvids_table(tmp_path):
         "5629184,https://a/c.mp4,PT00H00M29S,071501_071550,Senior couple\r\n",
         encoding="utf-8",
     )
-    assert webvid.read_texts(path) == {"21179416": "Aerial shot, winter forest", "5629184": "Senior couple"}
-    assert webvid.read_texts(path, "page_dir", "duration")["006001_006050"] == "PT00H00M11S"
+    assert webvid.read_texts_csv(path) == {
+        "21179416": "Aerial shot, winter forest",
+        "5629184": "Senior couple",
+    }
+    assert webvid.read_texts_csv(path, "page_dir", "duration")["006001_006050"] == "PT00H00M11S"
     with pytest.raises(
         ClipVipError, match="has no column caption: expected videoid and caption, got videoid, contentUrl"
     ):
-        webvid.read_texts(path, "videoid", "caption")
+        webvid.read_texts_csv(path, "videoid", "caption")
 
 
 @pytest.mark.parametrize(
@@ -275,10 +278,10 @@ def test_webvids_table(tmp_path):
 def test_a_bad_row_of_a_table_is_named(tmp_path, rows, message):
     (tmp_path / "a.csv").write_text("videoid,name\n" + rows)
     with pytest.raises(ClipVipError, match=message):
-        webvid.read_texts(tmp_path / "a.csv")
+        webvid.read_texts_csv(tmp_path / "a.csv")
 
 
 def test_a_row_that_ends_before_its_id_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("name,videoid\na dog\n")
     with pytest.raises(ClipVipError, match="line 2: expected 2 columns"):
-        webvid.read_texts(tmp_path / "a.csv")
+        webvid.read_texts_csv(tmp_path / "a.csv")

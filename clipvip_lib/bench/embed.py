@@ -31,6 +31,7 @@ from clipvip_lib.data.packed_clip import Packing
 from clipvip_lib.features.embedding import Embedder, embed_videos, load_encoder
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
 from clipvip_lib.models.encoding import image_size
+from clipvip_lib.models.int8 import of_videos
 from clipvip_lib.precision import autocast
 from clipvip_lib.streams.pack import pack
 from clipvip_lib.workshop.machine import peak_memory_mib, reset_peak_memory
@@ -108,10 +109,11 @@ def _row(encoder: Embedder, clips: list, out: Path, options: dict, simulate: int
         frames.extend(decoded.frames for decoded in found)
 
     def encode() -> None:
-        with torch.inference_mode(), autocast(options["precision"], device):
+        model, around = of_videos(encoder.model, options["precision"])
+        with torch.inference_mode(), autocast(around, device):
             for start in range(0, len(frames), batch):
                 shown = torch.from_numpy(np.stack(frames[start : start + batch])).to(device)
-                encoder.model.encode_video(shown).float().cpu()
+                model.encode_video(shown).float().cpu()
 
     if simulate is not None:
         return _timed_row(encoder, clips, out, options, simulate, decode)

@@ -4,10 +4,12 @@
     authors               the same weights, attention as the authors write it, every layer for all tokens
     ours, full            all tokens to all tokens
     ours, mean pooling    frames apart
+    ours, int8            proxies, the layers' products in 8-bit integers (forward, on a processor that has them)
     Hugging Face          CLIPModel.get_image_features of all frames, the mean of them
     open_clip             encode_image of all frames, the mean of them (where it has a model of that patch size)
 
-Weights are random, of the released shapes. Forms with the same weights must give the same features, which is checked.
+Weights are random, of the released shapes. Forms with the same weights must give the same features, which is checked,
+int8 nearly the same.
 Work is what the feature needs (flops.video_flops): a form that computes more is not credited with it.
 """
 
@@ -28,6 +30,7 @@ from clipvip_lib.bench.measure import PRODUCT, about, in_turns, product, set_thr
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.flops import ClipSizes, video_flops
 from clipvip_lib.models.clip_vip import ClipViP, ClipViPConfig
+from clipvip_lib.models.int8 import in_int8, is_exact
 from clipvip_lib.precision import autocast
 
 
@@ -46,7 +49,7 @@ def measure(
     side = config.vision_config.image_size
     torch.manual_seed(0)
     pixels = torch.randn(batch, frames, 3, side, side, device=place)
-    calls, sizes = _forms(config, pixels, place)
+    calls, sizes = _forms(config, pixels, place, backward)
     with torch.inference_mode(), autocast(precision, place):
         _agree(calls)
 
@@ -86,7 +89,7 @@ def measure(
 
 
 def _forms(
-    config: ClipViPConfig, pixels: Tensor, device: torch.device
+    config: ClipViPConfig, pixels: Tensor, device: torch.device, backward: bool
 ) -> tuple[dict[str, Callable[[], Tensor]], dict[str, ClipSizes]]:
     proxy = _built(config, "proxy", device)
     written_out = _built(config, "proxy", device)
@@ -100,7 +103,10 @@ def _forms(
         "ours, mean pooling": lambda: mean.encode_video(pixels),
         "Hugging Face": _hugging_face(mean, pixels),
     }
-    models = {"ours": proxy, "authors": proxy, "ours, full": full}
+    if not backward and device.type == "cpu" and is_exact():
+        quick = in_int8(proxy)
+        calls["ours, int8"] = lambda: quick.encode_video(pixels)
+    models = {"ours": proxy, "authors": proxy, "ours, full": full, "ours, int8": proxy}
     sizes = {name: ClipSizes.of(models.get(name, mean).config) for name in [*calls, "open_clip"]}
     if (call := _open_clip(mean, pixels, device)) is not None:
         calls["open_clip"] = call
@@ -165,7 +171,8 @@ def _mean(features: Tensor, pixels: Tensor) -> Tensor:
 
 
 def _agree(calls: dict[str, Callable[[], Tensor]]) -> None:
-    for one, other in (("ours", "authors"), ("ours, mean pooling", "Hugging Face")):
+    pairs = (("ours", "authors"), ("ours, mean pooling", "Hugging Face"), ("ours", "ours, int8"))
+    for one, other in [pair for pair in pairs if pair[1] in calls]:
         cosine = (calls[one]() * calls[other]()).sum(-1).min().item()
         if not cosine > 0.999:
             raise ClipVipError(

@@ -15,7 +15,7 @@ from fractions import Fraction
 
 from clipvip_lib.files import kind_of
 from clipvip_lib.heap import keep_freed_memory
-from clipvip_lib.precision import PRECISIONS, slower
+from clipvip_lib.precision import INT8, PRECISIONS, slower
 from clipvip_lib.say import say
 from clipvip_lib.stop_signals import signals_held
 
@@ -137,13 +137,14 @@ def load_torch(aloud: bool = True) -> None:
         import torch  # noqa: F401
 
 
-def precision(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--precision`` to a command that runs a model."""
+def precision(parser: argparse.ArgumentParser, int8: bool = False) -> None:
+    """Adds ``--precision`` to a command that runs a model; int8: the model is a video encoder."""
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=(*PRECISIONS, INT8) if int8 else PRECISIONS,
         default="float32",
-        help="what the model computes in: float32 (default), bfloat16, or auto, the faster one on the device",
+        help="what the model computes in: float32 (default), bfloat16, or auto, the faster one on the device"
+        + int8 * "; int8 for videos on a CPU with VNNI or AMX, 1.5 times as fast as bfloat16",
     )
 
 

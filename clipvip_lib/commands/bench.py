@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from clipvip_lib.commands.arguments import at_least, device, load_torch, new_file
+from clipvip_lib.precision import INT8
 from clipvip_lib.say import say
 
 PRECISION = ("float32", "bfloat16")
@@ -96,7 +97,8 @@ def add(commands) -> None:
         example = f"clipvip bench {name} --json {name}.json"
         each = benches.add_parser(name, example=example, help=what, description=what)
         for option in options:
-            each.add_argument(f"--{option}", default=None, **OPTIONS[option])
+            more = {"choices": (*PRECISION, INT8)} if (name, option) == ("embed", "precision") else {}
+            each.add_argument(f"--{option}", default=None, **OPTIONS[option] | more)
         each.add_argument(
             "--json", type=new_file, metavar="FILE", help="write everything that was measured as JSON"
         )

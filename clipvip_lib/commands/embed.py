@@ -19,6 +19,7 @@ from clipvip_lib.commands.arguments import (
     seconds,
 )
 from clipvip_lib.models.attentions import ATTENTIONS
+from clipvip_lib.precision import INT8
 from clipvip_lib.say import counted, say
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def add(commands) -> None:
         help="resize with Pillow as CLIP does, or in the authors' way (default: as the model was trained, if its "
         "config.json says so, else the authors' way)",
     )
-    precision(parser)
+    precision(parser, int8=True)
     parser.add_argument("--float16", action="store_true", help="store the features in float16")
     parser.add_argument("--parquet", action="store_true", help="write features.parquet too (needs pyarrow)")
     parser.add_argument(
@@ -251,7 +252,8 @@ def _expect_settings(arguments: argparse.Namespace) -> None:
     stored = "float16" if arguments.float16 else "float32"
     settings = known(stored=stored, precision=arguments.precision, attention=arguments.attention)
     if arguments.texts is not None:
-        expect_settings(Path(arguments.out) / "texts", settings)
+        of_texts = {name: value for name, value in settings.items() if value != INT8}
+        expect_settings(Path(arguments.out) / "texts", of_texts)
     if arguments.sources:
         settings |= known(frames=arguments.frames, antialias=arguments.antialias)
         window = None if arguments.windows is None else float(arguments.windows)

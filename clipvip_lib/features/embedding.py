@@ -39,8 +39,9 @@ from clipvip_lib.models.encoding import (
     resize_rule,
     tokenizer_of,
 )
+from clipvip_lib.models.int8 import of_videos
 from clipvip_lib.models.load_report import LoadReport
-from clipvip_lib.precision import choose
+from clipvip_lib.precision import INT8, choose
 from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.say import counted, is_unicode
 
@@ -142,7 +143,7 @@ def embed_videos(
     Args:
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
         antialias: how frames are resized; by default as ``encoding.resize_rule`` says.
-        precision: of the model, float32, bfloat16 or "auto", the faster one on its device.
+        precision: of the model, float32, bfloat16, "auto", the faster one on its device, or "int8" (models/int8.py).
         stored: type of the features on disk, "float32" or "float16".
         part: videos in a part, the most that a kill can cost.
         skip_bad: how many videos may be unreadable; they are listed in skipped.jsonl and have no row.
@@ -161,7 +162,9 @@ def embed_videos(
             f"expected at most {MOST_FRAMES} frames of each video, got {frames}; choose another number"
         )
     # Before the folder is begun, which would hold every later start to a number that nothing can be made with.
-    precision = choose(precision, encoder.model.device)
+    model, around = of_videos(encoder.model, precision)
+    around = choose(around, model.device)
+    precision = INT8 if precision == INT8 else around
     batch, workers = batch_of(encoder.model, frames, batch), workers_of(workers)
     antialias = resize_rule(encoder.model, antialias)
     settings = _settings(encoder, "videos", precision, stored) | {
@@ -190,10 +193,10 @@ def embed_videos(
             return not writer.has(windows.id(clip.id, number), clip.stamp)
 
         progress(done, len(clips), "embedded before" if not todo else "")
-        options = {"precision": precision, "batch": batch, "workers": workers, "damaged": damaged}
+        options = {"precision": around, "batch": batch, "workers": workers, "damaged": damaged}
         options |= {"frames": frames, "antialias": antialias, "windows": windows, "wanted": wanted}
         seconds = ""
-        found = stack.enter_context(contextlib.closing(encode_clips(encoder.model, todo, **options)))
+        found = stack.enter_context(contextlib.closing(encode_clips(model, todo, **options)))
         for clip, feature in found:
             ended = True
             if clip.error is None:
@@ -260,7 +263,7 @@ def embed_texts(
 
     Raises ClipVipError if an id stands twice, the weights have no tokenizer, or ``out`` was made otherwise.
     """
-    precision = choose(precision, encoder.model.device)
+    precision = choose("auto" if precision == INT8 else precision, encoder.model.device)
     seen: set[str] = set()
     for id, text in texts:
         if not is_unicode(id) or not is_unicode(text):

@@ -6,6 +6,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.files import kind_of
 from clipvip_lib.models.hub import is_hub_name
 from clipvip_lib.models.weight_names import expect_clip
+from clipvip_lib.precision import INT8
 
 #: What settings must say for a query to be encoded as the rows were.
 QUERY_SETTINGS = {
@@ -46,8 +47,8 @@ def _check_query_settings(settings: dict) -> None:
                 f"meta.json of the features expected {name} as `clipvip embed` writes it, got {repr(value)[:60]}; "
                 "embed them again"
             )
-    if settings["precision"] not in ("float32", "bfloat16"):
+    if settings["precision"] not in ("float32", "bfloat16", INT8):
         raise ClipVipError(
-            f"meta.json of the features expected precision float32 or bfloat16, got "
+            f"meta.json of the features expected precision float32, bfloat16 or int8, got "
             f"{repr(settings['precision'])[:60]}; embed them again"
         )

@@ -25,6 +25,7 @@ from clipvip_lib.features.media import lost
 from clipvip_lib.features.text_files import check_asked
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.models.encoding import encode_videos
+from clipvip_lib.precision import INT8
 from clipvip_lib.retrieval import unit_rows
 
 CHUNK = 8192  # rows, which a processor's cache holds
@@ -40,7 +41,8 @@ SAMPLE = 40  # rows per cell that k-means sees: FAISS warns of fewer
 class Searcher:
     """A folder of features and the model that made them, loaded once.
 
-    Queries are encoded by the weights that made the features, in the same precision, videos with as many frames.
+    Queries are encoded by the weights that made the features, in the same precision, videos with as many frames. For
+    rows made in int8 they are encoded as "auto": no processor is too old for that, and it is closer to float32.
     Of windows of a video that overlap only the best is a result, so that one moment does not fill the list.
 
     weights, pretrained_tag: where they are now, if they moved; probes: search with FAISS; None is exact; every: list
@@ -74,15 +76,16 @@ class Searcher:
         """
         check_asked(texts, videos)
         settings = self.features.settings
+        precision = "auto" if settings["precision"] == INT8 else settings["precision"]
         queries, asked = [], []
         if texts:
-            queries.append(self.encoder.texts(list(texts), precision=settings["precision"]))
+            queries.append(self.encoder.texts(list(texts), precision=precision))
             is_cut = self.encoder.tokenizer.is_cut
             asked += [{"text": text} | ({"cut": True} if is_cut(text) else {}) for text in texts]
         if videos:
             like = {name: settings[name] for name in ("frames", "antialias") if name in settings}
             model = self.encoder.model
-            queries.append(encode_videos(model, list(videos), precision=settings["precision"], **like))
+            queries.append(encode_videos(model, list(videos), precision=precision, **like))
         asked += [{"video": str(video)} for video in videos]
         found = self._found(np.concatenate(queries), top)
         return [query | {"results": results} for query, results in zip(asked, found, strict=True)]

@@ -22,10 +22,10 @@ from clipvip_lib.features.folder import Features
 from clipvip_lib.features.media import Media, Place
 from clipvip_lib.say import exact_seconds, shown
 
-Address = Callable[[int, Place, dict], tuple[str, str]]
+Source = Callable[[int, Place, dict], tuple[str, str]]
 
 
-def items(media: Media, queries: Sequence[dict], source: Address) -> dict[int, dict]:
+def items(media: Media, queries: Sequence[dict], source: Source) -> dict[int, dict]:
     """What the page tells of each row that was found. source: of a row, its place and what ids.jsonl says of it, the
     address of its video and a remark."""
     found: dict[int, dict] = {}
@@ -36,7 +36,7 @@ def items(media: Media, queries: Sequence[dict], source: Address) -> dict[int, d
     return found
 
 
-def _item(media: Media, result: dict, source: Address) -> dict:
+def _item(media: Media, result: dict, source: Source) -> dict:
     item = {"id": shown(result["id"])}
     if "text" in result:
         return item | {"text": shown(result["text"])}

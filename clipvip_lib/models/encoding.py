@@ -24,7 +24,8 @@ from clipvip_lib.data.windows import Windows
 from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.models.hub import TOKENIZER, local
-from clipvip_lib.precision import autocast
+from clipvip_lib.models.int8 import of_videos
+from clipvip_lib.precision import INT8, autocast
 
 TEXT_BATCH = 256
 
@@ -47,16 +48,17 @@ def encode_videos(
         paths: video files or folders of numbered pictures.
         frames: uniform frames of each video; by default as many as the model has temporal embeddings.
         antialias: resize with Pillow, as CLIP does (True), or in the authors' way; by default as ``resize_rule`` says.
-        precision: float32, bfloat16 (autocast) or "auto", the faster one on the model's device.
+        precision: float32, bfloat16 (autocast), "auto", the faster one on the model's device, or "int8" (int8.py).
         batch: videos that are encoded together; by default 2 on a CPU (a larger one falls out of its caches), else 32.
         workers: threads that decode; by default one per core.
         damaged: "refuse", or "accept" what a decoder makes up for damaged pictures.
 
-    Raises VideoError naming a video that cannot be read; ClipVipError for no path, or numbers below 1.
+    Raises VideoError naming a video that cannot be read; ClipVipError for no path, numbers below 1, or as ``in_int8``.
     """
     if isinstance(paths, str | Path) or not len(paths):
         raise ClipVipError(f"encode_videos expected a list of one or more paths, got {paths!r:.80}")
     clips = [Clip(str(path), str(path)) for path in paths]
+    model, precision = of_videos(model, precision)
     options = {"precision": precision, "batch": batch, "workers": workers, "damaged": damaged}
     rows = []
     with contextlib.closing(
@@ -152,6 +154,7 @@ def encode_texts(
     tokenizer: by default ``tokenizer_of(model)``. Raises ClipVipError as that does, for no text, or a text that is not
     a string.
     """
+    precision = "auto" if precision == INT8 else precision
     tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
     tokenizer(texts if isinstance(texts, str) else texts[:1])  # refuses all but a list of strings
     rows = []

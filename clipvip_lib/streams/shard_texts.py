@@ -15,7 +15,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.streams.hdvila import ClipIds, LmdbTexts, read_captions_json, read_texts_jsonl
 from clipvip_lib.streams.sidecars import read_sidecar, sidecar_path, write_sidecar
-from clipvip_lib.streams.webvid import read_texts
+from clipvip_lib.streams.webvid import read_texts_csv
 
 TextOf = Callable[[str, dict], str | None]  # from a sample's key and key.json to its text
 
@@ -102,7 +102,7 @@ def source_texts(lmdb: str | None, table: str | None, columns: str) -> Callable[
         names = [name.strip() for name in columns.split(",")]
         if len(names) != 2 or not all(names):
             raise ClipVipError(f"expected two columns as ID,TEXT, got {columns!r}")
-        return read_texts(table, *names).get
+        return read_texts_csv(table, *names).get
     if lmdb.endswith(".json"):
         return read_captions_json(lmdb).get
     if lmdb.endswith(".jsonl"):

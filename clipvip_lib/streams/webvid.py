@@ -12,7 +12,7 @@ from clipvip_lib.data.csv_table import CsvTable
 from clipvip_lib.errors import ClipVipError
 
 
-def read_texts(path: str | Path, id_column: str = "videoid", text_column: str = "name") -> dict[str, str]:
+def read_texts_csv(path: str | Path, id_column: str = "videoid", text_column: str = "name") -> dict[str, str]:
     """Texts by id; about 200 bytes of memory per row.
 
     Raises ClipVipError naming the file, and the line where there is one: it cannot be read, lacks a column, is not

@@ -12,6 +12,7 @@ import contextlib
 import datetime
 import difflib
 import fnmatch
+import functools
 import json
 import os
 import sys
@@ -23,14 +24,14 @@ from typing import TextIO
 from clipvip_lib import files
 from clipvip_lib.errors import ClipVipError, unknown
 from clipvip_lib.locks import Lock, Taken
-from clipvip_lib.precision import slower
+from clipvip_lib.precision import in_words, slower
 from clipvip_lib.progress import duration
 from clipvip_lib.say import counted, say, shown
 from clipvip_lib.study import reference
 from clipvip_lib.study.outline import Outline, check_seeds, study_outline
 from clipvip_lib.study.publish import publish
 from clipvip_lib.workshop.board import Board
-from clipvip_lib.workshop.machine import gpus
+from clipvip_lib.workshop.machine import gpus, product_rates
 from clipvip_lib.workshop.page_stage import bare
 from clipvip_lib.workshop.stages import Stage, closure, discard, empty_bin, plain
 from clipvip_lib.workshop.workers import Outcome, check_workers, run_stages
@@ -89,6 +90,11 @@ def reproduce(
     with only_run(home):
         record = _log(home)
         start = time.monotonic()
+        if computes := getattr(sized, "precision", ""):
+            words = in_words(
+                computes, getattr(sized, "device", "cpu"), functools.partial(product_rates, home)
+            )
+            say(f"{profile} computes in {words}", stream)
         record(f"reproduce profile={profile} seeds={seeds} notebooks={','.join(names)} out={out}")
         pages = {name: outline.page(name, notebooks, parameters[name], sized, needed[name]) for name in names}
         forget(list(pages.values()), force, home, record)

@@ -1,0 +1,101 @@
+"""The vision tower's products in 8-bit integers, to encode videos on a processor that multiplies those faster.
+
+Each output of a weight has a scale of its own, and so has each token, found as it comes: one token with large numbers
+costs the others nothing. Attention, normalisation and activation compute as before. PyTorch's own way to 8 bits keeps
+them in float32, where they take half of the time; here they stay in bfloat16 where that is the faster one.
+
+A processor without VNNI or AMX loses carries in such products, so there int8 is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from clipvip_lib.errors import ClipVipError
+from clipvip_lib.precision import INT8
+
+ZERO = 128  # what 0 is among unsigned bytes, which oneDNN takes for activations
+#: The largest number of a token. 127 times a scale that was rounded to bfloat16 may be above 127.5.
+MOST = 126
+
+
+def in_int8(model):
+    """A ClipViP for ``encode_video`` whose vision layers multiply in 8 bits; all other weights are ``model``'s own.
+
+    Raises ClipVipError if it is not on a CPU, or on one that has no such products.
+    """
+    if model.device.type != "cpu" or not is_exact():
+        where = (
+            "this processor, which has none that are exact" if model.device.type == "cpu" else model.device
+        )
+        raise ClipVipError(
+            f"precision int8 expected a processor with 8-bit products (VNNI or AMX), got {where}; take precision auto"
+        )
+    shared = {id(each): each for each in itertools.chain(model.parameters(), model.buffers())}
+    model = copy.deepcopy(model, shared)
+    for layer in model.vision_model.encoder.layers:
+        for block in (layer.self_attn, layer.mlp):
+            tokens = _Tokens()  # queries, keys and values are of the same ones
+            for name, part in block.named_children():
+                if isinstance(part, nn.Linear):
+                    setattr(block, name, Int8Linear(part, tokens))
+    return model
+
+
+def of_videos(model, precision: str) -> tuple:
+    """The model, and the precision around it, that encode videos in ``precision``. Raises as ``in_int8``."""
+    return (in_int8(model), "auto") if precision == INT8 else (model, precision)
+
+
+class Int8Linear(nn.Module):
+    """``linear`` of tokens [..., I] -> [..., O], in 8 bits; in autocast's type or, without it, that of the tokens."""
+
+    def __init__(self, linear: nn.Linear, tokens: _Tokens | None = None):
+        super().__init__()
+        weight = linear.weight.detach().float()
+        self.tokens = _Tokens() if tokens is None else tokens
+        self.scale = weight.abs().amax(1).clamp_(min=1e-30) / 127
+        self.zero = torch.zeros(len(weight), dtype=torch.int64)
+        whole = (weight / self.scale[:, None]).round_().to(torch.int8)
+        self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
+        self.bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole, scale = self.tokens(x)
+        found = torch.ops.onednn.qlinear_pointwise(
+            whole, 1.0, ZERO, self.weight, self.scale, self.zero, None, 1.0, 0, scale.dtype, "none", [], ""
+        )
+        return torch.addcmul(self.bias.to(scale.dtype), found.unflatten(0, x.shape[:-1]), scale)
+
+
+class _Tokens:
+    """Tokens [..., I] to unsigned bytes [n, I] and scales [..., 1]; the last ones are remembered."""
+
+    def __init__(self) -> None:
+        self.last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def __call__(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        last = self.last
+        if last is None or last[0] is not given:
+            x = given.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else given
+            scale = x.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(MOST)
+            whole = (x / scale).round_().add_(ZERO).to(torch.uint8)
+            last = self.last = given, whole.flatten(0, -2), scale
+        return last[1:]
+
+
+@functools.cache
+def is_exact() -> bool:
+    """Whether this processor multiplies 8-bit integers exactly: the largest ones lose carries on one without VNNI."""
+    if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
+        return False
+    product = Int8Linear(nn.Linear(64, 64).requires_grad_(False))
+    product.weight = torch.ops.onednn.qlinear_prepack(torch.full((64, 64), 127, dtype=torch.int8), None)
+    product.scale, product.bias = torch.ones(64), torch.zeros(64)
+    found = product(torch.full((64, 64), float(MOST)))
+    return bool((found == 64 * 127 * MOST).all())
