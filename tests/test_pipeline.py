@@ -111,7 +111,8 @@ def test_pages_of_smoke_never_take_the_place_of_a_study_and_tell_their_precision
 
     monkeypatch.setattr(files, "workplace", lambda: house.out.parent)
     outline = dataclasses.replace(small_study.OUTLINE, profile=profile)
-    assert house.run("smoke", only=["01"], out=None, outline=outline)[0] == 0
+    code, said = house.run("smoke", only=["01"], out=None, outline=outline)
+    assert code == 0 and said.startswith("smoke computes in float32 (this processor multiplies bfloat16 ")
     pages = house.out.parent / "reports/smoke"
     assert (pages / "01_second.html").is_file() and not (house.out.parent / "reports/index.html").exists()
     assert json.loads((pages / "results/01_second.json").read_text())["run"]["precision"] == "float32"
