@@ -60,17 +60,14 @@ class Int8Linear(nn.Module):
         weight = linear.weight.detach().float()
         self.tokens = _Tokens() if tokens is None else tokens
         self.scale = weight.abs().amax(1).clamp_(min=1e-30) / 127
-        self.zero = torch.zeros(len(weight), dtype=torch.int64)
         whole = (weight / self.scale[:, None]).round_().to(torch.int8)
         self.weight = torch.ops.onednn.qlinear_prepack(whole, None)
         self.bias = torch.zeros(len(weight)) if linear.bias is None else linear.bias.detach().float()
 
     def forward(self, x: Tensor) -> Tensor:
         whole, scale = self.tokens(x)
-        found = torch.ops.onednn.qlinear_pointwise(
-            whole, 1.0, ZERO, self.weight, self.scale, self.zero, None, 1.0, 0, scale.dtype, "none", [], ""
-        )
-        return torch.addcmul(self.bias.to(scale.dtype), found.unflatten(0, x.shape[:-1]), scale)
+        found = _product(whole, self.weight, self.scale, scale.dtype).unflatten(0, x.shape[:-1])
+        return torch.addcmul(self.bias.to(scale.dtype), found, scale)
 
 
 class _Tokens:
@@ -89,13 +86,20 @@ class _Tokens:
         return last[1:]
 
 
+def _product(tokens: Tensor, weight: Tensor, scale: Tensor, kind: torch.dtype) -> Tensor:
+    """Bytes [n, I] around ZERO times packed weights, and the scale of each output: [n, O]."""
+    zero = torch.zeros(len(scale), dtype=torch.int64)
+    return torch.ops.onednn.qlinear_pointwise(
+        tokens, 1.0, ZERO, weight, scale, zero, None, 1.0, 0, kind, "none", [], ""
+    )
+
+
 @functools.cache
 def is_exact() -> bool:
     """Whether this processor multiplies 8-bit integers exactly: the largest ones lose carries on one without VNNI."""
     if not hasattr(torch.ops.onednn, "qlinear_pointwise"):
         return False
-    product = Int8Linear(nn.Linear(64, 64).requires_grad_(False))
-    product.weight = torch.ops.onednn.qlinear_prepack(torch.full((64, 64), 127, dtype=torch.int8), None)
-    product.scale, product.bias = torch.ones(64), torch.zeros(64)
-    found = product(torch.full((64, 64), float(MOST)))
+    tokens, weight = (torch.full((64, 64), value) for value in (MOST + ZERO, 127))
+    packed = torch.ops.onednn.qlinear_prepack(weight.to(torch.int8), None)
+    found = _product(tokens.to(torch.uint8), packed, torch.ones(64), torch.float32)
     return bool((found == 64 * 127 * MOST).all())
