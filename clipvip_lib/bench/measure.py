@@ -10,10 +10,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from clipvip_lib.progress import Progress
 from clipvip_lib.workshop.machine import machine
 
 if TYPE_CHECKING:
@@ -29,11 +31,14 @@ def in_turns(
 ) -> dict[str, list[float]]:
     """Seconds of each form, ``repeats`` times, in turns; each has run once before, which does not count."""
     found: dict[str, list[float]] = {name: [] for name in forms}
-    for form in forms.values():
-        form()
-    for _ in range(repeats):
-        for name, form in forms.items():
-            found[name].append(seconds_of(form, device))
+    progress, turns = Progress("runs", stream=sys.stderr), [*forms] * (1 + repeats)
+    for done, name in enumerate(turns):
+        progress(done, len(turns), name)
+        if done < len(forms):
+            forms[name]()
+        else:
+            found[name].append(seconds_of(forms[name], device))
+    progress(len(turns), len(turns))
     return found
 
 

@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     given = {name: getattr(arguments, name) for name in BENCHES[arguments.bench][1]}
     given = {name: value for name, value in given.items() if value is not None and value is not False}
     load_torch(aloud=False)
-    say("clipvip: measuring; this may take minutes, and other programs disturb it", sys.stderr)
+    say("clipvip: measuring; other programs disturb it", sys.stderr)
     found = importlib.import_module(f"clipvip_lib.bench.{arguments.bench}").measure(**given)
     if arguments.json is not None:
         write_json(arguments.json, found)
