@@ -40,7 +40,9 @@ def lack_of_memory(kind: str, words: str) -> bool:
 def first_line(error: BaseException) -> str:
     """The first line that a library's error has, cut to 160 characters, or its kind if it says nothing."""
     words = str(error).strip().splitlines()
-    return words[0][:160] if words else type(error).__name__
+    if not words:
+        return type(error).__name__
+    return words[0] if len(words[0]) <= 160 else f"{words[0][:159]}…"
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ClipVipError:

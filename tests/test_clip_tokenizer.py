@@ -79,6 +79,12 @@ def test_unknown_words_become_unk():
     assert small.encode("a <end_of_text>")[2] == small.vocab_size - 1
 
 
+def test_unknown_words_are_named():
+    small = ClipTokenizer.for_texts(["a red circle falls", "two birds"])
+    assert small.unknown("A red zebra, two circles: zebra") == ["zebra", ",", "circles", ":"]
+    assert small.unknown("two red birds") == [] == ClipTokenizer().unknown("zebra, \u4f60\u597d")
+
+
 @pytest.mark.parametrize(
     "tokenizer", [ClipTokenizer(20), ClipTokenizer.for_texts(WORLD, 20)], ids=["clip", "small"]
 )

@@ -268,13 +268,13 @@ def test_a_result_whose_file_is_gone_or_changed_says_so(weights, tmp_path, capsy
     assert run("embed", tmp_path / "videos", "--weights", weights, "--out", out) == 0
     assert run("search", "a dog", "--in", out) == 0
     before = capsys.readouterr()
-    assert "clipvip: cannot read" not in before.err and "changed since" not in before.err
+    assert "since it was embedded" not in before.err
     gone.unlink()
     other.write_bytes(other.read_bytes() + b"0")
     assert run("search", "a dog", "--in", out) == 0
     after = capsys.readouterr()
     assert after.out in before.out
-    assert f"clipvip: cannot read {gone}: expected a video, got No such file" in after.err
+    assert f"clipvip: {gone} is gone since it was embedded: expected a video; put it back" in after.err
     assert f"clipvip: {other} changed since it was embedded" in after.err
     assert run("search", "a dog", "--in", out, "--json") == 0
     results = json.loads(capsys.readouterr().out)["results"]
@@ -304,3 +304,22 @@ def test_texts_that_are_cut_are_counted(weights, tmp_path, capsys):
     assert run("search", long, "a dog", "--in", out, "--json") == 0
     found = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
     assert [row.get("cut") for row in found] == [True, None]
+
+
+def test_words_that_a_small_vocabulary_lacks_are_named(weights, tmp_path, capsys):
+    """All of them look alike to the model, so their scores mean nothing."""
+    (tmp_path / "texts.txt").write_text("a dog runs\na zebra\na zebra runs\n")
+    out = tmp_path / "out"
+    for _ in range(2):  # also of those that were embedded before
+        assert run("embed", "--texts", tmp_path / "texts.txt", "--weights", weights, "--out", out) == 0
+        assert "3 texts, 2 of them with words that the model does not know in " in capsys.readouterr().out
+    asked = ("search", "a zebra jumps", "a dog", "--in", out / "texts")
+    assert run(*asked) == 0
+    said = capsys.readouterr().err
+    assert (
+        said.count("does not know") == 1
+        and "clipvip: the model does not know these words: zebra, jumps\n" in said
+    )
+    assert run(*asked, "--json") == 0
+    found = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [row.get("unknown") for row in found] == [["zebra", "jumps"], None]

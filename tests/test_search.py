@@ -250,8 +250,8 @@ def test_settings_that_do_not_say_how_to_encode_are_refused(embedded, name):
         features.settings = {key: text for key, text in {**whole, name: value}.items() if text is not ...}
         with pytest.raises(ClipVipError, match=f"expected {name} as .*embed them again"):
             answer(features, ["a dog"])
-    features.settings = {**whole, "precision": "int8"}
-    with pytest.raises(ClipVipError, match="precision float32 or bfloat16, got 'int8'"):
+    features.settings = {**whole, "precision": "float8"}
+    with pytest.raises(ClipVipError, match="precision float32, bfloat16 or int8, got 'float8'"):
         answer(features, ["a dog"])
 
 

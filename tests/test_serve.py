@@ -320,7 +320,7 @@ def test_a_video_that_is_gone_or_no_video_is_told(indexed, tmp_path, monkeypatch
         shard = tmp_path / "v" / "0.tar"
         shard.write_bytes(shard.read_bytes()[:3000])
         (tmp_path / "v" / "v02.mp4").write_bytes(videos.encode(20))
-        told = {"v00": "a pipe or a device", "v01": "No such file"}
+        told = {"v00": "a pipe or a device", "v01": "is gone since it was embedded"}
         told |= {"k": "changed since", "v02": "changed since"} if stamped else {"k": "is damaged"}
         for id, words in told.items():
             status, _, body = served.ask(f"/media/{served.row(id)}")

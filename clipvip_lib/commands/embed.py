@@ -268,6 +268,9 @@ def _report(what: str, as_json: bool, out: Path, embed, *arguments, **options) -
         say(json.dumps({"kind": f"{what}s", "folder": str(out), **meta}, ensure_ascii=False))
         return
     cut = f", {meta['cut']} of them cut at {meta['context_length']} tokens" if meta.get("cut") else ""
+    cut += (
+        f", {meta['unknown']} of them with words that the model does not know" if meta.get("unknown") else ""
+    )
     left_out = f", {meta['skipped']} left out (skipped.jsonl)" if meta["skipped"] else ""
     left_out += f", {meta['damaged']} of them damaged (ids.jsonl)" if meta.get("damaged") else ""
     what = "window" if "window" in meta["settings"] else what

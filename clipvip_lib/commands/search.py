@@ -98,6 +98,8 @@ def run(arguments: argparse.Namespace) -> int:
         say(query.get("text", query.get("video")))
         if query.get("cut"):
             say("clipvip: this text is longer than the model reads: its end was cut off", sys.stderr)
+        if words := query.get("unknown"):
+            say(f"clipvip: the model does not know these words: {', '.join(words)}", sys.stderr)
         for rank, result in enumerate(query["results"], 1):
             about = result["text"] if "text" in result else _place(result)
             say(f"{rank:>5}  {result['score']:+.4f}  {result['id']}  {about}")

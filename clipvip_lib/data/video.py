@@ -233,7 +233,7 @@ class Pictures:
         if not self.accept:
             raise VideoError(
                 f"{self.label} is damaged: {what}; fetch it again, or accept what the decoder makes up "
-                '(--damaged accept, damaged="accept")'
+                '(--damaged accept; in Python damaged="accept")'
             )
         self.damage = self.damage or what
 

@@ -259,7 +259,8 @@ def embed_texts(
     progress: ProgressCallback = lambda done, total, note: None,
 ) -> dict:
     """Write the features of (id, text) pairs to the folder ``out``, as ``embed_videos``; a row is {"id", "text"}.
-    meta.json tells how many texts were longer than the model's context, and so were "cut".
+    meta.json tells how many texts were longer than the model's context, and so were "cut", and how many have words
+    that are "unknown" to its vocabulary.
 
     Raises ClipVipError if an id stands twice, the weights have no tokenizer, or ``out`` was made otherwise.
     """
@@ -287,8 +288,11 @@ def embed_texts(
                 writer.add({"id": id, "text": text}, stamps[id], feature)
             done += len(group)
             progress(done, len(texts), "")
-        cut = sum(encoder.tokenizer.is_cut(text) for _, text in texts) if encoder.tokenizer else 0
-        about = {"cut": cut, "context_length": encoder.model.config.text_config.max_position_embeddings}
+        count = {"cut": 0, "unknown": 0}
+        if encoder.tokenizer is not None:
+            count["cut"] = sum(encoder.tokenizer.is_cut(text) for _, text in texts)
+            count["unknown"] = sum(bool(encoder.tokenizer.unknown(text)) for _, text in texts)
+        about = count | {"context_length": encoder.model.config.text_config.max_position_embeddings}
         return writer.join([id for id, _ in texts], _versions() | about)
 
 

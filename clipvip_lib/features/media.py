@@ -96,6 +96,10 @@ def embedded_path(row: dict) -> Path:
             f"{row['path']} leads to {found}: expected {row.get('real', path)}, as when it was embedded; put the link "
             "right, or embed into a new folder"
         )
+    if not Path(found).exists():
+        raise ClipVipError(
+            f"{found} is gone since it was embedded: expected a video; put it back, or embed again"
+        )
     if row.get("stamp", "") not in ("", stamp_of(Path(found))):
         raise ClipVipError(
             f"{found} changed since it was embedded: expected the size and time of then, got others, so the score "

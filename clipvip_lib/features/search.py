@@ -67,10 +67,10 @@ class Searcher:
     def answer(
         self, texts: Sequence[str] = (), videos: Sequence[str | Path] = (), top: int = 10
     ) -> list[dict]:
-        """For each text, then each video, {"text" or "video", "results"}, and "cut": true for a text that is longer
-        than the model's context. A result is {"rank", "score", "row"} and what ids.jsonl says of the row; where windows
-        overlap also "overlapping", how many that overlap it were left out above the last result; "lost" says why its
-        file is not what was embedded, where that is so.
+        """For each text, then each video, {"text" or "video", "results"}, "cut": true for a text that is longer than
+        the model's context, and "unknown", the words that its vocabulary lacks. A result is {"rank", "score",
+        "row"} and what ids.jsonl says of the row; where windows overlap also "overlapping", how many that overlap it
+        were left out above the last result; "lost" says why its file is not what was embedded, where that is so.
 
         Raises ClipVipError as ``search`` and ``faiss_search``; VideoError for a video.
         """
@@ -80,8 +80,12 @@ class Searcher:
         queries, asked = [], []
         if texts:
             queries.append(self.encoder.texts(list(texts), precision=precision))
-            is_cut = self.encoder.tokenizer.is_cut
-            asked += [{"text": text} | ({"cut": True} if is_cut(text) else {}) for text in texts]
+            for text in texts:
+                about = {
+                    "cut": self.encoder.tokenizer.is_cut(text),
+                    "unknown": self.encoder.tokenizer.unknown(text),
+                }
+                asked.append({"text": text} | {name: value for name, value in about.items() if value})
         if videos:
             like = {name: settings[name] for name in ("frames", "antialias") if name in settings}
             model = self.encoder.model

@@ -60,7 +60,7 @@ def queries_of(found: Sequence[dict]) -> list[dict]:
     return [
         {
             "asked": shown(query["text"] if "text" in query else query["video"]),
-            **{name: query[name] for name in ("cut", "seconds") if name in query},
+            **{name: query[name] for name in ("cut", "unknown", "seconds") if name in query},
             "results": [
                 {name: each[name] for name in ("rank", "score", "row", "overlapping") if name in each}
                 for each in query["results"]

@@ -527,7 +527,7 @@ def _download(open_clip, about: dict, name: str, tag: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise ClipVipError(
             f"the weights {tag} of open_clip model {name} could not be downloaded ({first_line(error)}); give "
-            "their file as pretrained_tag"
+            "their file, with --tag (in Python pretrained_tag=)"
             + (
                 f", with the name {quick!r}: they were trained with QuickGELU"
                 if about.get("quick_gelu")

@@ -84,6 +84,13 @@ class ClipTokenizer:
         """Whether a text is longer than the context, so that its end is lost."""
         return len(clip_ids(text)) > self.context_length - 2
 
+    def unknown(self, text: str) -> list[str]:
+        """The words of a text that a small vocabulary cannot spell. They become <unk>, and look alike to the model."""
+        if self._renumbered is None:
+            return []
+        words = dict.fromkeys(WORD.findall(clean(text)))
+        return [word for word in words if not self._renumbered.keys() >= set(_word_ids(word))]
+
     def __call__(self, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
         """Ids and mask, both int64 [B, T], T the longest text of the batch; ids are padded with 0
         (open_clip's rule).
