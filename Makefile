@@ -26,7 +26,7 @@ IMPORTED := clipvip_lib.captions.captioner, clipvip_lib.statistics.language_gap,
 
 help: ## list these targets
 	@awk -F ':.*##@? ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo "To work on the code and the reference:"
+	@echo "SEEDS=0,1,2 and PROFILE=smoke (mini, mini-gpu) choose what reproduce runs. To work on the code and the reference:"
 	@awk -F ':.*##@? ' '/^[a-z-]+:.*##@ / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # Of what is installed, only what the study imports is compiled, by importing it once: else its processes would do

@@ -148,6 +148,8 @@ def test_embedding_is_timed_in_int8(monkeypatch):
         encoder.measure(repeats=1, batch=1, frames=2, config=SMALL)
     found = embed.measure(clips=2, frames=2, batch=2, workers=1, precision="int8", config=SMALL)
     assert found["precision"] == "int8" and all(row["encoding"] > 0 for row in found["rows"])
+    found = embed.measure(clips=2, frames=2, batch=2, workers=1, precision="int8", simulate=20, config=SMALL)
+    assert all(row["encoding"] == 0.02 for row in found["rows"])
 
 
 def test_one_training_step_and_the_stages_of_embedding():

@@ -108,15 +108,16 @@ def _row(encoder: Embedder, clips: list, out: Path, options: dict, simulate: int
         found = decode_ahead(clips, options["frames"], size, workers=workers, ahead=2 * batch)
         frames.extend(decoded.frames for decoded in found)
 
+    if simulate is not None:
+        return _timed_row(encoder, clips, out, options, simulate, decode)
+
+    model, around = of_videos(encoder.model, options["precision"])
+
     def encode() -> None:
-        model, around = of_videos(encoder.model, options["precision"])
         with torch.inference_mode(), autocast(around, device):
             for start in range(0, len(frames), batch):
                 shown = torch.from_numpy(np.stack(frames[start : start + batch])).to(device)
                 model.encode_video(shown).float().cpu()
-
-    if simulate is not None:
-        return _timed_row(encoder, clips, out, options, simulate, decode)
 
     # Once before the clock runs: kernels are chosen, libraries loaded.
     embed_videos(encoder, clips[:batch], out.with_name(f"{out.name}-warm"), **options)
@@ -149,6 +150,7 @@ def _timed_row(
 ) -> dict:
     decoding, _ = _timed(decode, torch.device("cpu"))
     batches = -(-len(clips) // options["batch"])
+    options = options | {"precision": "float32"}  # it computes nothing
     model = Timed(encoder.model, simulate / 1e3 or 1.5 * decoding / batches)
     whole, _ = _timed(
         lambda: embed_videos(replace(encoder, model=model), clips, out, **options), torch.device("cpu")

@@ -144,7 +144,7 @@ def precision(parser: argparse.ArgumentParser, int8: bool = False) -> None:
         choices=(*PRECISIONS, INT8) if int8 else PRECISIONS,
         default="float32",
         help="what the model computes in: float32 (default), bfloat16, or auto, the faster one on the device"
-        + int8 * "; int8 for videos on a CPU with VNNI or AMX, 1.5 times as fast as bfloat16",
+        + int8 * "; int8 for videos on a CPU with VNNI or AMX, up to 1.5 times as fast as bfloat16",
     )
 
 

@@ -38,9 +38,9 @@ def in_int8(model):
         )
     shared = {id(each): each for each in itertools.chain(model.parameters(), model.buffers())}
     model = copy.deepcopy(model, shared)
+    tokens = _Tokens()
     for layer in model.vision_model.encoder.layers:
         for block in (layer.self_attn, layer.mlp):
-            tokens = _Tokens()  # queries, keys and values are of the same ones
             for name, part in block.named_children():
                 if isinstance(part, nn.Linear):
                     setattr(block, name, Int8Linear(part, tokens))
@@ -67,11 +67,13 @@ class Int8Linear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         whole, scale = self.tokens(x)
         found = _product(whole, self.weight, self.scale, scale.dtype).unflatten(0, x.shape[:-1])
-        return torch.addcmul(self.bias.to(scale.dtype), found, scale)
+        found = torch.addcmul(self.bias.to(scale.dtype), found, scale)
+        return found if torch.is_autocast_enabled("cpu") else found.to(x.dtype)
 
 
 class _Tokens:
-    """Tokens [..., I] to unsigned bytes [n, I] and scales [..., 1]; the last ones are remembered."""
+    """Tokens [..., I] to unsigned bytes [n, I] and scales [..., 1]. The last ones are remembered, because queries, keys
+    and values are products of the same; one for a whole model, which would else keep what every layer saw."""
 
     def __init__(self) -> None:
         self.last: tuple[Tensor, Tensor, Tensor] | None = None
@@ -79,7 +81,9 @@ class _Tokens:
     def __call__(self, given: Tensor) -> tuple[Tensor, Tensor]:
         last = self.last
         if last is None or last[0] is not given:
-            x = given.to(torch.get_autocast_dtype("cpu")) if torch.is_autocast_enabled("cpu") else given
+            x = given.to(
+                torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else torch.float32
+            )
             scale = x.abs().amax(-1, keepdim=True).clamp_(min=1e-30).div_(MOST)
             whole = (x / scale).round_().add_(ZERO).to(torch.uint8)
             last = self.last = given, whole.flatten(0, -2), scale
