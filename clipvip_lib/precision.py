@@ -50,6 +50,11 @@ def choose(precision: str, device: str | torch.device = "cpu", rates: Rates | No
     return "bfloat16" if fast else "float32"
 
 
+def beside_int8(precision: str) -> str:
+    """What all but int8's products computes in, texts and queries among it: "auto" for "int8", else ``precision``."""
+    return "auto" if precision == INT8 else precision
+
+
 def autocast(precision: str, device: str | torch.device) -> contextlib.AbstractContextManager:
     """What a forward pass runs under: bfloat16 autocast, or nothing. Raises ClipVipError as ``choose`` does."""
     import torch

@@ -41,7 +41,7 @@ from clipvip_lib.models.encoding import (
 )
 from clipvip_lib.models.int8 import of_videos
 from clipvip_lib.models.load_report import LoadReport
-from clipvip_lib.precision import INT8, choose
+from clipvip_lib.precision import INT8, beside_int8, choose
 from clipvip_lib.progress import ProgressCallback
 from clipvip_lib.say import counted, is_unicode
 
@@ -264,7 +264,7 @@ def embed_texts(
 
     Raises ClipVipError if an id stands twice, the weights have no tokenizer, or ``out`` was made otherwise.
     """
-    precision = choose("auto" if precision == INT8 else precision, encoder.model.device)
+    precision = choose(beside_int8(precision), encoder.model.device)
     seen: set[str] = set()
     for id, text in texts:
         if not is_unicode(id) or not is_unicode(text):

@@ -25,7 +25,7 @@ from clipvip_lib.features.media import lost
 from clipvip_lib.features.text_files import check_asked
 from clipvip_lib.files import atomic_path, read_json, write_json
 from clipvip_lib.models.encoding import encode_videos
-from clipvip_lib.precision import INT8
+from clipvip_lib.precision import beside_int8
 from clipvip_lib.retrieval import unit_rows
 
 CHUNK = 8192  # rows, which a processor's cache holds
@@ -76,7 +76,7 @@ class Searcher:
         """
         check_asked(texts, videos)
         settings = self.features.settings
-        precision = "auto" if settings["precision"] == INT8 else settings["precision"]
+        precision = beside_int8(settings["precision"])
         queries, asked = [], []
         if texts:
             queries.append(self.encoder.texts(list(texts), precision=precision))

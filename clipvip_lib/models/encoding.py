@@ -25,7 +25,7 @@ from clipvip_lib.errors import ClipVipError
 from clipvip_lib.models.clip_tokenizer import CLIP_VOCAB, ClipTokenizer
 from clipvip_lib.models.hub import TOKENIZER, local
 from clipvip_lib.models.int8 import of_videos
-from clipvip_lib.precision import INT8, autocast
+from clipvip_lib.precision import autocast, beside_int8
 
 TEXT_BATCH = 256
 
@@ -154,7 +154,7 @@ def encode_texts(
     tokenizer: by default ``tokenizer_of(model)``. Raises ClipVipError as that does, for no text, or a text that is not
     a string.
     """
-    precision = "auto" if precision == INT8 else precision
+    precision = beside_int8(precision)
     tokenizer = tokenizer_of(model) if tokenizer is None else tokenizer
     tokenizer(texts if isinstance(texts, str) else texts[:1])  # refuses all but a list of strings
     rows = []

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from clipvip_lib.errors import ClipVipError
-from clipvip_lib.precision import INT8
+from clipvip_lib.precision import INT8, beside_int8
 
 ZERO = 128  # what 0 is among unsigned bytes, which oneDNN takes for activations
 #: The largest number of a token. 127 times a scale that was rounded to bfloat16 may be above 127.5.
@@ -49,7 +49,7 @@ def in_int8(model):
 
 def of_videos(model, precision: str) -> tuple:
     """The model, and the precision around it, that encode videos in ``precision``. Raises as ``in_int8``."""
-    return (in_int8(model), "auto") if precision == INT8 else (model, precision)
+    return in_int8(model) if precision == INT8 else model, beside_int8(precision)
 
 
 class Int8Linear(nn.Module):
